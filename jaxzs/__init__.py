@@ -1,0 +1,48 @@
+"""jaxzs: getting the most out of CLIP without labels, in JAX.
+
+Submodules load on first use (PEP 562), so that `import jaxzs` costs no more than `import jax`.
+
+>>> import jaxzs
+>>> model = jaxzs.load("demo")
+>>> model.config.projection_dim > 0
+True
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_SUBMODULES = (
+    "clip",
+    "data",
+    "errors",
+    "features",
+    "metrics",
+    "parallel",
+    "patch",
+    "prompt",
+    "proxy",
+    "report",
+    "zeroshot",
+)
+_FROM_CLIP = ("Model", "load")
+
+if TYPE_CHECKING:
+    from jaxzs.clip import Model, load
+
+__all__ = ["Model", "__version__", "load", *_SUBMODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FROM_CLIP:
+        return getattr(importlib.import_module("jaxzs.clip"), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"jaxzs.{name}")
+    raise AttributeError(f"module 'jaxzs' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
