@@ -33,7 +33,7 @@ _FROM_CLIP = ("Model", "load")
 if TYPE_CHECKING:
     from jaxzs.clip import Model, load
 
-__all__ = ["Model", "__version__", "load", *_SUBMODULES]  # noqa: PLE0604
+__all__ = ["Model", "__version__", "load", *_SUBMODULES]
 
 
 def __getattr__(name: str) -> Any:

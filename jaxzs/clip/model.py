@@ -1,0 +1,523 @@
+"""CLIP as pure functions (Radford et al. 2021, arXiv 2103.00020), on HuggingFace's Flax parameter tree.
+
+Every function is `f(params, x, config, ...)`: no state, no classes. Axis letters: B batch, T tokens, P patches,
+H heads, D width, E embedding, C classes, L layers. Pixels are NHWC.
+
+Numerics: float32 by default, whatever type the weights are stored in. With `compute_dtype=jnp.bfloat16` the
+operands of every matrix product are bfloat16 and its result float32; softmax, LayerNorm and the
+residual stream stay float32. Asking for the float32 result selects the fast kernel on CPU, too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs.clip.config import CLIPConfig, TextConfig, VisionConfig
+from jaxzs.errors import ImageError, TextError
+
+Params = Mapping[str, Any]
+Precision = jax.lax.PrecisionLike
+_STATIC = ("config", "compute_dtype", "precision")
+
+
+class TowerOutput(NamedTuple):
+    """Named intermediates of one tower. Under `jit`, what is not used is not computed.
+
+    tokens: [B,T,D] after the last block; the text tower's are after its final LayerNorm, the vision tower's are raw.
+    pooled: [B,D] end-of-text token; class token after the post-LayerNorm.
+    hidden: L+1 arrays [B,T,D]: input of the first block, then the output of each block.
+    attention: L arrays [B,H,T,T], softmax over the last axis.
+    """
+
+    tokens: jax.Array
+    pooled: jax.Array
+    hidden: tuple[jax.Array, ...]
+    attention: tuple[jax.Array, ...]
+
+
+class Numerics(NamedTuple):
+    """How matrix products are computed: type of the operands, and XLA precision."""
+
+    compute_dtype: Any = None  # None is float32
+    precision: Precision = None
+
+    def matmul(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """`a @ b` with operands in the compute type and a float32 result."""
+        dtype = jnp.float32 if self.compute_dtype is None else self.compute_dtype
+        return jnp.matmul(
+            a.astype(dtype),
+            b.astype(dtype),
+            precision=self.precision,
+            preferred_element_type=jnp.float32,
+        )
+
+
+# --- layers -----------------------------------------------------------------------------------------
+
+
+def dense(params: Params, x: jax.Array, numerics: Numerics = Numerics()) -> jax.Array:
+    """`x @ kernel (+ bias)`: x [..., D_in] -> [..., D_out] float32."""
+    y = numerics.matmul(x, params["kernel"])
+    return y + _like(params["bias"], y) if "bias" in params else y
+
+
+def layer_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm over the last axis in float32: x [..., D] -> [..., D] float32."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(variance + eps)
+    return y * _like(params["scale"], y) + _like(params["bias"], y)
+
+
+def activation(x: jax.Array, name: str) -> jax.Array:
+    """Elementwise non-linearity of the MLP: OpenAI's quick_gelu, LAION's exact gelu, or its tanh form."""
+    if name == "quick_gelu":
+        return x * jax.nn.sigmoid(1.702 * x)
+    return jax.nn.gelu(x, approximate=name != "gelu")
+
+
+def mlp(
+    params: Params, x: jax.Array, hidden_act: str, numerics: Numerics = Numerics()
+) -> jax.Array:
+    """Two dense layers with an activation between: [..., D] -> [..., D]."""
+    return dense(params["fc2"], activation(dense(params["fc1"], x, numerics), hidden_act), numerics)
+
+
+def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+    """[B,T,D] -> [B,H,T,D/H]."""
+    B, T, D = x.shape
+    return x.reshape(B, T, num_heads, D // num_heads).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """[B,H,T,D/H] -> [B,T,D]."""
+    B, H, T, D = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(B, T, H * D)
+
+
+def project_qkv(
+    params: Params, x: jax.Array, num_heads: int, numerics: Numerics = Numerics()
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries (already scaled by 1/sqrt(D/H)), keys and values, each [B,H,T,D/H], of x [B,T,D]."""
+    q = dense(params["q_proj"], x, numerics) * (x.shape[-1] // num_heads) ** -0.5
+    k = dense(params["k_proj"], x, numerics)
+    v = dense(params["v_proj"], x, numerics)
+    return split_heads(q, num_heads), split_heads(k, num_heads), split_heads(v, num_heads)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None = None,
+    numerics: Numerics = Numerics(),
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention, heads first. Returns ([B,H,T,D/H] output, [B,H,T,S] weights).
+
+    q [B,H,T,D/H] scaled; k, v [B,H,S,D/H]; bias broadcastable to [B,H,T,S], added to the scores.
+    The division by the softmax sum comes after the product with v: fewer elements, and no [T,S]
+    array is written twice. The returned weights cost nothing under `jit` when they are not used.
+    """
+    scores = numerics.matmul(q, k.swapaxes(-1, -2))  # [B,H,T,S]
+    if bias is not None:
+        scores = scores + bias
+    unnormalised = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = unnormalised.sum(-1, keepdims=True)
+    return numerics.matmul(unnormalised, v) / total, unnormalised / total
+
+
+def block(
+    params: Params,
+    x: jax.Array,
+    tower: TextConfig | VisionConfig,
+    bias: jax.Array | None = None,
+    numerics: Numerics = Numerics(),
+) -> tuple[jax.Array, jax.Array]:
+    """One pre-norm transformer block: x [B,T,D] -> ([B,T,D], attention weights [B,H,T,T])."""
+    y = layer_norm(params["layer_norm1"], x, tower.layer_norm_eps)
+    q, k, v = project_qkv(params["self_attn"], y, tower.num_attention_heads, numerics)
+    mixed, weights = attend(q, k, v, bias, numerics)
+    x = x + dense(params["self_attn"]["out_proj"], merge_heads(mixed), numerics)
+    y = layer_norm(params["layer_norm2"], x, tower.layer_norm_eps)
+    return x + mlp(params["mlp"], y, tower.hidden_act, numerics), weights
+
+
+def transformer(
+    params: Params,
+    x: jax.Array,
+    tower: TextConfig | VisionConfig,
+    bias: jax.Array | None = None,
+    numerics: Numerics = Numerics(),
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """All blocks of `params["encoder"]`: x [B,T,D] -> (L+1 hidden states, L attention maps)."""
+    hidden, attention = [x], []
+    for layer in range(tower.num_hidden_layers):
+        x, weights = block(params["encoder"]["layers"][str(layer)], x, tower, bias, numerics)
+        hidden.append(x)
+        attention.append(weights)
+    return tuple(hidden), tuple(attention)
+
+
+# --- vision -----------------------------------------------------------------------------------------
+
+
+def patch_embeddings(
+    params: Params, pixels: jax.Array, vision: VisionConfig, numerics: Numerics = Numerics()
+) -> jax.Array:
+    """Patches as one matrix product: pixels [B,H,W,3] -> [B,P,D], row-major; a remainder of H or W is cut off."""
+    size = vision.patch_size
+    B, rows, columns, channels = (
+        pixels.shape[0],
+        pixels.shape[1] // size,
+        pixels.shape[2] // size,
+        pixels.shape[3],
+    )
+    patches = pixels[:, : rows * size, : columns * size]
+    patches = patches.reshape(B, rows, size, columns, size, channels).transpose(0, 1, 3, 2, 4, 5)
+    kernel = params["embeddings"]["patch_embedding"]["kernel"]  # [p,p,3,D]
+    return numerics.matmul(
+        patches.reshape(B, rows * columns, -1), kernel.reshape(-1, kernel.shape[-1])
+    )
+
+
+def resize_weights(size: int, new_size: int, method: str = "bicubic") -> np.ndarray:
+    """Interpolation matrix [new_size, size] float32 along one axis, as torch's `interpolate` has it.
+
+    Half-pixel centres, clamped borders, no antialiasing; "bicubic" (a = -0.75) or "bilinear".
+    """
+    centres = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    if method == "bilinear":
+        centres = np.maximum(centres, 0.0)  # torch clamps the coordinate, not only the index
+    first = np.floor(centres).astype(int)
+    t = centres - first
+    if method == "bilinear":
+        taps = {0: 1 - t, 1: t}
+    elif method == "bicubic":
+        a = -0.75
+        near = lambda d: ((a + 2) * d - (a + 3)) * d * d + 1  # noqa: E731
+        far = lambda d: ((a * d - 5 * a) * d + 8 * a) * d - 4 * a  # noqa: E731
+        taps = {-1: far(1 + t), 0: near(t), 1: near(1 - t), 2: far(2 - t)}
+    else:
+        raise ValueError(f"method must be 'bicubic' or 'bilinear', got {method!r}")
+    weights = np.zeros((new_size, size))
+    for offset, weight in taps.items():
+        np.add.at(weights, (np.arange(new_size), np.clip(first + offset, 0, size - 1)), weight)
+    return weights.astype(np.float32)
+
+
+def position_table(
+    params: Params, vision: VisionConfig, grid: tuple[int, int], method: str = "bicubic"
+) -> jax.Array:
+    """Learned positions [1+P,D] float32 for a grid of patches, interpolated when it is not the native one.
+
+    Row 0 belongs to the class token and is never interpolated. "bicubic" is what HuggingFace does
+    (`interpolate_pos_encoding`), "bilinear" what TagCLIP does.
+    """
+    table = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
+    if grid == vision.grid:
+        return table
+    native = table[1:].reshape(*vision.grid, -1)
+    down = jnp.asarray(resize_weights(vision.grid[0], grid[0], method))
+    across = jnp.asarray(resize_weights(vision.grid[1], grid[1], method))
+    resized = jnp.einsum(
+        "yr,rcd,xc->yxd", down, native, across, precision=jax.lax.Precision.HIGHEST
+    )
+    return jnp.concatenate([table[:1], resized.reshape(grid[0] * grid[1], -1)])
+
+
+def vision_embeddings(
+    params: Params,
+    pixels: jax.Array,
+    vision: VisionConfig,
+    positions: jax.Array | None = None,
+    numerics: Numerics = Numerics(),
+) -> jax.Array:
+    """Class token and patches with their positions, before the pre-LayerNorm: pixels [B,H,W,3] -> [B,1+P,D].
+
+    params: the tree under "vision_model". positions [1+P,D]: by default the native table.
+    """
+    patches = patch_embeddings(params, pixels, vision, numerics)
+    token = params["embeddings"]["class_embedding"].astype(jnp.float32)
+    token = jnp.broadcast_to(token, (pixels.shape[0], 1, token.shape[-1]))
+    if positions is None:
+        positions = position_table(params, vision, vision.grid)
+    return jnp.concatenate([token, patches], axis=1) + positions[None]
+
+
+def vision_tower(
+    params: Params,
+    pixels: jax.Array,
+    config: CLIPConfig,
+    *,
+    compute_dtype: Any = None,
+    precision: Precision = None,
+    interpolate_positions: bool = False,
+) -> TowerOutput:
+    """Vision transformer with every named intermediate.
+
+    Args:
+      params: the whole parameter tree (only "vision_model" is used).
+      pixels: [B,S,S,3] float, normalised by the checkpoint's mean and standard deviation.
+      config: of the checkpoint.
+      compute_dtype: None (float32) or the type of the operands of matrix products.
+      precision: XLA precision of the products.
+      interpolate_positions: accept any H and W of at least one patch, with interpolated positions.
+
+    Returns:
+      `TowerOutput`; T = 1 + P, the class token first.
+
+    Raises:
+      ImageError: wrong rank, channels or size.
+    """
+    grid = _check_pixels(pixels, config.vision, interpolate_positions)
+    numerics = Numerics(compute_dtype, precision)
+    tree, vision = params["vision_model"], config.vision
+    positions = position_table(tree, vision, grid)
+    x = vision_embeddings(tree, pixels, vision, positions, numerics)
+    x = layer_norm(tree["pre_layrnorm"], x, vision.layer_norm_eps)  # [sic] as in the checkpoints
+    hidden, attention = transformer(tree, x, vision, None, numerics)
+    pooled = layer_norm(tree["post_layernorm"], hidden[-1][:, 0], vision.layer_norm_eps)
+    return TowerOutput(hidden[-1], pooled, hidden, attention)
+
+
+def encode_image(
+    params: Params,
+    pixels: jax.Array,
+    config: CLIPConfig,
+    *,
+    compute_dtype: Any = None,
+    precision: Precision = None,
+    interpolate_positions: bool = False,
+) -> jax.Array:
+    """Image features in the shared space, projected, NOT normalised: pixels [B,S,S,3] -> [B,E] float32.
+
+    Arguments and errors as `vision_tower`. Compiled once per shape and configuration.
+
+    >>> model = jaxzs.load("demo")
+    >>> pixels = model.preprocess(np.zeros((48, 48, 3), np.uint8))
+    >>> encode_image(model.params, pixels, model.config).shape[0]
+    1
+    """
+    _check_pixels(pixels, config.vision, interpolate_positions)
+    return _encode_image(params, pixels, config, compute_dtype, precision, interpolate_positions)
+
+
+@functools.partial(jax.jit, static_argnames=(*_STATIC, "interpolate_positions"))
+def _encode_image(params, pixels, config, compute_dtype, precision, interpolate_positions):
+    tower = vision_tower(
+        params,
+        pixels,
+        config,
+        compute_dtype=compute_dtype,
+        precision=precision,
+        interpolate_positions=interpolate_positions,
+    )
+    return dense(params["visual_projection"], tower.pooled, Numerics(compute_dtype, precision))
+
+
+# --- text -------------------------------------------------------------------------------------------
+
+
+def end_positions(input_ids: jax.Array, text: TextConfig) -> jax.Array:
+    """Position of the token that is pooled: input_ids [B,T] -> [B] int32.
+
+    The first end-of-text token; with the legacy `eos_token_id == 2` the highest id (HuggingFace's rule).
+    """
+    if text.eos_token_id == 2:
+        return input_ids.argmax(-1).astype(jnp.int32)
+    return (input_ids == text.eos_token_id).argmax(-1).astype(jnp.int32)
+
+
+def causal_bias(length: int, attention_mask: jax.Array | None = None) -> jax.Array:
+    """Additive mask [1 or B,1,T,T] float32: later positions, and those with attention_mask 0, get the lowest float.
+
+    The lowest float and not -inf: a query with nothing to attend to becomes uniform, not NaN.
+    """
+    allowed = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    if attention_mask is not None:
+        allowed = jnp.logical_and(allowed, attention_mask.astype(bool)[:, None, None, :])
+    return jnp.where(allowed, jnp.float32(0), jnp.finfo(jnp.float32).min)
+
+
+def text_embeddings(params: Params, input_ids: jax.Array) -> jax.Array:
+    """Token plus position embeddings: input_ids [B,T] -> [B,T,D]; params: the tree under "text_model"."""
+    tokens = params["embeddings"]["token_embedding"]["embedding"].astype(jnp.float32)[input_ids]
+    positions = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
+    return tokens + positions[None, : input_ids.shape[1]]
+
+
+def text_tower(
+    params: Params,
+    input_ids: jax.Array,
+    config: CLIPConfig,
+    attention_mask: jax.Array | None = None,
+    *,
+    compute_dtype: Any = None,
+    precision: Precision = None,
+) -> TowerOutput:
+    """Text transformer with every named intermediate.
+
+    Args:
+      params: the whole parameter tree (only "text_model" is used).
+      input_ids: [B,T] integer, T at most `config.text.max_position_embeddings`. The mask is causal: T may be cut
+        right behind the longest text's end token without changing any feature.
+      config: of the checkpoint.
+      attention_mask: [B,T], 0 where a token must not be attended to.
+      compute_dtype: None (float32) or the type of the operands of matrix products.
+      precision: XLA precision of the products.
+
+    Returns:
+      `TowerOutput`; `tokens` are after the final LayerNorm, `hidden` before it.
+
+    Raises:
+      TextError: wrong rank or type, too long, ids outside the vocabulary.
+    """
+    _check_ids(input_ids, config.text, attention_mask)
+    numerics = Numerics(compute_dtype, precision)
+    tree, text = params["text_model"], config.text
+    bias = causal_bias(input_ids.shape[1], attention_mask)
+    x = text_embeddings(tree, input_ids)
+    hidden, attention = transformer(tree, x, text, bias, numerics)
+    tokens = layer_norm(tree["final_layer_norm"], hidden[-1], text.layer_norm_eps)
+    return TowerOutput(tokens, pool(tokens, end_positions(input_ids, text)), hidden, attention)
+
+
+def pool(tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    """One token of each sequence: tokens [B,T,D], positions [B] -> [B,D]."""
+    return jnp.take_along_axis(tokens, positions[:, None, None], axis=1)[:, 0]
+
+
+def encode_text(
+    params: Params,
+    input_ids: jax.Array,
+    config: CLIPConfig,
+    attention_mask: jax.Array | None = None,
+    *,
+    compute_dtype: Any = None,
+    precision: Precision = None,
+) -> jax.Array:
+    """Text features in the shared space, projected, NOT normalised: input_ids [B,T] -> [B,E] float32.
+
+    Arguments and errors as `text_tower`. Compiled once per shape and configuration.
+
+    >>> model = jaxzs.load("demo")
+    >>> encode_text(model.params, model.tokenize(["the digit seven"])[0], model.config).shape[0]
+    1
+    """
+    _check_ids(input_ids, config.text, attention_mask)
+    return _encode_text(params, input_ids, config, attention_mask, compute_dtype, precision)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _encode_text(params, input_ids, config, attention_mask, compute_dtype, precision):
+    tower = text_tower(
+        params,
+        input_ids,
+        config,
+        attention_mask,
+        compute_dtype=compute_dtype,
+        precision=precision,
+    )
+    return dense(params["text_projection"], tower.pooled, Numerics(compute_dtype, precision))
+
+
+# --- both towers ------------------------------------------------------------------------------------
+
+
+def normalize(features: jax.Array) -> jax.Array:
+    """L2-normalise the last axis in float32; a zero row stays zero. Idempotent up to rounding."""
+    features = features.astype(jnp.float32)
+    norm = jnp.sqrt(jnp.square(features).sum(-1, keepdims=True))
+    return features / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+
+
+def logits_per_image(
+    image_features: jax.Array, text_features: jax.Array, logit_scale: jax.Array
+) -> jax.Array:
+    """exp(logit_scale) * cosine: image_features [B,E], text_features [C,E], scalar -> [B,C] float32."""
+    cosine = jnp.matmul(
+        normalize(image_features), normalize(text_features).T, precision=jax.lax.Precision.HIGHEST
+    )
+    return jnp.exp(logit_scale.astype(jnp.float32)) * cosine
+
+
+def contrastive_loss(logits: jax.Array) -> jax.Array:
+    """CLIP's symmetric cross-entropy of matched pairs: logits [B,B] -> scalar (arXiv 2103.00020, figure 3)."""
+    of_images = jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()
+    of_texts = jnp.diagonal(jax.nn.log_softmax(logits, axis=0)).mean()
+    return -(of_images + of_texts) / 2
+
+
+# --- checks at the boundary -------------------------------------------------------------------------
+
+
+def _like(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A [D] parameter in float32, with as many axes as x (rank promotion is explicit throughout)."""
+    return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _check_pixels(
+    pixels: jax.Array, vision: VisionConfig, interpolate_positions: bool
+) -> tuple[int, int]:
+    if pixels.ndim != 4 or pixels.shape[3] != vision.num_channels:
+        raise ImageError(
+            f"pixels have shape {tuple(pixels.shape)}, expected [B,H,W,{vision.num_channels}] "
+            "(channels last); use model.preprocess(images)"
+        )
+    if not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise ImageError(
+            f"pixels are {pixels.dtype}, expected normalised floats; use model.preprocess(images)"
+        )
+    size, native = tuple(pixels.shape[1:3]), (vision.image_size, vision.image_size)
+    if not interpolate_positions and size != native:
+        raise ImageError(
+            f"pixels are {size[0]}x{size[1]}, this checkpoint takes {native[0]}x{native[1]}; resize "
+            "with model.preprocess(images), or pass interpolate_positions=True"
+        )
+    grid = size[0] // vision.patch_size, size[1] // vision.patch_size
+    if min(grid) < 1:
+        raise ImageError(f"pixels are {size[0]}x{size[1]}, one patch is {vision.patch_size} wide")
+    return grid
+
+
+def _check_ids(input_ids: jax.Array, text: TextConfig, attention_mask: jax.Array | None) -> None:
+    if input_ids.ndim != 2 or not jnp.issubdtype(input_ids.dtype, jnp.integer):
+        raise TextError(
+            f"input_ids are {input_ids.dtype} of shape {tuple(input_ids.shape)}, expected integers "
+            "[B,T]; use model.tokenize(texts)"
+        )
+    if not 0 < input_ids.shape[1] <= text.max_position_embeddings:
+        raise TextError(
+            f"texts have {input_ids.shape[1]} tokens, this checkpoint takes 1 to "
+            f"{text.max_position_embeddings}"
+        )
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise TextError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids "
+            f"{tuple(input_ids.shape)}; they must be equal"
+        )
+    # Values can be looked at only outside of a trace; a gather would clamp them silently.
+    if isinstance(input_ids, jax.core.Tracer) or not _addressable(input_ids):
+        return
+    ids = np.asarray(input_ids)
+    if ids.size and not 0 <= ids.min() <= ids.max() < text.vocab_size:
+        raise TextError(
+            f"input_ids range from {ids.min()} to {ids.max()}, the vocabulary has {text.vocab_size} "
+            "tokens: were they made by another checkpoint's tokenizer?"
+        )
+    if ids.size and text.eos_token_id != 2 and not (ids == text.eos_token_id).any(1).all():
+        raise TextError(
+            f"a text has no end token (id {text.eos_token_id}); nothing could be pooled. "
+            "Use model.tokenize(texts)"
+        )
+
+
+def _addressable(x: Any) -> bool:
+    return not isinstance(x, jax.Array) or x.is_fully_addressable

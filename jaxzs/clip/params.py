@@ -1,0 +1,141 @@
+"""The parameter tree of a CLIP checkpoint: HuggingFace's Flax tree, as plain nested dicts.
+
+`abstract_params` is the single truth for names and shapes; random initialisation, the checkpoint audit and
+shardings are derived from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxzs.clip.config import CLIPConfig, TextConfig, VisionConfig
+
+Tree = dict[str, Any]
+
+
+def abstract_params(config: CLIPConfig, dtype: Any = jnp.float32) -> Tree:
+    """Nested dict of `jax.ShapeDtypeStruct`, one for each leaf of the checkpoint.
+
+    >>> abstract_params(CLIPConfig())["visual_projection"]["kernel"].shape
+    (768, 512)
+    """
+    leaf = lambda *shape: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+    text, vision = config.text, config.vision
+    size = vision.patch_size
+    return {
+        "logit_scale": leaf(),
+        "visual_projection": {"kernel": leaf(vision.hidden_size, config.projection_dim)},
+        "text_projection": {"kernel": leaf(text.hidden_size, config.projection_dim)},
+        "text_model": {
+            "embeddings": {
+                "token_embedding": {"embedding": leaf(text.vocab_size, text.hidden_size)},
+                "position_embedding": {
+                    "embedding": leaf(text.max_position_embeddings, text.hidden_size)
+                },
+            },
+            "encoder": _encoder(text, leaf),
+            "final_layer_norm": _layer_norm(text.hidden_size, leaf),
+        },
+        "vision_model": {
+            "embeddings": {
+                "class_embedding": leaf(vision.hidden_size),
+                "patch_embedding": {
+                    "kernel": leaf(size, size, vision.num_channels, vision.hidden_size)
+                },
+                "position_embedding": {
+                    "embedding": leaf(1 + vision.num_patches, vision.hidden_size)
+                },
+            },
+            "pre_layrnorm": _layer_norm(vision.hidden_size, leaf),  # [sic]
+            "encoder": _encoder(vision, leaf),
+            "post_layernorm": _layer_norm(vision.hidden_size, leaf),
+        },
+    }
+
+
+def _encoder(tower: TextConfig | VisionConfig, leaf: Any) -> Tree:
+    width, inner = tower.hidden_size, tower.intermediate_size
+    linear = lambda rows, columns: {"kernel": leaf(rows, columns), "bias": leaf(columns)}  # noqa: E731
+    layers = {}
+    for layer in range(tower.num_hidden_layers):
+        layers[str(layer)] = {
+            "layer_norm1": _layer_norm(width, leaf),
+            "self_attn": {
+                name: linear(width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+            },
+            "layer_norm2": _layer_norm(width, leaf),
+            "mlp": {"fc1": linear(width, inner), "fc2": linear(inner, width)},
+        }
+    return {"layers": layers}
+
+
+def _layer_norm(width: int, leaf: Any) -> Tree:
+    return {"scale": leaf(width), "bias": leaf(width)}
+
+
+def random_params(key: jax.Array, config: CLIPConfig, dtype: Any = jnp.float32) -> Tree:
+    """Random weights to train from, scaled as OpenAI's CLIP initialises them (arXiv 2103.00020, released code).
+
+    key: PRNG key. Returns the tree of `abstract_params(config, dtype)`.
+
+    >>> params = random_params(jax.random.key(0), CLIPConfig())
+    >>> float(params["logit_scale"]) == np.float32(CLIPConfig().logit_scale_init_value)
+    True
+    """
+    paths = list(flatten(abstract_params(config, dtype)))
+    keys = jax.random.split(key, len(paths))
+    flat = {
+        path: _initial(path, shape, subkey, config).astype(dtype)
+        for (path, shape), subkey in zip(paths, keys, strict=True)
+    }
+    return unflatten(flat)
+
+
+def _initial(
+    path: str, leaf: jax.ShapeDtypeStruct, key: jax.Array, config: CLIPConfig
+) -> jax.Array:
+    name, owner = path.split("/")[-1], path.split("/")[-2] if "/" in path else ""
+    if path == "logit_scale":
+        return jnp.full((), config.logit_scale_init_value, jnp.float32)
+    if name == "scale":
+        return jnp.ones(leaf.shape, jnp.float32)
+    if name == "bias":
+        return jnp.zeros(leaf.shape, jnp.float32)
+    tower = config.vision if path.startswith("vis") else config.text
+    width, depth = tower.hidden_size, tower.num_hidden_layers
+    deviation = {
+        "token_embedding": 0.02,
+        "position_embedding": 0.01 if path.startswith("text") else width**-0.5,
+        "patch_embedding": math.prod(leaf.shape[:-1]) ** -0.5,
+        "fc1": (2 * width) ** -0.5,
+        "out_proj": width**-0.5 * (2 * depth) ** -0.5,
+        "fc2": width**-0.5 * (2 * depth) ** -0.5,
+    }.get(owner, width**-0.5)
+    return deviation * jax.random.normal(key, leaf.shape, jnp.float32)
+
+
+def flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dicts as ("a/b/c", leaf), sorted by path."""
+    for name in sorted(tree):
+        path = f"{prefix}/{name}" if prefix else name
+        if isinstance(tree[name], dict):
+            yield from flatten(tree[name], path)
+        else:
+            yield path, tree[name]
+
+
+def unflatten(leaves: dict[str, Any]) -> Tree:
+    """Inverse of `flatten`: {"a/b/c": leaf} as nested dicts."""
+    tree: Tree = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
