@@ -20,7 +20,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxzs.errors import CheckpointError, DependencyError, JaxzsError
+from jaxzs.clip.files import known_stranger
+from jaxzs.errors import CheckpointError, DependencyError
 
 FLOATS: dict[str, np.dtype] = {
     "float64": np.dtype(np.float64),
@@ -30,7 +31,7 @@ FLOATS: dict[str, np.dtype] = {
 }
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
-_MAX_JSON_BYTES = 16 * 2**20  # headers and index files of the largest CLIPs take 0.2 MB
+_MAX_HEADER_BYTES = 16 * 2**20  # that of the largest CLIP takes 0.2 MB
 _MAX_LEAVES = 100_000
 _MAX_DEPTH = 16  # the deepest leaf of a CLIP lies 8 levels down
 
@@ -54,12 +55,17 @@ def open_weights(path: Path) -> dict[str, StoredLeaf]:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(512)
-            check_not_a_stand_in(path, start)
+            if (stranger := known_stranger(start)) is not None:
+                raise CheckpointError(
+                    f"{path} is {stranger}. Or give the hub id, to download it again."
+                )
             if start.startswith(b"PK\x03\x04"):
                 return _open_torch(path)
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if start[4:9] == b"\0\0\0\0{" and size >= 10:  # a header of less than 4 GB, in JSON
+        return _open_safetensors(path, buffer)
     if start[0] == 0x80 and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise CheckpointError(
             f"{path}: a pickle file (torch before 1.6); pickles are never executed. Save it again with a "
@@ -67,57 +73,25 @@ def open_weights(path: Path) -> dict[str, StoredLeaf]:
         )
     if start[0] in range(0x80, 0x90) or start[0] in (0xDE, 0xDF):
         return _open_msgpack(path, buffer)
-    if size >= 10 and start[8:9] == b"{":
-        return _open_safetensors(path, buffer)
     raise CheckpointError(
         f"{path}: not a weight file: starts with {start[:16]!r}, which is neither safetensors, Flax msgpack nor "
         "a torch zip file. Download it again."
     )
 
 
-def read_json(path: Path, error_class: type[JaxzsError] = CheckpointError) -> dict[str, Any]:
-    """A JSON object from a file that may be anything; raises `error_class` with the file's name."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise error_class(f"{path}: over {_MAX_JSON_BYTES >> 20} MB, too large for a JSON file")
-        content = path.read_bytes()
-    except OSError as error:
-        raise error_class(f"{path}: cannot be read ({error.strerror or error})") from error
-    check_not_a_stand_in(path, content[:512], error_class)
-    return _parse_json(content, str(path), error_class)
-
-
-def check_not_a_stand_in(
-    path: Path, start: bytes, error_class: type[JaxzsError] = CheckpointError
-) -> None:
-    """Raises where a download left something else than the file: nothing, a git-lfs pointer, a web page."""
-    if not start:
-        raise error_class(f"{path}: the file is empty. Download it again.")
-    if start.startswith(b"version https://git-lfs"):
-        raise error_class(
-            f"{path}: a git-lfs pointer instead of the file itself. In the repository it came from, run "
-            "`git lfs install && git lfs pull`, or give the hub id so that jaxzs downloads it."
-        )
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise error_class(
-            f"{path}: a web page instead of the file itself (a login or error page was saved). Download it "
-            "again from the repository's `resolve` address, or give the hub id."
-        )
-
-
-def _parse_json(content: bytes, where: str, error_class: type[JaxzsError]) -> dict[str, Any]:
+def _parse_header(path: Path, content: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
             raise ValueError("a name occurs twice in one object")
         return dict(pairs)
 
     try:
-        parsed = json.loads(content, object_pairs_hook=unique)
+        header = json.loads(content, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise error_class(f"{where}: not valid JSON ({error}); truncated or damaged") from error
-    if not isinstance(parsed, dict):
-        raise error_class(f"{where}: a JSON object is expected, got {type(parsed).__name__}")
-    return parsed
+        raise CheckpointError(f"{path}: the safetensors header is damaged: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the safetensors header is not a JSON object")
+    return header
 
 
 def _is_shape(shape: Any) -> bool:
@@ -134,12 +108,12 @@ def _view(buffer: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: str) ->
 
 def _open_safetensors(path: Path, buffer: mmap.mmap) -> dict[str, StoredLeaf]:
     (header_size,) = struct.unpack("<Q", buffer[:8])
-    if header_size > min(_MAX_JSON_BYTES, len(buffer) - 8):
+    if header_size > min(_MAX_HEADER_BYTES, len(buffer) - 8):
         raise CheckpointError(
             f"{path}: the safetensors header claims {header_size} bytes, the file has {len(buffer)}; "
             "truncated or damaged. Download it again."
         )
-    header = _parse_json(buffer[8 : 8 + header_size], f"{path} (header)", CheckpointError)
+    header = _parse_header(path, buffer[8 : 8 + header_size])
     header.pop("__metadata__", None)
     data_start = 8 + header_size
     leaves: dict[str, StoredLeaf] = {}

@@ -11,8 +11,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -22,15 +21,16 @@ import numpy as np
 
 from jaxzs.clip import layout
 from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.files import read_json
 from jaxzs.clip.formats import (
     FLOATS,
     SAFETENSORS_DTYPES,
     StoredLeaf,
     open_weights,
-    read_json,
 )
 from jaxzs.clip.params import Tree, abstract_params, flatten, unflatten
 from jaxzs.errors import CheckpointError, ConfigError
+from jaxzs.files import atomic_path, write_json
 
 # In order of preference where a folder holds several: no conversion by torch first, then what torch users keep
 # current. An index names the shards of weights that are split over files.
@@ -173,14 +173,12 @@ def _wanted(config: CLIPConfig, towers: Sequence[str]) -> dict[str, tuple[int, .
     }
 
 
-def _open_shards(weights: Path) -> dict[str, StoredLeaf]:
-    """Leaves of one weight file, or of all shards that an index names (parts of one tree, merged)."""
-    if weights.suffix != ".json":
-        return open_weights(weights)
-    weight_map = read_json(weights).get("weight_map")
+def shard_names(index: Path) -> list[str]:
+    """Names of the shards that an index (`*.index.json`) lists; they lie beside it. Raises `CheckpointError`."""
+    weight_map = read_json(index, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(
-            f"{weights}: not an index of shards: 'weight_map' must map names to files"
+            f"{index}: not an index of shards: 'weight_map' must map names to files"
         )
     shards = sorted(set(weight_map.values()))
     for shard in shards:  # a name, never a path: an index must not reach outside its folder
@@ -190,8 +188,16 @@ def _open_shards(weights: Path) -> dict[str, StoredLeaf]:
             or set(shard) & set("\\\0:")
         ):
             raise CheckpointError(
-                f"{weights}: refers to {shard[:200]!r}; shards must lie in the same folder"
+                f"{index}: refers to {shard[:200]!r}; shards must lie in the same folder"
             )
+    return shards
+
+
+def _open_shards(weights: Path) -> dict[str, StoredLeaf]:
+    """Leaves of one weight file, or of all shards that an index names (parts of one tree, merged)."""
+    if weights.suffix != ".json":
+        return open_weights(weights)
+    shards = shard_names(weights)
     absent = [shard for shard in shards if not (weights.parent / shard).is_file()]
     if absent:
         raise CheckpointError(
@@ -294,28 +300,13 @@ def write_checkpoint(
             f"{folder}: already holds {', '.join(shadowing)}, which would be read instead of {target.name}; "
             "remove it or write to another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with _atomic(target) as file:
+    with atomic_path(target) as temporary, temporary.open("wb") as file:
         if format == "flax":
             _write_msgpack(file, params)
         else:
             _write_safetensors(file, leaves, as_torch=format == "safetensors")
-    with _atomic(folder / "config.json") as file:
-        file.write((json.dumps(config.to_hf(), indent=2, sort_keys=True) + "\n").encode())
+    write_json(folder / "config.json", config.to_hf())
     return target
-
-
-@contextmanager
-def _atomic(target: Path) -> Iterator[IO[bytes]]:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_msgpack(file: IO[bytes], tree: Tree) -> None:
@@ -375,6 +366,6 @@ def fingerprint(params: Tree, config: CLIPConfig) -> str:
     digest = hashlib.sha256(json.dumps(config.to_hf(), sort_keys=True).encode())
     for path, leaf in flatten(params):
         array = np.ascontiguousarray(leaf)
-        digest.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(f"{path} {array.dtype.name} {np.shape(leaf)}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

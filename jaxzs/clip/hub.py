@@ -1,0 +1,147 @@
+"""Where a checkpoint is: the demo in the package, a local path, or the HuggingFace hub and its cache."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from pathlib import Path
+
+from jaxzs.clip.weights import WEIGHT_FILES, shard_names, weight_file
+from jaxzs.errors import CheckpointError
+
+# What is used besides the weights.
+_SMALL_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "README.md",
+    "model_card.json",
+)
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_OTHERWISE = (
+    "Give the path of a folder with config.json and the weights instead, or the built-in 'demo'."
+)
+
+
+def find_checkpoint(
+    name_or_path: str | Path = "demo",
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder (or weight file) that a name stands for, downloaded from the hub where needed.
+
+    name_or_path: "demo" is the checkpoint inside this package; then an existing local path; then a hub id such as
+        "openai/clip-vit-base-patch32". A local folder that is called demo is "./demo".
+    revision: branch, tag or commit on the hub. Pin a commit for results that others should reproduce.
+    local_files_only: take hub ids from the cache alone. HF_HUB_OFFLINE=1 does the same.
+
+    From the hub only the configuration, the tokenizer and one format of the weights are fetched: the first of
+    `WEIGHT_FILES` that the repository has, with its shards.
+
+    Raises `CheckpointError` saying what was tried when there is no such checkpoint or the hub cannot be reached.
+
+    >>> find_checkpoint("demo").joinpath("config.json").is_file()
+    True
+    """
+    name = str(name_or_path)
+    if name == "demo":
+        return _packaged("demo")
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    if isinstance(name_or_path, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
+        raise CheckpointError(
+            f"{name}: no such file or folder, and not a hub id (owner/name). {_OTHERWISE}"
+        )
+    return _from_hub(name, revision, local_files_only)
+
+
+def _packaged(name: str) -> Path:
+    folder = Path(str(importlib.resources.files("jaxzs") / "assets" / name))
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: the built-in checkpoint is missing; install jaxzs again")
+    return folder
+
+
+def _from_hub(repo: str, revision: str | None, local_files_only: bool) -> Path:
+    from huggingface_hub import constants
+
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        why = "local_files_only is set" if local_files_only else "HF_HUB_OFFLINE is set"
+        return _from_cache(repo, revision, f"the hub was not asked ({why})")
+    try:
+        return _download(repo, revision)
+    except CheckpointError:
+        raise
+    except (
+        Exception
+    ) as error:  # requests' or httpx's errors or the hub's own, depending on versions
+        refused = _refusal(repo, revision, error)
+        if refused is not None:
+            raise CheckpointError(refused) from error
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        return _from_cache(
+            repo, revision, f"the hub at {constants.ENDPOINT} could not be reached ({reason})"
+        )
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    """One snapshot of the small files and one format of the weights, chosen from the repository's listing."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    info = HfApi().model_info(repo, revision=revision)
+    listed = {entry.rfilename for entry in info.siblings or ()}
+    weights = next((name for name in WEIGHT_FILES if name in listed), None)
+    if weights is None or "config.json" not in listed:
+        raise CheckpointError(
+            f"{repo}: not a HuggingFace CLIP repository: it lacks "
+            f"{'config.json' if weights else 'weights (' + ', '.join(WEIGHT_FILES) + ')'}. {_OTHERWISE}"
+        )
+    wanted = [*_SMALL_FILES, weights]
+    if weights.endswith(".index.json"):
+        wanted += shard_names(Path(hf_hub_download(repo, weights, revision=info.sha)))
+    # The revision as the user gave it, so that the cache knows that name too when the hub is out of reach.
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+
+
+def _refusal(repo: str, revision: str | None, error: Exception) -> str | None:
+    """What to tell when the hub did answer, with a no; None when it could not be reached."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo}: a gated repository; accept its terms on the hub and run `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo}: no revision {revision!r} on the hub"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{repo}: neither a local path nor a public repository on the hub (a private one needs "
+            f"`hf auth login`). {_OTHERWISE}"
+        )
+    if isinstance(error, errors.HFValidationError):
+        return f"{repo}: not a valid hub id: {error}"
+    return None
+
+
+def _from_cache(repo: str, revision: str | None, why: str) -> Path:
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(repo, "config.json", revision=revision)
+        if isinstance(config, str):
+            weight_file(folder := Path(config).parent)
+            return folder
+        missing = "holds no copy"
+    except HFValidationError as error:
+        raise CheckpointError(f"{repo}: not a valid hub id: {error}. {_OTHERWISE}") from error
+    except CheckpointError:
+        missing = "holds a copy without weights (an interrupted download)"
+    shown = repo if revision is None else f"{repo} at revision {revision!r}"
+    raise CheckpointError(
+        f"{shown}: no local path of that name; {why}; the cache {constants.HF_HUB_CACHE} {missing}. {_OTHERWISE}"
+    )
