@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
         "num_devices": jax.device_count(),
         "matmul_precision": jax.config.jax_default_matmul_precision or "default",
         "git_revision": _git_revision(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -1,6 +1,8 @@
 """The model: configuration, weights in and out, encoders, image and text preprocessing."""
 
 from jaxzs.clip.config import CLIPConfig, TextConfig, VisionConfig
+from jaxzs.clip.hub import find_checkpoint
+from jaxzs.clip.load import Model, load
 from jaxzs.clip.model import (
     Numerics,
     TowerOutput,
@@ -13,20 +15,31 @@ from jaxzs.clip.model import (
     vision_tower,
 )
 from jaxzs.clip.params import abstract_params, random_params
+from jaxzs.clip.preprocess import ImagePreprocessor
+from jaxzs.clip.tokenizer import Tokenizer
+from jaxzs.clip.weights import fingerprint, read_checkpoint, write_checkpoint
 
 __all__ = [
     "CLIPConfig",
+    "ImagePreprocessor",
+    "Model",
     "Numerics",
     "TextConfig",
+    "Tokenizer",
     "TowerOutput",
     "VisionConfig",
     "abstract_params",
     "contrastive_loss",
     "encode_image",
     "encode_text",
+    "find_checkpoint",
+    "fingerprint",
+    "load",
     "logits_per_image",
     "normalize",
     "random_params",
+    "read_checkpoint",
     "text_tower",
     "vision_tower",
+    "write_checkpoint",
 ]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxzs.clip.files import read_json
 from jaxzs.errors import ConfigError
 
 # Larger than any published CLIP; a config.json is untrusted input and decides what gets allocated.
@@ -130,17 +130,7 @@ class CLIPConfig:
 def _read_json(path: str | Path) -> tuple[Mapping[str, Any], str]:
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the model configuration {path}: {error.strerror}"
-        ) from error
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values, str(path)
+    return read_json(path, ConfigError), str(path)
 
 
 def _tower(kind: type, values: Mapping[str, Any], name: str, where: str) -> Any:

@@ -1,0 +1,147 @@
+"""One call from a name to a ready checkpoint: weights, configuration, tokenizer, image preprocessing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs.clip import weights
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.files import read_json
+from jaxzs.clip.hub import find_checkpoint
+from jaxzs.clip.preprocess import ImagePreprocessor
+from jaxzs.clip.tokenizer import Tokenizer
+from jaxzs.errors import CheckpointError, TextError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded checkpoint. Not a pytree: pass `model.params` (arrays) and `model.config` (static) to `jit`.
+
+    params: HuggingFace's Flax tree, nested dicts of arrays. config: frozen and hashable.
+    tokenizer, preprocessor: what `tokenize` and `preprocess` call. name: what was asked for.
+    vocabulary: the words the model was trained on, when its model card tells them, else None.
+    card: the model card's JSON, empty when there is none.
+    """
+
+    params: dict[str, Any]
+    config: CLIPConfig
+    tokenizer: Tokenizer
+    preprocessor: ImagePreprocessor
+    name: str
+    card: dict[str, Any]
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Texts -> (input_ids [B,T], attention_mask [B,T]) int32, T that of the longest text.
+
+        Raises `TextError` for an empty text, or one too long for the context.
+        """
+        return self.tokenizer(texts)
+
+    def preprocess(self, images: Any) -> np.ndarray:
+        """PIL images, uint8 arrays, or a list of them -> normalised pixels [B,S,S,3] float32."""
+        return self.preprocessor(images)
+
+    @property
+    def logit_scale(self) -> float:
+        """s = exp(logit_scale), 100 for OpenAI's checkpoints.
+
+        The paper's temperatures 0.01 and 0.04 are 1/s and 4/s there; jaxzs uses these for every checkpoint.
+        """
+        return math.exp(float(self.params["logit_scale"]))
+
+    @property
+    def vocabulary(self) -> frozenset[str] | None:
+        """Words the model has been trained on; None when it does not say (any published CLIP)."""
+        words = self.card.get("vocabulary")
+        return None if words is None else frozenset(word.lower() for word in words)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of weights and configuration: what features and prompts made with this model are keyed by."""
+        return weights.fingerprint(self.params, self.config)
+
+    def check_words(self, texts: Sequence[str]) -> None:
+        """Raise `TextError` naming the words of `texts` that this model has never seen in training."""
+        if self.vocabulary is None:
+            return
+        unknown = sorted(
+            {
+                word
+                for text in texts
+                for word in re.findall(r"[^\W_]+", text.lower())
+                if word not in self.vocabulary
+            }
+        )
+        if unknown:
+            raise TextError(
+                f"the checkpoint {self.name!r} has never seen the words: {', '.join(unknown)}. It "
+                f"knows {len(self.vocabulary)} words (digits, letters, coloured shapes) and would "
+                "guess. Use a real CLIP, e.g. --model openai/clip-vit-base-patch32, or --force"
+            )
+
+
+def load(
+    name_or_path: str | Path = "demo",
+    *,
+    dtype: Any = jnp.float32,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Model:
+    """Load a checkpoint: the embedded "demo", a local folder, or a HuggingFace hub id.
+
+    Args:
+      name_or_path: "demo", a folder with config.json, weights, tokenizer and preprocessor files, or e.g.
+        "openai/clip-vit-base-patch32".
+      dtype: of storage (float32, bfloat16, float16). Computation is float32 unless a function is told otherwise.
+      revision: commit, branch or tag of a hub id.
+      local_files_only: never go to the network; `HF_HUB_OFFLINE=1` does the same.
+
+    Returns:
+      A `Model`.
+
+    Raises:
+      CheckpointError: not found, unreadable, or not matching its configuration; says what was tried.
+      ConfigError: not the configuration of a CLIP.
+
+    >>> model = load("demo")
+    >>> model.params["logit_scale"].dtype
+    dtype('float32')
+    """
+    folder = find_checkpoint(name_or_path, revision=revision, local_files_only=local_files_only)
+    params, config = weights.read_checkpoint(folder, dtype=dtype)
+    folder = folder if folder.is_dir() else folder.parent
+    return Model(
+        params=params,
+        config=config,
+        tokenizer=Tokenizer.from_folder(
+            folder,
+            max_length=config.text.max_position_embeddings,
+            vocab_size=config.text.vocab_size,
+        ),
+        preprocessor=_preprocessor(folder / "preprocessor_config.json", config),
+        name=str(name_or_path),
+        card=_model_card(folder / "model_card.json"),
+    )
+
+
+def _preprocessor(path: Path, config: CLIPConfig) -> ImagePreprocessor:
+    """As the checkpoint's file says; without one, CLIP's own at the size that the vision tower takes."""
+    if path.is_file():
+        return ImagePreprocessor.from_json(path)
+    size = config.vision.image_size
+    return ImagePreprocessor(size=size, crop_size=(size, size))
+
+
+def _model_card(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    return read_json(path, CheckpointError)

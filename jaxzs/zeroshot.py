@@ -1,0 +1,178 @@
+"""Zero-shot classification with CLIP: text proxies from class names and templates, prediction by cosine.
+
+Radford et al. 2021, arXiv 2103.00020, section 3.1; the averaging over templates is that of its section 3.1.4,
+as InMaP (arXiv 2310.19752) uses it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs.clip import Model, encode_image, encode_text, normalize
+from jaxzs.clip.model import end_positions
+from jaxzs.errors import DataError, LabelError
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every template filled with every class name: C*M texts, the templates of a class together.
+
+    Raises `LabelError` for no, empty or repeated names, and for templates without exactly one "{}".
+
+    >>> fill_templates(["cat"], ["a photo of a {}.", "art of the {}."])
+    ['a photo of a cat.', 'art of the cat.']
+    """
+    check_class_names(class_names)
+    if isinstance(templates, str) or not templates:
+        raise LabelError("templates must be a non-empty list of texts such as 'a photo of a {}.'")
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise LabelError(
+                f"template {template!r} must contain '{{}}' exactly once: the class name goes there"
+            )
+    return [template.replace("{}", name) for name in class_names for template in templates]
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Raise `LabelError` unless `class_names` are non-empty, distinct texts."""
+    if isinstance(class_names, str) or len(class_names) == 0:
+        raise LabelError("class names must be a non-empty list of texts")
+    for position, name in enumerate(class_names):
+        if not isinstance(name, str) or not name.strip():
+            raise LabelError(f"class name number {position} is empty ({name!r})")
+    stripped = [name.strip() for name in class_names]
+    repeated = sorted({name for name in stripped if stripped.count(name) > 1})
+    if repeated:
+        raise LabelError(f"class names occur more than once: {', '.join(repeated)}")
+
+
+def text_features(
+    model: Model, texts: Sequence[str], *, batch_size: int = 256, compute_dtype: Any = None
+) -> jax.Array:
+    """Encode texts: list of N -> [N,E] float32, L2-normalised.
+
+    The texts are cut behind the longest end token of their batch: the text tower is causal, so nothing changes, and
+    short prompts cost a third of the padded length. Lengths are rounded up to 8, so that few are compiled.
+    Raises `TextError` for an empty text or one too long for the model's context.
+    """
+    features = []
+    for start in range(0, len(texts), batch_size):
+        # Right padding never changes a feature, so no attention mask is needed.
+        input_ids, _ = model.tokenizer(
+            texts[start : start + batch_size], pad_to=model.config.text.max_position_embeddings
+        )
+        input_ids = input_ids[:, : _longest(input_ids, model)]
+        count = len(input_ids)
+        input_ids = _fill_up(input_ids, min(batch_size, len(texts)))
+        encoded = encode_text(model.params, input_ids, model.config, compute_dtype=compute_dtype)
+        features.append(encoded[:count])
+    return normalize(jnp.concatenate(features))
+
+
+def _longest(input_ids: np.ndarray, model: Model) -> int:
+    """Length of the longest text with its end token, rounded up to a multiple of 8."""
+    end = int(end_positions(input_ids, model.config.text).max())
+    return min(8 * math.ceil((end + 1) / 8), input_ids.shape[1])
+
+
+def _fill_up(rows: np.ndarray, size: int) -> np.ndarray:
+    """A batch of `size` rows whatever `rows` has, so that one program serves all: filled with the first row."""
+    return np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
+
+
+def text_proxies(
+    model: Model,
+    class_names: Sequence[str],
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+    *,
+    batch_size: int = 256,
+    compute_dtype: Any = None,
+    progress: bool = False,
+) -> jax.Array:
+    """One text proxy a class: [C,E] float32, L2-normalised.
+
+    Each template is filled, encoded and L2-normalised; the mean over templates is L2-normalised again.
+
+    Args:
+      model: a loaded checkpoint.
+      class_names: C distinct names.
+      templates: M texts with one "{}" each.
+      batch_size: texts per encoder call, rounded down to whole classes.
+      compute_dtype: None (float32) or the type of the operands of matrix products.
+      progress: show a progress bar over classes on stderr, when that is a terminal.
+
+    Raises:
+      LabelError: empty or repeated names, a template without "{}".
+      TextError: a text too long for the model's context.
+
+    >>> model = jaxzs.load("demo")
+    >>> text_proxies(model, ["zero", "one"], ["a photo of the digit {}."]).shape[0]
+    2
+    """
+    from tqdm import tqdm
+
+    texts, per_class = fill_templates(class_names, templates), len(templates)
+    step = per_class * min(max(1, batch_size // per_class), len(class_names))
+    proxies = []
+    bar = tqdm(total=len(class_names), unit="class", disable=None if progress else True)
+    for start in range(0, len(texts), step):
+        batch = texts[start : start + step]
+        features = text_features(
+            model,
+            batch + batch[:1] * (step - len(batch)),
+            batch_size=step,
+            compute_dtype=compute_dtype,
+        )
+        means = features.reshape(step // per_class, per_class, -1).mean(axis=1)  # [C,M,E] -> [C,E]
+        proxies.append(normalize(means)[: len(batch) // per_class])
+        bar.update(len(batch) // per_class)
+    bar.close()
+    return jnp.concatenate(proxies)
+
+
+def image_features(
+    model: Model, pixels: np.ndarray, *, batch_size: int = 64, compute_dtype: Any = None
+) -> jax.Array:
+    """Encode preprocessed images in batches of one shape: pixels [N,S,S,3] -> [N,E] float32, L2-normalised.
+
+    Raises `DataError` for an empty set.
+    """
+    if len(pixels) == 0:
+        raise DataError("there are no images to encode")
+    batch_size = min(batch_size, len(pixels))
+    features = []
+    for start in range(0, len(pixels), batch_size):
+        batch = pixels[start : start + batch_size]
+        encoded = encode_image(
+            model.params, _fill_up(batch, batch_size), model.config, compute_dtype=compute_dtype
+        )
+        features.append(encoded[: len(batch)])
+    return normalize(jnp.concatenate(features))
+
+
+def similarity(image_features: jax.Array, proxies: jax.Array) -> jax.Array:
+    """Cosine between images and class proxies: [N,E], [C,E] -> [N,C] float32. Both are L2-normalised here.
+
+    >>> similarity(jnp.eye(2), 3 * jnp.eye(2)).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    if image_features.ndim != 2 or proxies.ndim != 2 or image_features.shape[1] != proxies.shape[1]:
+        raise DataError(
+            f"image features {tuple(image_features.shape)} and proxies {tuple(proxies.shape)} must "
+            "be [N,E] and [C,E] of one E: were they made by the same checkpoint?"
+        )
+    return jnp.matmul(
+        normalize(image_features), normalize(proxies).T, precision=jax.lax.Precision.HIGHEST
+    )
+
+
+def predict(image_features: jax.Array, proxies: jax.Array) -> jax.Array:
+    """Most similar class of each image: [N,E], [C,E] -> [N] int32."""
+    return similarity(image_features, proxies).argmax(-1).astype(jnp.int32)
