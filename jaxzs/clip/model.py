@@ -22,6 +22,7 @@ from jaxzs.clip.config import CLIPConfig, TextConfig, VisionConfig
 from jaxzs.errors import ImageError, TextError
 
 Params = Mapping[str, Any]
+Array = jax.Array | np.ndarray
 Precision = jax.lax.PrecisionLike
 _STATIC = ("config", "compute_dtype", "precision")
 
@@ -47,7 +48,7 @@ class Numerics(NamedTuple):
     compute_dtype: Any = None  # None is float32
     precision: Precision = None
 
-    def matmul(self, a: jax.Array, b: jax.Array) -> jax.Array:
+    def matmul(self, a: Array, b: Array) -> jax.Array:
         """`a @ b` with operands in the compute type and a float32 result."""
         dtype = jnp.float32 if self.compute_dtype is None else self.compute_dtype
         return jnp.matmul(
@@ -169,7 +170,7 @@ def transformer(
 
 
 def patch_embeddings(
-    params: Params, pixels: jax.Array, vision: VisionConfig, numerics: Numerics = Numerics()
+    params: Params, pixels: Array, vision: VisionConfig, numerics: Numerics = Numerics()
 ) -> jax.Array:
     """Patches as one matrix product: pixels [B,H,W,3] -> [B,P,D], row-major; a remainder of H or W is cut off."""
     size = vision.patch_size
@@ -234,7 +235,7 @@ def position_table(
 
 def vision_embeddings(
     params: Params,
-    pixels: jax.Array,
+    pixels: Array,
     vision: VisionConfig,
     positions: jax.Array | None = None,
     numerics: Numerics = Numerics(),
@@ -253,7 +254,7 @@ def vision_embeddings(
 
 def vision_tower(
     params: Params,
-    pixels: jax.Array,
+    pixels: Array,
     config: CLIPConfig,
     *,
     compute_dtype: Any = None,
@@ -289,7 +290,7 @@ def vision_tower(
 
 def encode_image(
     params: Params,
-    pixels: jax.Array,
+    pixels: Array,
     config: CLIPConfig,
     *,
     compute_dtype: Any = None,
@@ -325,7 +326,7 @@ def _encode_image(params, pixels, config, compute_dtype, precision, interpolate_
 # --- text -------------------------------------------------------------------------------------------
 
 
-def end_positions(input_ids: jax.Array, text: TextConfig) -> jax.Array:
+def end_positions(input_ids: Array, text: TextConfig) -> jax.Array:
     """Position of the token that is pooled: input_ids [B,T] -> [B] int32.
 
     The first end-of-text token; with the legacy `eos_token_id == 2` the highest id (HuggingFace's rule).
@@ -335,7 +336,7 @@ def end_positions(input_ids: jax.Array, text: TextConfig) -> jax.Array:
     return (input_ids == text.eos_token_id).argmax(-1).astype(jnp.int32)
 
 
-def causal_bias(length: int, attention_mask: jax.Array | None = None) -> jax.Array:
+def causal_bias(length: int, attention_mask: Array | None = None) -> jax.Array:
     """Additive mask [1 or B,1,T,T] float32: later positions, and those with attention_mask 0, get the lowest float.
 
     The lowest float and not -inf: a query with nothing to attend to becomes uniform, not NaN.
@@ -346,7 +347,7 @@ def causal_bias(length: int, attention_mask: jax.Array | None = None) -> jax.Arr
     return jnp.where(allowed, jnp.float32(0), jnp.finfo(jnp.float32).min)
 
 
-def text_embeddings(params: Params, input_ids: jax.Array) -> jax.Array:
+def text_embeddings(params: Params, input_ids: Array) -> jax.Array:
     """Token plus position embeddings: input_ids [B,T] -> [B,T,D]; params: the tree under "text_model"."""
     tokens = params["embeddings"]["token_embedding"]["embedding"].astype(jnp.float32)[input_ids]
     positions = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
@@ -355,9 +356,9 @@ def text_embeddings(params: Params, input_ids: jax.Array) -> jax.Array:
 
 def text_tower(
     params: Params,
-    input_ids: jax.Array,
+    input_ids: Array,
     config: CLIPConfig,
-    attention_mask: jax.Array | None = None,
+    attention_mask: Array | None = None,
     *,
     compute_dtype: Any = None,
     precision: Precision = None,
@@ -396,9 +397,9 @@ def pool(tokens: jax.Array, positions: jax.Array) -> jax.Array:
 
 def encode_text(
     params: Params,
-    input_ids: jax.Array,
+    input_ids: Array,
     config: CLIPConfig,
-    attention_mask: jax.Array | None = None,
+    attention_mask: Array | None = None,
     *,
     compute_dtype: Any = None,
     precision: Precision = None,
@@ -464,7 +465,7 @@ def _like(vector: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _check_pixels(
-    pixels: jax.Array, vision: VisionConfig, interpolate_positions: bool
+    pixels: Array, vision: VisionConfig, interpolate_positions: bool
 ) -> tuple[int, int]:
     if pixels.ndim != 4 or pixels.shape[3] != vision.num_channels:
         raise ImageError(
@@ -487,7 +488,7 @@ def _check_pixels(
     return grid
 
 
-def _check_ids(input_ids: jax.Array, text: TextConfig, attention_mask: jax.Array | None) -> None:
+def _check_ids(input_ids: Array, text: TextConfig, attention_mask: Array | None) -> None:
     if input_ids.ndim != 2 or not jnp.issubdtype(input_ids.dtype, jnp.integer):
         raise TextError(
             f"input_ids are {input_ids.dtype} of shape {tuple(input_ids.shape)}, expected integers "
