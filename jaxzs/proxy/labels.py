@@ -1,0 +1,130 @@
+"""Pseudo labels from similarities: softmax, refined by Sinkhorn (public, array-level functions)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxzs.errors import ConfigError
+from jaxzs.proxy import checks
+from jaxzs.proxy.gamma import Gamma, held_out_gamma, is_auto, random_halves
+from jaxzs.proxy.rows import Rows, block_rows, count, in_blocks, normalize, prepare, whole
+from jaxzs.proxy.sinkhorn import sinkhorn, soft_labels
+
+
+def sinkhorn_potentials(
+    image_features: ArrayLike,
+    text_proxies: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.01,
+    gamma: ArrayLike = 0.0,
+    iterations: int = 20,
+    mask: ArrayLike | None = None,
+    block_size: int | None = None,
+) -> jax.Array:
+    """Class potentials v of Sinkhorn: labels are softmax(X Z^T / tau_t + v); X Z^T is made by blocks only.
+
+    image_features [N,E] and text_proxies [C,E], any float type, are L2-normalised here. temperature tau_t > 0
+    (0.01 in the paper; 1/s for a checkpoint of logit scale s). gamma in [0, 1]: 0 forces a uniform class
+    marginal, 1 leaves the one that the text proxies predict (v = 0). mask [N] bool, False for padding.
+    Returns [C] float32. Raises DataError (shapes, values), ConfigError (options).
+    InMaP (arXiv 2310.19752), section 3.3, in the log domain.
+
+    >>> x, z = jnp.eye(3, dtype=jnp.float32), jnp.eye(3, dtype=jnp.float32)
+    >>> bool(jnp.allclose(sinkhorn_potentials(x, z), sinkhorn_potentials(x, z)[0]))
+    True
+    """
+    x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
+    checks.label_options(temperature, gamma, iterations)
+    size = block_rows(block_size, x.shape[0], z.shape[0])
+    rows = Rows(rows_mask, features=x)
+    return _sinkhorn_potentials(
+        rows, z, checks.scalar(temperature), checks.scalar(gamma), iterations, size
+    )
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _sinkhorn_potentials(
+    rows: Rows,
+    text: jax.Array,
+    temperature: jax.Array,
+    gamma: jax.Array,
+    iterations: int,
+    block_size: int,
+) -> jax.Array:
+    return sinkhorn(
+        in_blocks(rows, block_size),
+        normalize(text),
+        count(rows),
+        text.shape[0],
+        temperature=temperature,
+        gammas=gamma[None],
+        iterations=iterations,
+    )[0]
+
+
+def pseudo_labels(
+    similarity: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.01,
+    gamma: Gamma = 0.0,
+    iterations: int = 20,
+    mask: ArrayLike | None = None,
+    image_features: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Soft labels from cosine similarities: softmax(S / tau_t), its columns scaled by Sinkhorn.
+
+    similarity [N,C] = X Z^T of normalised features, without logit scale. temperature, gamma, iterations, mask as
+    in `sinkhorn_potentials`; gamma=1 is exactly softmax(S / tau_t), gamma="auto" chooses by `choose_gamma` and
+    needs a random `key` and the image_features [N,E]. Returns [N,C] float32: rows sum to 1, or are 0 where
+    masked. Raises DataError (shapes, values), ConfigError (options).
+
+    >>> s = jnp.array([[0.30, 0.25], [0.29, 0.26], [0.28, 0.27]])
+    >>> [round(float(x), 3) for x in pseudo_labels(s).mean(axis=0)]
+    [0.5, 0.5]
+    """
+    s = checks.matrix(similarity, "similarity", "[N,C]")
+    checks.classes(s.shape[1])
+    rows_mask = checks.row_mask(mask, s.shape[0])
+    checks.finite(s, "similarity", rows_mask)
+    checks.label_options(temperature, gamma, iterations)
+    rows = Rows(rows_mask, similarity=s)
+    if is_auto(gamma):
+        if image_features is None:
+            raise ConfigError('gamma="auto" needs image_features=[N,E] beside the similarities')
+        x = checks.matrix(image_features, "image_features", "[N,E]")
+        checks.same(x.shape[0], s.shape[0], "the numbers of rows of image_features and similarity")
+        checks.finite(x, "image_features", rows_mask)
+        rows = rows._replace(features=x, fold=random_halves(key, x.shape[0]))
+    return _pseudo_labels(
+        rows,
+        checks.scalar(temperature),
+        None if is_auto(gamma) else checks.scalar(gamma),
+        iterations,
+    )
+
+
+@partial(jax.jit, static_argnums=3)
+def _pseudo_labels(
+    rows: Rows, temperature: jax.Array, gamma: jax.Array | None, iterations: int
+) -> jax.Array:
+    num_images, num_classes = count(rows), rows.similarity.shape[1]
+    scale = partial(
+        sinkhorn,
+        whole(rows),
+        None,
+        num_images,
+        num_classes,
+        temperature=temperature,
+        iterations=iterations,
+    )
+    if gamma is None:
+        gamma = held_out_gamma(
+            whole(rows), None, scale, temperature, 4 * temperature, jnp.float32(0.6)
+        )
+    labels = soft_labels(prepare(rows).similarity, scale(gammas=gamma[None])[0], temperature)
+    return jnp.where(rows.mask[:, None], labels, jnp.float32(0))

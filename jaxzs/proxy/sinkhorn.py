@@ -1,0 +1,75 @@
+"""Pseudo labels of one block of images, and Sinkhorn's iterations on class potentials.
+
+Sinkhorn runs in the log domain and keeps one potential per class: the scheme ends with a scaling of rows,
+so its labels are softmax(similarity / temperature + potentials). That is exact where the plain scheme
+underflows (a class that nobody predicts), and labels of any block of images can be computed again from [C].
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxzs.proxy.rows import EXACT, Reduce, Rows
+
+
+def soft_labels(similarity: jax.Array, potentials: jax.Array, temperature: jax.Array) -> jax.Array:
+    """softmax(S / tau_t + potentials): [N, C], [C] -> [N, C]."""
+    return jax.nn.softmax(similarity / temperature + potentials[None, :], axis=-1)
+
+
+def round_labels(labels: jax.Array, confidence: ArrayLike = 0.6) -> jax.Array:
+    """Rows whose largest entry is strictly above `confidence` become one-hot there: [N, C] -> [N, C]."""
+    confidence = jnp.asarray(confidence, labels.dtype)
+    sure = jnp.max(labels, axis=-1, keepdims=True) > confidence
+    one_hot = jax.nn.one_hot(jnp.argmax(labels, axis=-1), labels.shape[-1], dtype=labels.dtype)
+    return jnp.where(sure, one_hot, labels)
+
+
+def similarity_of(rows: Rows, text: jax.Array | None) -> jax.Array:
+    """S = X Z^T [N, C] of a block, always in float32, or the one that the rows bring."""
+    if rows.similarity is not None:
+        return rows.similarity
+    assert text is not None
+    return EXACT.logits(rows.features, text)
+
+
+def log_masses(
+    rows: Rows, text: jax.Array | None, potentials: jax.Array, temperature: jax.Array
+) -> jax.Array:
+    """log of the column sums of a block's labels, for several potentials [G, C]: -> [G, C]."""
+    similarity = similarity_of(rows, text)
+
+    def one(potentials: jax.Array) -> jax.Array:
+        logits = similarity / temperature + potentials[None, :]
+        log_labels = jax.nn.log_softmax(logits, axis=-1)
+        return jax.nn.logsumexp(log_labels, axis=0, where=rows.mask[:, None])
+
+    return jax.lax.map(one, potentials)
+
+
+def sinkhorn(
+    reduce: Reduce,
+    text: jax.Array | None,
+    num_images: jax.Array,
+    num_classes: int,
+    *,
+    temperature: jax.Array,
+    gammas: jax.Array,
+    iterations: int,
+) -> jax.Array:
+    """Class potentials [G, C] for each gamma [G]: columns scaled to their target, rows to one, in turn."""
+
+    def column_log_means(potentials: jax.Array) -> jax.Array:
+        return reduce(log_masses, text, potentials, temperature, log=True) - jnp.log(num_images)
+
+    first = column_log_means(jnp.zeros((gammas.shape[0], num_classes), jnp.float32))
+    target = jax.nn.log_softmax(gammas[:, None] * first, axis=-1)  # q_j ~ (sum_i P_ij)^gamma
+
+    def scale(_: jax.Array, potentials: jax.Array) -> jax.Array:
+        return potentials + target - column_log_means(potentials)
+
+    potentials = jax.lax.fori_loop(1, iterations, scale, target - first)
+    # gamma = 1 asks for the marginal that is there already: exactly plain softmax, no rounding errors
+    return jnp.where(gammas[:, None] == 1, jnp.float32(0), potentials)
