@@ -1,0 +1,105 @@
+"""The command line: `jaxzs COMMAND`. Each command is a typed options class and a function that runs it.
+
+Nothing heavy is imported before a command is known, so that `jaxzs --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxzs import __version__
+from jaxzs.errors import JaxzsError
+
+
+class Command(NamedTuple):
+    """Where a command lives and what it is for."""
+
+    module: str
+    options: str
+    run: str
+    help: str
+
+
+COMMANDS = {
+    "demo": Command(
+        "jaxzs.commands.demo",
+        "DemoOptions",
+        "run",
+        "classify real handwritten digits with the embedded checkpoint, before and after learning",
+    ),
+    "classify": Command(
+        "jaxzs.commands.classify",
+        "ClassifyOptions",
+        "run",
+        "label the images of a folder, zero-shot or with proxies learned from them",
+    ),
+}
+
+FINISHED, INCOMPLETE, FAILED, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    0 finished; 1 finished, but some inputs could not be used (they are listed); 2 wrong input; 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return FINISHED
+    if arguments[0] in ("-V", "--version"):
+        print(f"jaxzs {__version__}")
+        return FINISHED
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"jaxzs: no command {name!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return FAILED
+    try:
+        return _run(name, rest)
+    except JaxzsError as error:
+        print(f"jaxzs {name}: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
+        sys.stderr.close()
+        return FINISHED
+    except KeyboardInterrupt:
+        print(f"\njaxzs {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    import tyro
+
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    options = tyro.cli(
+        getattr(module, command.options),
+        args=arguments,
+        prog=f"jaxzs {name}",
+        description=command.help[0].upper() + command.help[1:] + ".",
+    )
+    return getattr(module, command.run)(options)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: jaxzs COMMAND [options]      jaxzs COMMAND --help",
+            "",
+            "Get the most out of CLIP without labels.",
+            "",
+            *lines,
+            "",
+            "Everything runs offline on the embedded demo checkpoint; with --model a HuggingFace CLIP,",
+            "e.g. --model openai/clip-vit-base-patch32, or a folder with one.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

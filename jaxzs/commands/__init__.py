@@ -1,0 +1,1 @@
+"""What `jaxzs COMMAND` runs: options as dataclasses, heavy imports inside the functions."""
