@@ -1,0 +1,267 @@
+"""Class names and prompt templates of public data sets, as JSON in the package, each from a named public file.
+
+A list is attached to data by the data's own label names (folder names, `ClassLabel` names, synsets) and never by
+index: two sources of one data set often number its classes differently, and a shifted list costs
+accuracy without any error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.resources
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxzs.errors import DataError, LabelError
+
+_PLACEHOLDER = "{}"
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set beside its images.
+
+    name: as `dataset_info` takes it. title: as people write it.
+    class_names: C names as they go into templates (ImageNet's contain "missile" and "sunglasses" twice, as published).
+    labels: C label names as the data has them: synsets, folder names; equal to class_names where those are the same.
+    templates: M texts with one "{}" each.
+    multi_label: whether an image has several classes.
+    background_names: names that compete with the classes in patch classification (TagCLIP).
+    label_ids: the numbers that official label files use for the C classes, where they are not 0 to C-1.
+    groups: fine label numbers of each class, where classes are groups (COCO-Stuff 27).
+    aliases: other spellings of labels -> label.
+    variants: other published names of some classes: {"clip_es": {"bird": "bird avian", ...}}.
+    source: for each list the repository (or package), path and commit (or version) it was taken from.
+    """
+
+    name: str
+    title: str
+    class_names: tuple[str, ...]
+    labels: tuple[str, ...]
+    templates: tuple[str, ...]
+    multi_label: bool = False
+    background_names: tuple[str, ...] = ()
+    label_ids: tuple[int, ...] | None = None
+    groups: tuple[tuple[int, ...], ...] | None = None
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    source: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.class_names)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of class names, labels, templates and background names: what a result depends on."""
+        lists = [self.class_names, self.labels, self.templates, self.background_names]
+        return hashlib.sha256(json.dumps(lists, ensure_ascii=False).encode()).hexdigest()
+
+    def names_for(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Class names in the order of a data source's labels, matched by label name, whatever that order is.
+
+        labels: the source's class labels, all or some of this data set's. Capitals, blanks, "_" and "-" do not count.
+        Returns one class name for each label. Raises `LabelError` naming the labels that are not of this data set,
+        and those given twice.
+
+        >>> dataset_info("cifar10").names_for(["ship", "cat"])
+        ('ship', 'cat')
+        """
+        places = [self._place(label) for label in labels]
+        unknown = [label for label, place in zip(labels, places, strict=True) if place is None]
+        if unknown:
+            raise LabelError(
+                f"{len(unknown)} of {len(labels)} labels are not of the data set {self.name!r}: "
+                f"{', '.join(map(repr, unknown[:5]))}. Its labels look like "
+                f"{', '.join(map(repr, self.labels[:3]))}; `jaxzs datasets {self.name}` lists all"
+            )
+        repeated = sorted({label for i, label in enumerate(labels) if places.index(places[i]) != i})
+        if repeated:
+            raise LabelError(
+                f"labels name a class of {self.name!r} a second time: {', '.join(repeated[:5])}"
+            )
+        return tuple(self.class_names[place] for place in places if place is not None)
+
+    def _place(self, label: str) -> int | None:
+        return self._places.get(_plain(label))
+
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        """Place of every accepted spelling; labels win over class names, and an ambiguous name is none."""
+        places: dict[str, int] = {}
+        names = [_plain(name) for name in self.class_names]
+        for place, name in enumerate(names):
+            if names.count(name) == 1:
+                places[name] = place
+        labels = {_plain(label): place for place, label in enumerate(self.labels)}
+        places.update(labels)
+        places.update({_plain(alias): labels[_plain(to)] for alias, to in self.aliases.items()})
+        return places
+
+    def renamed(self, variant: str) -> DatasetInfo:
+        """The same data set under another published list of names, e.g. "clip_es". Raises `LabelError`."""
+        if variant not in self.variants:
+            raise LabelError(
+                f"{self.name!r} has no names {variant!r}; it has: {', '.join(self.variants) or 'none'}"
+            )
+        other = self.variants[variant]
+        names = tuple(other.get(name, name) for name in self.class_names)
+        return dataclasses.replace(self, class_names=names)
+
+
+def _plain(label: str) -> str:
+    """A label without what spellings differ in. Signs are kept where nothing else is left ("/" and "+")."""
+    return re.sub(r"[\W_]+", "", label.casefold()) or label
+
+
+def dataset_names() -> list[str]:
+    """Names of all data sets in the package, sorted."""
+    return sorted(path.name.removesuffix(".json") for path in _folder().iterdir())
+
+
+def dataset_info(name_or_path: str | Path) -> DatasetInfo:
+    """Class names, labels and templates of a data set of the package, or of a JSON file of the user's.
+
+    A user's file: {"class_names": [...], "templates": [...] or the name of a set of templates}, and optionally the
+    other fields of `DatasetInfo`. Raises `LabelError` for an unknown name, `DataError` for an unfit file.
+
+    >>> dataset_info("oxford_pets").num_classes
+    37
+    """
+    text = str(name_or_path)
+    if text.endswith(".json") or isinstance(name_or_path, Path):
+        path = Path(name_or_path)
+        try:
+            return _parse(path.read_text(encoding="utf-8"), str(path), path.stem)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read the data set description {path}: {error}") from error
+    if text not in dataset_names():
+        raise LabelError(
+            f"no data set {text!r} in the package, only: {', '.join(dataset_names())}. "
+            "For your own, write a JSON file with class_names and templates and give its path"
+        )
+    return _parse((_folder() / f"{text}.json").read_text(encoding="utf-8"), text, text)
+
+
+def template_set(name: str) -> tuple[str, ...]:
+    """Templates by the name of their set: "simple", "imagenet7" (InMaP), "imagenet80" (CLIP), "tagclip85".
+
+    Raises `LabelError` for another name.
+
+    >>> len(template_set("imagenet7"))
+    7
+    """
+    sets = _template_sets()
+    if name not in sets:
+        raise LabelError(f"no set of templates {name!r}, only: {', '.join(sets)}")
+    return tuple(sets[name]["templates"])
+
+
+def template_set_names() -> list[str]:
+    """Names that `template_set` takes."""
+    return list(_template_sets())
+
+
+def template_source(name: str) -> Mapping[str, str]:
+    """Repository or package, path and commit that a set of templates was taken from."""
+    template_set(name)
+    source: Mapping[str, str] = _template_sets()[name]["source"]
+    return source
+
+
+def seen_unseen_split(
+    num_classes: int, seed: int, seen_fraction: float = 0.62
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class places (seen, unseen) of transductive zero-shot learning, as Menghini et al. 2023 split them.
+
+    Seen classes are drawn without replacement, in the drawn order; the rest follow in ascending order.
+    The paper's split seeds are 500, 0 and 200 (arXiv 2306.01669, section 4).
+
+    >>> seen, unseen = seen_unseen_split(10, seed=500)
+    >>> len(seen), len(unseen)
+    (6, 4)
+    """
+    if num_classes < 2 or not 0 < seen_fraction < 1:
+        raise LabelError(
+            f"cannot split {num_classes} classes at {seen_fraction}: needs two classes and a fraction"
+        )
+    # The legacy generator: its stream is frozen, and the published splits were drawn from it.
+    generator = np.random.RandomState(seed)
+    seen = generator.choice(num_classes, int(seen_fraction * num_classes), replace=False)
+    return seen, np.setdiff1d(np.arange(num_classes), seen)
+
+
+def _folder() -> Any:
+    return importlib.resources.files("jaxzs.data") / "datasets"
+
+
+@functools.cache
+def _template_sets() -> Mapping[str, Any]:
+    path = importlib.resources.files("jaxzs.data") / "templates.json"
+    sets: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return sets
+
+
+def _parse(text: str, where: str, default_name: str) -> DatasetInfo:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: expected a JSON object with class_names and templates")
+    known = {field.name for field in dataclasses.fields(DatasetInfo)}
+    if strangers := sorted(set(values) - known):
+        raise DataError(
+            f"{where}: unknown keys {', '.join(strangers)}; known: {', '.join(sorted(known))}"
+        )
+    names = _texts(values, "class_names", where)
+    templates = values.get("templates", "simple")
+    if isinstance(templates, str):
+        templates = template_set(templates)
+    else:
+        templates = _texts(values, "templates", where)
+        bad = [template for template in templates if template.count(_PLACEHOLDER) != 1]
+        if bad:
+            raise DataError(f"{where}: templates need one {_PLACEHOLDER!r} each: {bad[0]!r}")
+    labels = _texts(values, "labels", where) if "labels" in values else names
+    label_ids, groups = values.get("label_ids"), values.get("groups")
+    for key, value in (("labels", labels), ("label_ids", label_ids), ("groups", groups)):
+        if value is not None and len(value) != len(names):
+            raise DataError(f"{where}: {len(value)} {key} for {len(names)} class_names")
+    plain = [_plain(label) for label in labels]
+    if twice := sorted({label for label in labels if plain.count(_plain(label)) > 1}):
+        raise DataError(f"{where}: labels occur more than once: {', '.join(twice[:5])}")
+    aliases = values.get("aliases", {})
+    if lost := sorted(alias for alias, to in aliases.items() if _plain(to) not in plain):
+        raise DataError(f"{where}: aliases of labels that are not there: {', '.join(lost[:5])}")
+    return DatasetInfo(
+        name=values.get("name", default_name),
+        title=values.get("title", default_name),
+        class_names=names,
+        labels=labels,
+        templates=tuple(templates),
+        multi_label=bool(values.get("multi_label", False)),
+        background_names=tuple(values.get("background_names", ())),
+        label_ids=None if label_ids is None else tuple(label_ids),
+        groups=None if groups is None else tuple(map(tuple, groups)),
+        aliases=aliases,
+        variants=values.get("variants", {}),
+        source=values.get("source", {}),
+    )
+
+
+def _texts(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    texts = values.get(key)
+    if not isinstance(texts, list) or not texts:
+        raise DataError(f"{where}: {key} must be a non-empty list of texts")
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(f"{where}: {key} contains something that is not a text, or an empty one")
+    return tuple(texts)
