@@ -75,10 +75,11 @@ class ImagePreprocessor:
 
     @classmethod
     def from_json(cls, source: Mapping[str, Any] | str | Path) -> ImagePreprocessor:
-        """From a `preprocessor_config.json`: its dict or its path. Absent or null keys are CLIP's defaults.
+        """From a `preprocessor_config.json`: its dict or its path.
 
-        The early forms `"size": 224`, `"crop_size": 224` and the nested form of
-        `processor_config.json` are read too. Raises `ConfigError`, naming the file and the key.
+        Absent keys are CLIP's defaults, as are null sizes and numbers; a null switch is off. The early forms
+        `"size": 224`, `"crop_size": 224` and the nested form of `processor_config.json` are read too.
+        Raises `ConfigError`, naming the file and the key.
 
         >>> ImagePreprocessor.from_json({"size": 336, "crop_size": 336}).crop_size
         (336, 336)
@@ -93,7 +94,7 @@ class ImagePreprocessor:
         special = {"size": _resize_size, "crop_size": _height_width}
         read: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
-            if values.get(field.name) is None:
+            if field.name not in values or (values[field.name] is None and field.type != "bool"):
                 continue
             reader = special.get(field.name) or readers[str(field.type)]
             try:
@@ -341,9 +342,9 @@ def _float(value: Any) -> float:
 
 
 def _bool(value: Any) -> bool:
-    if not isinstance(value, bool):
+    if value is not None and not isinstance(value, bool):
         raise TypeError("true or false")
-    return value
+    return bool(value)
 
 
 def _three_floats(value: Any) -> RGB:

@@ -196,7 +196,10 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as cause:  # lone surrogates
             raise TextError(f"not valid Unicode, it cannot be encoded: {text!r:.80}") from cause
-        return self.backend.encode(text, add_special_tokens=special)
+        try:
+            return self.backend.encode(text, add_special_tokens=special)
+        except Exception as cause:  # e.g. a character missing in a vocabulary without unknown token
+            raise TextError(f"the tokenizer cannot encode {text!r:.80}: {cause}") from cause
 
 
 def _special(settings: Mapping[str, Any], key: str, default: str) -> str:

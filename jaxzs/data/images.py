@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,24 +23,9 @@ from jaxzs.errors import DataError, ImageError
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = frozenset(
-    f".{kind}"
-    for kind in [
-        "jpg",
-        "jpeg",
-        "jfif",
-        "png",
-        "gif",
-        "bmp",
-        "tif",
-        "tiff",
-        "webp",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
-    ]
-)
+SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm",
+))  # fmt: skip
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # Pillow tries no other decoder
 MAX_FILE_BYTES = 512 * 2**20  # MAX_PIXELS uncompressed, with room for metadata
 
@@ -101,7 +86,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
         yield from (Path(here, name) for name in files if _looks_like_image(name))
 
 
@@ -230,7 +215,7 @@ def load_images(
     batch_size: int = 32,
     on_error: Callable[[Path, ImageError], None] | None = None,
     threads: int = 2,
-) -> Iterator[ImageBatch]:
+) -> Generator[ImageBatch, None, None]:
     """Batches of preprocessed images in the order of `paths`, read ahead in threads.
 
     Every batch but the last has `batch_size` images. `on_error(path, error)` is told of each unreadable

@@ -1,0 +1,305 @@
+"""Token ids against transformers' CLIPTokenizer: a small vocabulary made here, and the published one."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from jaxzs.clip.tokenizer import END, START, Tokenizer
+from jaxzs.errors import CheckpointError, TextError
+
+MERGES = ["t h", "c a", "ca t</w>", "th e</w>", "p h", "o t", "ph ot", "phot o</w>", "Ã ©</w>"]
+TEXTS = [
+    "a photo of the cat.",
+    "Don't café ISN'T 42!",
+    "the\n the\t  CAT",
+    "naïve 日本 🐈",
+    "<|x|>",
+]
+
+
+def write_small(folder: Path, **config: Any) -> Path:
+    """vocab.json and merges.txt in CLIP's layout: bytes, bytes at a word's end, merges, specials."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    tokens += [pair.replace(" ", "") for pair in MERGES] + [START, END, "<pad>"]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]), encoding="utf-8")
+    settings = {"model_max_length": 16, "tokenizer_class": "CLIPTokenizer", **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small(tmp_path_factory.mktemp("tokenizer") / "small")
+
+
+@pytest.fixture(scope="module")
+def small(folder: Path) -> Tokenizer:
+    return Tokenizer.from_folder(folder)
+
+
+def reference(folder: Path) -> Any:
+    transformers = pytest.importorskip("transformers")
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("needs transformers 5")
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+# Parity
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=40))
+@example("It's <|endoftext|> or <|startoftext|>")
+@example("\u00e9 \u0301 \ufb01 \u0130 \u2003 \x85 \x1c \x00 \ufeff")
+def test_ids_of_any_text_equal_the_reference(text: str) -> None:
+    tokenizer, expected = both()
+    assert tokenizer.encode(text) == expected(text)["input_ids"]
+
+
+@functools.cache
+def both() -> tuple[Tokenizer, Any]:
+    with tempfile.TemporaryDirectory() as made:
+        folder = write_small(Path(made) / "small")
+        return Tokenizer.from_folder(folder), reference(folder)
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+@pytest.mark.parametrize("truncation_side", ["right", "left"])
+@pytest.mark.parametrize("pad_token", [END, "<pad>"])
+def test_padding_and_cutting_equal_the_reference(
+    padding_side: str, truncation_side: str, pad_token: str, tmp_path: Path
+) -> None:
+    folder = write_small(
+        tmp_path / "small",
+        padding_side=padding_side,
+        truncation_side=truncation_side,
+        pad_token=pad_token,
+    )
+    tokenizer, expected = Tokenizer.from_folder(folder), reference(folder)
+    texts = [*TEXTS, "the cat " * 20]
+    for ours, theirs in (
+        ({"truncate": True}, {"padding": True}),
+        ({"truncate": True, "pad_to": 16}, {"padding": "max_length"}),
+        ({"truncate": True, "pad_to": 7}, {"padding": "max_length", "max_length": 7}),
+    ):
+        ids, mask = tokenizer(texts, **ours)
+        wanted = expected(texts, truncation=True, return_tensors="np", **theirs)
+        np.testing.assert_array_equal(ids, wanted["input_ids"])
+        np.testing.assert_array_equal(mask, wanted["attention_mask"])
+        assert ids.dtype == mask.dtype == np.int32
+
+
+def test_decoding_equals_the_reference(folder: Path, small: Tokenizer) -> None:
+    expected = reference(folder)
+    for text in TEXTS:
+        ids = small.encode(text)
+        assert small.decode(ids) == expected.decode(ids, skip_special_tokens=True)
+    assert small.decode(np.array(small.encode("The  CAT"))) == "the cat"
+
+
+def test_published_vocabulary_gives_the_published_ids(shared: Path, tmp_path: Path) -> None:
+    golden = shared / "golden" / "tokenizer"
+    cases = json.loads((golden / "cases.json").read_text(encoding="utf-8"))
+    assert len(cases) == 230
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copy(golden / name, tmp_path)
+    from_json, from_parts = Tokenizer.from_folder(golden), Tokenizer.from_folder(tmp_path)
+    for tokenizer in (from_json, from_parts):
+        for case in cases:
+            assert tokenizer.encode(case["text"]) == case["hf_fast_ids"], case["text"]
+    assert from_json.fingerprint == from_parts.fingerprint
+    assert (from_json.max_length, from_json.start_id, from_json.pad_id) == (77, 49406, 49407)
+
+
+# Loading
+
+
+def test_both_file_layouts_give_the_same_ids(
+    folder: Path, small: Tokenizer, tmp_path: Path
+) -> None:
+    small.backend.save(str(tmp_path / "tokenizer.json"))
+    shutil.copy(folder / "tokenizer_config.json", tmp_path)
+    other = Tokenizer.from_folder(tmp_path)
+    for ours, theirs in zip(small(TEXTS, truncate=True), other(TEXTS, truncate=True), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert other.fingerprint == small.fingerprint
+
+
+def test_padding_and_cutting_saved_in_the_file_do_not_leak(
+    small: Tokenizer, tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer as Backend
+
+    used = Backend.from_str(small.backend.to_str())
+    used.enable_truncation(5)
+    used.enable_padding(length=50)
+    used.save(str(tmp_path / "tokenizer.json"))
+    assert '"max_length":5' in (tmp_path / "tokenizer.json").read_text().replace(" ", "")
+    fresh = Tokenizer.from_folder(tmp_path)
+    text = "a photo of the cat"
+    assert fresh.encode(text) == small.encode(text)
+    assert len(small.encode(text)) > 5
+
+
+def test_start_and_end_are_set_even_if_the_file_forgot_them(
+    small: Tokenizer, tmp_path: Path
+) -> None:
+    content = json.loads(small.backend.to_str())
+    content["post_processor"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert Tokenizer.from_folder(tmp_path).encode("cat") == small.encode("cat")
+
+
+@pytest.mark.parametrize(
+    ("stated", "given_length", "expected"),
+    [
+        (16, None, 16),
+        (16, 12, 12),
+        (16, 77, 16),
+        (10**30, 32, 32),
+        (10**30, None, 77),
+        (None, 9, 9),
+    ],
+)
+def test_longest_text(stated: Any, given_length: Any, expected: int, tmp_path: Path) -> None:
+    folder = write_small(tmp_path / "small", model_max_length=stated)
+    assert Tokenizer.from_folder(folder, max_length=given_length).max_length == expected
+
+
+def test_special_tokens_in_every_form(tmp_path: Path) -> None:
+    folder = write_small(tmp_path / "small", pad_token={"content": "<pad>", "special": True})
+    pad = Tokenizer.from_folder(folder).pad_id
+    vocab = json.loads((folder / "vocab.json").read_text())
+    assert pad == vocab["<pad>"]
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}')
+    assert Tokenizer.from_folder(folder).pad_id == pad
+    (folder / "special_tokens_map.json").unlink()
+    assert Tokenizer.from_folder(folder).pad_id == vocab[END]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", b"", "empty"),
+        ("tokenizer.json", b"{}", "not a CLIP tokenizer"),
+        ("tokenizer.json", b'{"version": "1.0", "model": {"type": "BPE"}}', "not a CLIP tokenizer"),
+        ("tokenizer.json", b"[" * 100_000, "not a CLIP tokenizer"),
+        ("tokenizer.json", b"\xff\xfe\x00", "not UTF-8"),
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
+        ("vocab.json", b"[1, 2]", "expected a JSON object"),
+        ("vocab.json", b'{"a": "b"}', "token 'a' has id 'b'"),
+        ("vocab.json", b'{"a": -1}', "token 'a' has id -1"),
+        ("vocab.json", b'{"a": true}', "token 'a' has id True"),
+        ("vocab.json", b'{"a": 1}', r"has no token <\|startoftext\|>, <\|endoftext\|>"),
+        ("merges.txt", b"#version: 0.2\nt h\nthree of them\n", "line 3: expected two tokens"),
+        ("merges.txt", b"#version: 0.2\nnot there\n", "not a CLIP tokenizer: .*out of vocab"),
+        ("tokenizer_config.json", b"{", "not valid JSON"),
+        ("tokenizer_config.json", b'{"model_max_length": 2}', "leaves no room"),
+        ("tokenizer_config.json", b'{"pad_token": "[PAD]"}', r"has no token \[PAD\]"),
+    ],
+)
+def test_malformed_files_are_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    folder = write_small(tmp_path / "small")
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Tokenizer.from_folder(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_absent_files_and_foreign_vocabularies_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no tokenizer in .* vocab\.json and merges\.txt"):
+        Tokenizer.from_folder(tmp_path)
+    with pytest.raises(CheckpointError, match="ids up to 523, the model has 500 token embeddings"):
+        Tokenizer.from_folder(folder, vocab_size=500)
+    assert Tokenizer.from_folder(folder, vocab_size=524).max_length == 16
+
+
+def test_mutated_files_give_ids_or_a_named_error(small: Tokenizer, tmp_path: Path) -> None:
+    content = small.backend.to_str().encode()
+    rng = np.random.default_rng(0)
+    failures = 0
+    for number in range(150):
+        data = bytearray(content)
+        place = int(rng.integers(0, len(data)))
+        if number % 3 == 0:
+            del data[place:]
+        elif number % 3 == 1:
+            for _ in range(3):
+                data[int(rng.integers(0, len(data)))] = int(rng.integers(32, 127))
+        else:
+            del data[place : place + int(rng.integers(1, 30))]
+        (tmp_path / "tokenizer.json").write_bytes(bytes(data))
+        try:
+            ids, _ = Tokenizer.from_folder(tmp_path, vocab_size=524)(TEXTS, truncate=True)
+        except (CheckpointError, TextError):
+            failures += 1
+        else:
+            assert ids.min() >= 0
+            assert ids.max() < 524
+    assert 50 < failures <= 150
+
+
+# Calling
+
+
+def test_texts_to_ids(small: Tokenizer) -> None:
+    ids, mask = small(["the cat", "cat"])
+    assert ids.shape == (2, 4)
+    assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert ids[:, 0].tolist() == [small.start_id] * 2
+    assert ids[1, 2:].tolist() == [small.end_id, small.pad_id]
+    np.testing.assert_array_equal(small("the cat")[0], ids[:1])  # one text alone
+    assert small(["cat"], pad_to=16)[0].shape == (1, 16)
+
+
+def test_words_and_their_tokens(small: Tokenizer) -> None:
+    words = small.word_tokens("The photo isn't 42, café")
+    assert [word for word, _ in words] == ["the", "photo", "isn", "'t", "4", "2", ",", "café"]
+    assert [token for _, ids in words for token in ids] == small.encode("The photo isn't 42, café")[
+        1:-1
+    ]
+    assert len(dict(words)["photo"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ([], {}, "no texts"),
+        (["cat", ""], {}, "text 1 is empty"),
+        ("  \n", {}, "text 0 is empty"),
+        (["cat", "the cat " * 20], {}, r"text 1 has 42 tokens, at most 16 fit .*'the cat the"),
+        (["the photo of the cat"], {"pad_to": 5}, "tokens, at most 5 fit"),
+        (["cat"], {"pad_to": 17}, "pad_to must be 3 to 16"),
+        (["cat"], {"pad_to": 0}, "pad_to must be 3 to 16"),
+        ([b"cat"], {}, "expected a string, got bytes"),
+        ([None], {}, "expected a string, got NoneType"),
+        (["\ud800"], {}, "not valid Unicode"),
+    ],
+)
+def test_unfit_texts_are_named(small: Tokenizer, texts: Any, options: Any, message: str) -> None:
+    with pytest.raises(TextError, match=message):
+        small(texts, **options)
+
+
+def test_unknown_ids_are_named(small: Tokenizer) -> None:
+    with pytest.raises(TextError, match=r"no such token ids: \[99999, -1\]"):
+        small.decode([small.start_id, 99999, -1])
