@@ -18,6 +18,7 @@ ref_text.npz    CASE/: input_ids, attention_mask (absent where none was passed),
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -133,6 +134,8 @@ def text_cases(config: CLIPConfig) -> dict[str, tuple[np.ndarray, np.ndarray | N
 
 def torch_model(config: CLIPConfig, params: dict, dtype: torch.dtype) -> CLIPModel:
     torch.set_default_dtype(dtype)  # the causal mask is made in the default dtype
+    config = copy.deepcopy(config)  # saving a model notes its dtype in the configuration
+    config.dtype = dtype
     model = load_flax_weights_in_pytorch_model(CLIPModel._from_config(config), params)
     return model.to(dtype).eval()
 
