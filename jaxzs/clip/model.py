@@ -242,14 +242,15 @@ def vision_embeddings(
 ) -> jax.Array:
     """Class token and patches with their positions, before the pre-LayerNorm: pixels [B,H,W,3] -> [B,1+P,D].
 
-    params: the tree under "vision_model". positions [1+P,D]: by default the native table.
+    params: the tree under "vision_model". positions [1+P,D] or [B,1+P,D]: by default the native table.
     """
     patches = patch_embeddings(params, pixels, vision, numerics)
     token = params["embeddings"]["class_embedding"].astype(jnp.float32)
     token = jnp.broadcast_to(token, (pixels.shape[0], 1, token.shape[-1]))
     if positions is None:
         positions = position_table(params, vision, vision.grid)
-    return jnp.concatenate([token, patches], axis=1) + positions[None]
+    positions = positions if positions.ndim == 3 else positions[None]
+    return jnp.concatenate([token, patches], axis=1) + positions
 
 
 def vision_tower(

@@ -1,0 +1,63 @@
+"""Grids of patches: how many rows and columns each image of a batch truly has, and how to sample on them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Grid(NamedTuple):
+    """The patches of a batch of images that share one padded shape. A pytree, like everything traced.
+
+    rows, columns: [B] int32, the true grid of each image, in the upper left of the padded one.
+    valid: [B,rows,columns] bool of the padded grid, True inside the true one.
+    """
+
+    rows: jax.Array
+    columns: jax.Array
+    valid: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the padded grid."""
+        return self.valid.shape[1], self.valid.shape[2]
+
+    @property
+    def patches(self) -> jax.Array:
+        """[B,P] bool: `valid`, row-major."""
+        return self.valid.reshape(self.valid.shape[0], -1)
+
+
+def full_grid(num_images: int, rows: int, columns: int) -> Grid:
+    """Grid of images without padding."""
+    return Grid(
+        jnp.full((num_images,), rows, jnp.int32),
+        jnp.full((num_images,), columns, jnp.int32),
+        jnp.ones((num_images, rows, columns), bool),
+    )
+
+
+def grid_from_mask(valid: jax.Array) -> Grid:
+    """Grid of padded images: valid [B,rows,columns] bool, a rectangle in the upper left of each (or nothing)."""
+    return Grid(valid.any(2).sum(1, dtype=jnp.int32), valid.any(1).sum(1, dtype=jnp.int32), valid)
+
+
+def bilinear_taps(
+    length: int | jax.Array, new_length: int | jax.Array, samples: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What to read when `length` samples are resized to `new_length`, as torch's `interpolate` does it.
+
+    Half-pixel centres, clamped borders, no antialiasing. The lengths may be traced integers; `samples` is the static
+    size of the result. Returns lower and upper index [samples] int32 and the upper one's weight [samples] float32.
+    """
+    scale = jnp.asarray(length, jnp.float32) / jnp.asarray(new_length, jnp.float32)
+    centre = jnp.maximum(scale * (jnp.arange(samples, dtype=jnp.float32) + 0.5) - 0.5, 0.0)
+    lower = jnp.minimum(centre.astype(jnp.int32), length - 1)
+    return lower, jnp.minimum(lower + 1, length - 1), centre - lower.astype(jnp.float32)
+
+
+def interpolate(lower: jax.Array, upper: jax.Array, weight: jax.Array) -> jax.Array:
+    """Linear interpolation, in the order of operations of torch's `interpolate`."""
+    return (1.0 - weight) * lower + weight * upper

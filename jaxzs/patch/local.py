@@ -1,0 +1,202 @@
+"""CLIP's vision tower in local mode, and what TagCLIP (arXiv 2312.12828, section 3) reads from it.
+
+The last block keeps its value path but mixes nothing, so that every patch keeps what is at its place; its tokens
+are scored against the texts. The attention of the blocks before says which patches belong together.
+Axis letters: B batch, T = 1+P tokens, P patches of the padded grid (row-major), E embedding, C classes, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxzs.clip.config import CLIPConfig, VisionConfig
+from jaxzs.clip.model import (
+    Numerics,
+    Params,
+    attend,
+    block,
+    dense,
+    layer_norm,
+    merge_heads,
+    mlp,
+    normalize,
+    project_qkv,
+    vision_embeddings,
+)
+from jaxzs.patch.grid import Grid, bilinear_taps, interpolate
+
+
+class LocalOutput(NamedTuple):
+    """What the vision tower in local mode gives.
+
+    tokens: [B,T,E] projected, not normalised; the class token first.
+    attention: L arrays [B,T,T], mean over heads; the last layer's is the ordinary one, though it was not used.
+    """
+
+    tokens: jax.Array
+    attention: tuple[jax.Array, ...]
+
+
+def local_positions(
+    params: Params, vision: VisionConfig, grid: Grid, *, half: bool = False
+) -> jax.Array:
+    """Learned positions [B,T,D] float32, interpolated bilinearly to the true grid of each image.
+
+    The class token's row is never interpolated. `half` rounds the tables of all grids but the native one to IEEE half
+    precision, row 0 too, as the original implementation does. Rows outside of the true grid mean nothing.
+    """
+    table = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
+    native_rows, native_columns = vision.grid
+    native = table[1:].reshape(native_rows, native_columns, -1)
+    rows, columns = grid.shape
+
+    def of_image(true_rows: jax.Array, true_columns: jax.Array) -> jax.Array:
+        left, right, across = bilinear_taps(native_columns, true_columns, columns)
+        top, bottom, down = bilinear_taps(native_rows, true_rows, rows)
+        wide = interpolate(native[:, left], native[:, right], across[None, :, None])
+        tall = interpolate(wide[top], wide[bottom], down[:, None, None])  # [rows,columns,D]
+        return jnp.concatenate([table[:1], tall.reshape(rows * columns, -1)])
+
+    resized = jax.vmap(of_image)(jnp.maximum(grid.rows, 1), jnp.maximum(grid.columns, 1))
+    if not half:
+        return resized
+    is_native = (grid.rows == native_rows) & (grid.columns == native_columns)
+    rounded = resized.astype(jnp.float16).astype(jnp.float32)
+    return jnp.where(is_native[:, None, None], resized, rounded)
+
+
+def padding_bias(patches: jax.Array) -> jax.Array:
+    """Additive mask [B,1,1,T] that hides padded patches from every query: patches [B,P] bool."""
+    visible = jnp.pad(patches, ((0, 0), (1, 0)), constant_values=True)  # the class token
+    return jnp.where(visible, jnp.float32(0), jnp.finfo(jnp.float32).min)[:, None, None, :]
+
+
+def value_block(
+    params: Params,
+    x: jax.Array,
+    vision: VisionConfig,
+    bias: jax.Array | None = None,
+    numerics: Numerics = Numerics(),
+) -> tuple[jax.Array, jax.Array]:
+    """A transformer block whose attention is the identity: x [B,T,D] -> ([B,T,D], weights [B,H,T,T] not used).
+
+    Value, output projection, residual and MLP are kept. The original adds a mask of -100 off the diagonal instead.
+    """
+    y = layer_norm(params["layer_norm1"], x, vision.layer_norm_eps)
+    q, k, v = project_qkv(params["self_attn"], y, vision.num_attention_heads, numerics)
+    _, weights = attend(q, k, v, bias, numerics)
+    x = x + dense(params["self_attn"]["out_proj"], merge_heads(v), numerics)
+    y = layer_norm(params["layer_norm2"], x, vision.layer_norm_eps)
+    return x + mlp(params["mlp"], y, vision.hidden_act, numerics), weights
+
+
+def local_tower(
+    params: Params,
+    pixels: jax.Array,
+    config: CLIPConfig,
+    grid: Grid,
+    *,
+    padded: bool = False,
+    half_positions: bool = False,
+    numerics: Numerics = Numerics(),
+) -> LocalOutput:
+    """The vision tower in local mode, for images of any size: pixels [B,H,W,3], normalised, NHWC.
+
+    Args:
+      params: the whole parameter tree (only the vision part is used).
+      pixels: H and W multiples of the patch size; what lies outside of `grid` is never looked at.
+      config: of the checkpoint.
+      grid: the true grids.
+      padded: False promises that every grid is full, which saves the mask.
+      half_positions: see `local_positions`.
+      numerics: how products are computed.
+    """
+    tree, vision = params["vision_model"], config.vision
+    tables = grid if padded else Grid(*(part[:1] for part in grid))  # one table serves all
+    positions = local_positions(tree, vision, tables, half=half_positions)
+    x = vision_embeddings(tree, pixels, vision, positions, numerics)
+    x = layer_norm(tree["pre_layrnorm"], x, vision.layer_norm_eps)  # [sic] as in the checkpoints
+    bias = padding_bias(grid.patches) if padded else None
+    attention = []
+    for layer in range(vision.num_hidden_layers):
+        step = value_block if layer == vision.num_hidden_layers - 1 else block
+        x, weights = step(tree["encoder"]["layers"][str(layer)], x, vision, bias, numerics)
+        attention.append(weights.mean(1))
+    x = layer_norm(tree["post_layernorm"], x, vision.layer_norm_eps)
+    return LocalOutput(dense(params["visual_projection"], x, numerics), tuple(attention))
+
+
+def default_attention_layers(num_layers: int, kind: str = "last") -> tuple[int, ...]:
+    """Layers whose attention is averaged: the three before the last ("last"), or all before the last ("all").
+
+    >>> default_attention_layers(12), default_attention_layers(5)
+    ((8, 9, 10), (1, 2, 3))
+    """
+    first = 0 if kind == "all" else max(0, num_layers - 4)
+    return tuple(range(first, num_layers - 1)) or (0,)
+
+
+def default_votes(num_layers: int) -> int:
+    """Layers that must agree before two patches count as related: a third of them, 4 of 12 as in the original.
+
+    >>> default_votes(12), default_votes(5), default_votes(24)
+    (4, 2, 8)
+    """
+    return max(1, round(num_layers / 3))
+
+
+def attention_votes(attention: Sequence[jax.Array], patches: jax.Array) -> jax.Array:
+    """In how many layers a patch attends to another above that layer's mean: L x [B,T,T] -> [B,P,P] int32.
+
+    patches [B,P] bool: the mean is over pairs of valid patches only.
+    """
+    pairs = patches[:, :, None] & patches[:, None, :]
+    count = jnp.maximum(pairs.sum((1, 2), dtype=jnp.float32), 1.0)
+    votes = jnp.zeros(pairs.shape, jnp.int32)
+    for weights in attention:
+        between = jnp.where(pairs, weights[:, 1:, 1:], 0.0)  # the class token takes no part
+        mean = between.sum((1, 2)) / count
+        votes = votes + (between > mean[:, None, None]).astype(jnp.int32)
+    return jnp.where(pairs, votes, 0)
+
+
+def fuse_attention(
+    attention: Sequence[jax.Array],
+    patches: jax.Array,
+    layers: Sequence[int],
+    votes: int | jax.Array,
+    *,
+    renormalize: bool = False,
+) -> jax.Array:
+    """Patch-to-patch attention [B,P,P]: the mean of `layers`, where at least `votes` of all layers agree.
+
+    Rows sum to less than 1, as in the paper; `renormalize` (not in the paper) makes them sum to 1.
+    """
+    agreed = attention_votes(attention, patches) >= votes
+    mean = sum(attention[layer][:, 1:, 1:] for layer in layers) / len(layers)
+    fused = jnp.where(agreed & patches[:, :, None] & patches[:, None, :], mean, 0.0)
+    if renormalize:
+        fused = fused / jnp.maximum(fused.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    return fused
+
+
+def class_probabilities(
+    tokens: jax.Array, text_features: jax.Array, logit_scale: jax.Array
+) -> jax.Array:
+    """Softmax over all C classes of exp(logit_scale) times the cosine: [...,E], [C,E] -> [...,C] float32.
+
+    Both sides are L2-normalised here.
+    """
+    cosine = jnp.matmul(
+        normalize(tokens), normalize(text_features).T, precision=jax.lax.Precision.HIGHEST
+    )
+    return jax.nn.softmax(jnp.exp(logit_scale.astype(jnp.float32)) * cosine, axis=-1)
+
+
+def coarse_scores(tokens: jax.Array, text_features: jax.Array, logit_scale: jax.Array) -> jax.Array:
+    """Class probabilities of every patch, the class token left out: tokens [B,T,E], [C,E] -> [B,P,C]."""
+    return class_probabilities(tokens[:, 1:], text_features, logit_scale)

@@ -1,0 +1,200 @@
+"""Class-wise re-identification (CWR; TagCLIP, arXiv 2312.12828, section 3.3).
+
+Where a class scores high, the image is cropped and encoded again, its class token seeing only the class's region;
+the probability of the class in that second look is averaged with its patch score. The candidates of all images of
+a batch share encoder calls of fixed size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.model import (
+    Numerics,
+    Params,
+    attend,
+    block,
+    dense,
+    layer_norm,
+    merge_heads,
+    mlp,
+    split_heads,
+    vision_embeddings,
+)
+from jaxzs.patch.boxes import min_max, tight_boxes
+from jaxzs.patch.grid import Grid, bilinear_taps, interpolate
+from jaxzs.patch.local import class_probabilities
+
+_HIDDEN = -1000.0  # the original's additive mask
+
+
+class Candidates(NamedTuple):
+    """Classes to look at a second time.
+
+    chosen: [B,F] bool. threshold: [B]. boxes: [B,F,4] int32 (top, bottom, left, right) in patches, of every class.
+    region: [B,F,rows,columns] bool. accepted: [B,F] bool, those of `chosen` that have a box to look at.
+    """
+
+    chosen: jax.Array
+    threshold: jax.Array
+    boxes: jax.Array
+    region: jax.Array
+    accepted: jax.Array
+
+
+def relative_cut(lowest: jax.Array, highest: jax.Array, relative: float | jax.Array) -> jax.Array:
+    """The value at a fraction of the way from lowest to highest."""
+    return lowest + relative * (highest - lowest)
+
+
+def find_candidates(
+    refined: jax.Array,
+    num_foreground: int,
+    relative_threshold: float | jax.Array,
+    grid: Grid,
+    *,
+    stop_at_empty: bool = False,
+    keep_border: bool = False,
+) -> Candidates:
+    """Foreground classes whose best patch exceeds a fraction of the range of all scores of the image.
+
+    refined [B,P,C]; the range covers background classes, too. `stop_at_empty`: the first candidate without a box
+    rules out those after it (what the original does) and not only itself.
+    """
+    inside = grid.patches[:, :, None]
+    lowest = jnp.where(inside, refined, jnp.inf).min((1, 2))
+    highest = jnp.where(inside, refined, -jnp.inf).max((1, 2))
+    threshold = relative_cut(
+        lowest, highest, relative_threshold
+    )  # [B]; NaN for an image of padding
+    best = best_scores(refined, num_foreground, grid)
+    chosen = best > threshold[:, None]
+    relative = min_max(refined[:, :, :num_foreground], grid.patches)
+    region = (relative > 0.5).swapaxes(1, 2).reshape(*chosen.shape, *grid.shape)
+    boxes = tight_boxes(region, grid, keep_border=keep_border)
+    top, bottom, left, right = jnp.moveaxis(boxes, -1, 0)
+    empty = (top == bottom) | (left == right)
+    if stop_at_empty:
+        empty = jnp.cumsum(chosen & empty, axis=1) > 0
+    return Candidates(chosen, threshold, boxes, region, chosen & ~empty)
+
+
+def best_scores(refined: jax.Array, num_foreground: int, grid: Grid) -> jax.Array:
+    """Best patch of each foreground class: refined [B,P,C] -> [B,F]; 0 for an image of padding."""
+    inside = grid.patches[:, :, None]
+    best = jnp.where(inside, refined[:, :, :num_foreground], -jnp.inf).max(1)
+    return jnp.where(grid.patches.any(1)[:, None], best, 0.0)
+
+
+def crop_pixels(
+    pixels: jax.Array, image: jax.Array, box: jax.Array, patch_size: int, size: int
+) -> jax.Array:
+    """One box of one image, resized bilinearly without antialiasing: pixels [B,H,W,3], box [4] -> [size,size,3]."""
+    top, bottom, left, right = box * patch_size
+    above, below, down = bilinear_taps(bottom - top, size, size)
+    before, after, across = bilinear_taps(right - left, size, size)
+    rows = pixels.at[image, jnp.stack([top + above, top + below])].get(mode="clip")  # [2,S,W,3]
+    left_pixels, right_pixels = rows[:, :, left + before], rows[:, :, left + after]
+    wide = interpolate(left_pixels, right_pixels, across[None, None, :, None])
+    return interpolate(wide[0], wide[1], down[:, None, None])
+
+
+def nearest_indices(largest: int, size: int) -> np.ndarray:
+    """Nearest neighbours of every resize from n = 0..largest to `size` samples: [largest+1,size] int32.
+
+    floor(j * n/size) with n/size in float32, as torch has it; a table, because a compiler may divide differently.
+    """
+    ratio = np.arange(largest + 1, dtype=np.float32)[:, None] / np.float32(size)
+    return np.floor(np.arange(size, dtype=np.float32)[None, :] * ratio).astype(np.int32)
+
+
+def crop_region(region: jax.Array, box: jax.Array, native: tuple[int, int]) -> jax.Array:
+    """A region inside its box, resized to the native grid: region [rows,columns] bool, box [4] -> [P'] bool."""
+    top, bottom, left, right = box
+    rows = jnp.asarray(nearest_indices(region.shape[0], native[0]))[bottom - top]
+    columns = jnp.asarray(nearest_indices(region.shape[1], native[1]))[right - left]
+    return region[(top + rows)[:, None], (left + columns)[None, :]].reshape(-1)
+
+
+def region_tokens(
+    params: Params,
+    crops: jax.Array,
+    regions: jax.Array,
+    config: CLIPConfig,
+    numerics: Numerics = Numerics(),
+) -> jax.Array:
+    """Class tokens that see only their region, in every layer: crops [M,S,S,3], regions [M,P'] bool -> [M,E].
+
+    Patches attend freely. Projected, not normalised. The last block is evaluated for the class token alone.
+    """
+    tree, vision = params["vision_model"], config.vision
+    hidden = jnp.where(regions, 0.0, _HIDDEN)
+    row = jnp.pad(hidden, ((0, 0), (1, 0)))[:, None, None, :]  # [M,1,1,T]; it may see itself
+    bias = jnp.pad(row, ((0, 0), (0, 0), (0, regions.shape[1]), (0, 0)))  # other queries: free
+    x = vision_embeddings(tree, crops, vision, None, numerics)
+    x = layer_norm(tree["pre_layrnorm"], x, vision.layer_norm_eps)
+    layers, last = tree["encoder"]["layers"], vision.num_hidden_layers - 1
+    for layer in range(last):
+        x, _ = block(layers[str(layer)], x, vision, bias, numerics)
+    y = layer_norm(layers[str(last)]["layer_norm1"], x, vision.layer_norm_eps)
+    attention, heads = layers[str(last)]["self_attn"], vision.num_attention_heads
+    q = dense(attention["q_proj"], y[:, :1], numerics) * (y.shape[-1] // heads) ** -0.5
+    k, v = (dense(attention[name], y, numerics) for name in ("k_proj", "v_proj"))
+    mixed, _ = attend(*(split_heads(z, heads) for z in (q, k, v)), row, numerics)
+    token = x[:, :1] + dense(attention["out_proj"], merge_heads(mixed), numerics)
+    y = layer_norm(layers[str(last)]["layer_norm2"], token, vision.layer_norm_eps)
+    token = token + mlp(layers[str(last)]["mlp"], y, vision.hidden_act, numerics)
+    pooled = layer_norm(tree["post_layernorm"], token[:, 0], vision.layer_norm_eps)
+    return dense(params["visual_projection"], pooled, numerics)
+
+
+def reidentify(
+    params: Params,
+    pixels: jax.Array,
+    text_features: jax.Array,
+    candidates: Candidates,
+    config: CLIPConfig,
+    *,
+    capacity: int,
+    numerics: Numerics = Numerics(),
+) -> jax.Array:
+    """Probability of each accepted class in its own crop: [B,F], 0 for all others.
+
+    `capacity` candidates, of whatever images, go through the encoder at a time, as often as it takes to do all.
+    """
+    B, F = candidates.accepted.shape
+    vision = config.vision
+    total = candidates.accepted.sum(dtype=jnp.int32)
+    slots = jnp.flatnonzero(candidates.accepted, size=B * F, fill_value=B * F).astype(jnp.int32)
+    slots = jnp.pad(slots, (0, -(B * F) % capacity), constant_values=B * F)
+    logit_scale = params["logit_scale"]
+
+    def one_call(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        start, probability = state
+        chosen = jax.lax.dynamic_slice_in_dim(slots, start, capacity)
+        # A slot without a candidate looks at the last class of the last image; its result is dropped.
+        filled = jnp.minimum(chosen, B * F - 1)
+        image, label = filled // F, filled % F
+        boxes = candidates.boxes[image, label]
+        crops = jax.vmap(crop_pixels, (None, 0, 0, None, None))(
+            pixels, image, boxes, vision.patch_size, vision.image_size
+        )
+        regions = jax.vmap(crop_region, (0, 0, None))(
+            candidates.region[image, label], boxes, vision.grid
+        )
+        tokens = region_tokens(params, crops, regions, config, numerics)
+        found = class_probabilities(tokens, text_features, logit_scale)  # [M,C]
+        found = jnp.take_along_axis(found, label[:, None], axis=1)[:, 0]
+        return start + capacity, probability.at[chosen].set(found, mode="drop")
+
+    _, probability = jax.lax.while_loop(
+        lambda state: state[0] < total,
+        one_call,
+        (jnp.int32(0), jnp.zeros(B * F, jnp.float32)),
+    )
+    return probability.reshape(B, F)
