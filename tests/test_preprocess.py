@@ -165,9 +165,11 @@ def test_pixels_of_any_shape_are_normalized_alike() -> None:
     assert resized.shape == (24, 40, 3)
     assert resized.dtype == np.uint8
     np.testing.assert_array_equal(preprocess.normalize(resized)[None], preprocess(image))
-    expected = (resized / np.float32(255) - np.float32(preprocess.image_mean)) / np.float32(
-        preprocess.image_std
+    mean, std = (
+        np.array(preprocess.image_mean, np.float32),
+        np.array(preprocess.image_std, np.float32),
     )
+    expected = (resized / np.float32(255) - mean) / std
     # float32: rescaling in another order moves the last bits
     np.testing.assert_allclose(preprocess.normalize(resized), expected, rtol=0, atol=1e-6)
     with pytest.raises(ImageError, match=r"uint8 \[\.\.\., 3\]"):
@@ -280,6 +282,7 @@ def test_configuration_files(tmp_path: Any) -> None:
         (b"[1]", "expected a JSON object, found list"),
         (b'{"size":', "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
+        (b'{"size": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b"\xff\xfe{}", "not UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs pointer"),
         (b"<!DOCTYPE html><html>", "HTML page"),

@@ -47,9 +47,10 @@ def read_text(path: Path, error: type[JaxzsError]) -> str:
 
 def read_json(path: Path, error: type[JaxzsError]) -> dict[str, Any]:
     """The JSON object in a small file; raises `error`, naming the file, when there is none."""
+    text = read_text(path, error)
     try:
-        values = json.loads(read_text(path, error))
-    except (json.JSONDecodeError, RecursionError) as cause:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as cause:  # ValueError: also whole numbers of 4300 digits
         raise error(f"{path} is not valid JSON: {cause}") from cause
     if not isinstance(values, dict):
         raise error(f"{path}: expected a JSON object, found {type(values).__name__}")

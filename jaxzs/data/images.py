@@ -131,7 +131,7 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
     except Exception as error:  # the decoders raise almost anything on damaged data
-        reason = str(error).split("<_io")[0].strip() or type(error).__name__
+        reason = str(error) or type(error).__name__
         raise ImageError(f"{path} cannot be read as an image, it is damaged: {reason}") from error
     return image
 
@@ -165,11 +165,14 @@ def _decode(content: bytes, max_pixels: int) -> Image.Image:
             )
         if image.width * image.height == 0:
             raise ImageError(f"it has no pixels ({image.width} x {image.height})")
-        if image.format == "TIFF":  # reads metadata, and may warn, while it decodes
+        is_tiff = image.format == "TIFF"
+        if is_tiff:  # Pillow reads metadata, and may warn, while it decodes these
             image.load()
     image.load()  # pixels, outside of the lock
-    with _quiet_pillow():
-        turn = _turn_upright(image)
+    turn = None
+    if not is_tiff:  # which Pillow has turned while loading
+        with _quiet_pillow():
+            turn = _turn_upright(image)
     # A plain image that no longer holds the file, nor says that it is still to be turned.
     upright = image.copy() if turn is None else image.transpose(turn)
     for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
@@ -178,14 +181,10 @@ def _decode(content: bytes, max_pixels: int) -> Image.Image:
 
 
 def _turn_upright(image: Image.Image) -> Image.Transpose | None:
-    """The transposition that undoes the EXIF orientation (TIFF: Pillow has done it while loading)."""
+    """The transposition that undoes the EXIF orientation."""
     from PIL.Image import Transpose
 
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # damaged metadata of an intact picture
-        return None
-    return {
+    turns = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
         4: Transpose.FLIP_TOP_BOTTOM,
@@ -193,7 +192,11 @@ def _turn_upright(image: Image.Image) -> Image.Transpose | None:
         6: Transpose.ROTATE_270,
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
-    }.get(orientation)  # type: ignore[arg-type]
+    }
+    try:
+        return turns.get(image.getexif().get(ORIENTATION_TAG))
+    except Exception:  # damaged metadata of an intact picture
+        return None
 
 
 @contextmanager
