@@ -194,7 +194,7 @@ def _turn_upright(image: Image.Image) -> Image.Transpose | None:
         8: Transpose.ROTATE_90,
     }
     try:
-        return turns.get(image.getexif().get(ORIENTATION_TAG))
+        return turns.get(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # damaged metadata of an intact picture
         return None
 
