@@ -6,6 +6,7 @@ shardings are derived from it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -78,6 +79,7 @@ def _layer_norm(width: int, leaf: Any) -> Tree:
     return {"scale": leaf(width), "bias": leaf(width)}
 
 
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def random_params(key: jax.Array, config: CLIPConfig, dtype: Any = jnp.float32) -> Tree:
     """Random weights to train from, scaled as OpenAI's CLIP initialises them (arXiv 2103.00020, released code).
 
@@ -87,36 +89,35 @@ def random_params(key: jax.Array, config: CLIPConfig, dtype: Any = jnp.float32) 
     >>> float(params["logit_scale"]) == np.float32(CLIPConfig().logit_scale_init_value)
     True
     """
-    paths = list(flatten(abstract_params(config, dtype)))
-    keys = jax.random.split(key, len(paths))
-    flat = {
-        path: _initial(path, shape, subkey, config).astype(dtype)
-        for (path, shape), subkey in zip(paths, keys, strict=True)
-    }
+    leaves = dict(flatten(abstract_params(config, dtype)))
+    # One draw cut into pieces: a hundred draws of their own would take long to compile.
+    noise = jax.random.normal(key, (sum(leaf.size for leaf in leaves.values()),), jnp.float32)
+    flat, start = {}, 0
+    for path, leaf in leaves.items():
+        piece = noise[start : start + leaf.size].reshape(leaf.shape)
+        flat[path] = _initial(path, piece, config).astype(dtype)
+        start += leaf.size
     return unflatten(flat)
 
 
-def _initial(
-    path: str, leaf: jax.ShapeDtypeStruct, key: jax.Array, config: CLIPConfig
-) -> jax.Array:
-    name, owner = path.split("/")[-1], path.split("/")[-2] if "/" in path else ""
+def _initial(path: str, noise: jax.Array, config: CLIPConfig) -> jax.Array:
+    """Initial value of one leaf: a constant, or standard normal noise scaled by its place in the network."""
+    *_, owner, name = f"/{path}".split("/")
     if path == "logit_scale":
-        return jnp.full((), config.logit_scale_init_value, jnp.float32)
-    if name == "scale":
-        return jnp.ones(leaf.shape, jnp.float32)
-    if name == "bias":
-        return jnp.zeros(leaf.shape, jnp.float32)
+        return jnp.full_like(noise, config.logit_scale_init_value)
+    if name in ("scale", "bias"):
+        return jnp.full_like(noise, 1 if name == "scale" else 0)
     tower = config.vision if path.startswith("vis") else config.text
     width, depth = tower.hidden_size, tower.num_hidden_layers
     deviation = {
         "token_embedding": 0.02,
         "position_embedding": 0.01 if path.startswith("text") else width**-0.5,
-        "patch_embedding": math.prod(leaf.shape[:-1]) ** -0.5,
+        "patch_embedding": math.prod(noise.shape[:-1]) ** -0.5,
         "fc1": (2 * width) ** -0.5,
         "out_proj": width**-0.5 * (2 * depth) ** -0.5,
         "fc2": width**-0.5 * (2 * depth) ** -0.5,
     }.get(owner, width**-0.5)
-    return deviation * jax.random.normal(key, leaf.shape, jnp.float32)
+    return deviation * noise
 
 
 def flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
