@@ -21,7 +21,7 @@ _SMALL_FILES = (
     "README.md",
     "model_card.json",
 )
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_HUB_ID = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)
 _OTHERWISE = (
     "Give the path of a folder with config.json and the weights instead, or the built-in 'demo'."
 )
@@ -52,7 +52,7 @@ def find_checkpoint(
     if name == "demo":
         return _packaged("demo")
     path = Path(name_or_path).expanduser()
-    if path.exists():
+    if name and path.exists():
         return path
     if isinstance(name_or_path, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
         raise CheckpointError(
