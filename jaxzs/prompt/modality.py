@@ -1,0 +1,102 @@
+"""What training asks of a modality, and what is frozen around it.
+
+A new modality is one new file: a hashable dataclass with the functions of `Modality`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.model import Numerics, Params, logits_per_image
+
+Prompts = Any  # a pytree of float32 arrays, the only thing that is trained
+
+
+class Frozen(NamedTuple):
+    """All that training reads and never changes, on device.
+
+    params: the checkpoint's tree.
+    input_ids: [C,1+K+M+1] int32, class names behind K places (`placeholder_ids`).
+    text_features: [C,E] features of the template filled with each name, without a prompt.
+    pseudolabel_features: [C,E] the same for the first pseudolabels, whose template may differ.
+    """
+
+    params: Params
+    input_ids: jax.Array
+    text_features: jax.Array
+    pseudolabel_features: jax.Array
+
+
+class Modality(Protocol):
+    """A hashable dataclass of settings (a static argument of `jit`) with pure functions.
+
+    name: "text", "image" or "joint"; learning_rate: the published default; length: K, tokens of a prefix.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def length(self) -> int: ...
+
+    def init(self, key: jax.Array, config: CLIPConfig) -> Prompts:
+        """Freshly drawn prompts."""
+        ...
+
+    def restart(
+        self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts
+    ) -> Prompts:
+        """Where the authors' next iteration starts: from what the first started from, the last prompts, or anew."""
+        ...
+
+    def constant_images(
+        self, params: Params, pixels: jax.Array, config: CLIPConfig, numerics: Numerics = ...
+    ) -> jax.Array:
+        """What of the images no prompt changes: pixels [B,S,S,3] -> [B,...]; computed once."""
+        ...
+
+    def plain_features(
+        self, frozen: Frozen, images: jax.Array, config: CLIPConfig, numerics: Numerics = ...
+    ) -> jax.Array:
+        """Features without any prompt, of what `constant_images` returned: [B,E]."""
+        ...
+
+    def class_features(
+        self, prompts: Prompts, frozen: Frozen, config: CLIPConfig, numerics: Numerics = ...
+    ) -> jax.Array:
+        """Text features [C,E] under the prompts, not normalised."""
+        ...
+
+    def image_features(
+        self,
+        prompts: Prompts,
+        frozen: Frozen,
+        images: jax.Array,
+        config: CLIPConfig,
+        numerics: Numerics = ...,
+    ) -> jax.Array:
+        """Image features [B,E] under the prompts, not normalised, of what `constant_images` returned."""
+        ...
+
+
+def class_logits(
+    modality: Modality,
+    prompts: Prompts,
+    frozen: Frozen,
+    images: jax.Array,
+    config: CLIPConfig,
+    numerics: Numerics = Numerics(),
+) -> jax.Array:
+    """exp(logit_scale) * cosine of prompted image and class features: images [B,...] -> [B,C] float32."""
+    return logits_per_image(
+        modality.image_features(prompts, frozen, images, config, numerics),
+        modality.class_features(prompts, frozen, config, numerics),
+        jnp.asarray(frozen.params["logit_scale"]),
+    )

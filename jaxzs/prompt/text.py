@@ -1,0 +1,189 @@
+"""Textual prompt: one learned context before every class name (CoOp, arXiv 2109.01134, shared by all classes).
+
+Layout of a class: [start] [prefix]*K [name ...] [end], then padding that nothing reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs.clip.config import CLIPConfig, TextConfig
+from jaxzs.clip.model import Numerics, Params, Precision, encode_image, end_positions
+from jaxzs.errors import TextError
+from jaxzs.prompt.modality import Frozen, Prompts
+from jaxzs.prompt.towers import read_text, read_text_with_context
+
+
+def placeholder_ids(input_ids: Any, length: int, text: TextConfig) -> np.ndarray:
+    """Token ids of class names with `length` places for a prefix behind the start token, cut to the longest.
+
+    input_ids [C,T] integer: the bare names as the checkpoint's tokenizer gives them (start, name, end, padding).
+    Returns [C,1+K+M+1] int32, M the tokens of the longest name. Built from ids: a small vocabulary may have no
+    word to stand for a place. The places repeat the start token, which is never taken for an end.
+
+    Raises `TextError` if a name with its prefix is longer than the checkpoint's context.
+
+    >>> text = TextConfig(vocab_size=512, eos_token_id=511, max_position_embeddings=8)
+    >>> placeholder_ids(np.array([[510, 7, 511, 0], [510, 8, 9, 511]]), 2, text)
+    array([[510, 510, 510,   7, 511,   0],
+           [510, 510, 510,   8,   9, 511]], dtype=int32)
+    """
+    ids = np.asarray(input_ids)
+    ends = np.asarray(end_positions(jnp.asarray(ids, jnp.int32), text))
+    longest = int(ends.max()) + length + 1
+    if longest > text.max_position_embeddings:
+        row = int(ends.argmax())
+        raise TextError(
+            f"the name of class {row} has {int(ends[row]) - 1} tokens; with a prompt of {length}, a start "
+            f"and an end token that is {longest}, and this checkpoint takes "
+            f"{text.max_position_embeddings}. Shorten the name or the prompt."
+        )
+    places = np.repeat(ids[:, :1], length, axis=1)
+    return np.concatenate([ids[:, :1], places, ids[:, 1 : ends.max() + 1]], axis=1).astype(np.int32)
+
+
+def embed_with_prefix(
+    params: Params, prefix: jax.Array, input_ids: jax.Array, half: bool = False
+) -> jax.Array:
+    """Embeddings with positions 1..K overwritten: prefix [K,D], input_ids [C,T] -> [C,T,D] float32.
+
+    half: round embeddings and positions to float16 before they are added, as the authors' code does (their
+    text tower takes float16 inputs even on CPU); the gradient is rounded likewise.
+    """
+    tree = params["text_model"]["embeddings"]
+    tokens = tree["token_embedding"]["embedding"].astype(jnp.float32)[input_ids]
+    C, K = input_ids.shape[0], prefix.shape[0]
+    prefix = jnp.broadcast_to(prefix[None], (C, *prefix.shape))
+    tokens = jnp.concatenate([tokens[:, :1], prefix, tokens[:, 1 + K :]], axis=1)
+    positions = tree["position_embedding"]["embedding"].astype(jnp.float32)
+    positions = positions[None, : input_ids.shape[1]]
+    if half:
+        return (tokens.astype(jnp.float16) + positions.astype(jnp.float16)).astype(jnp.float32)
+    return tokens + positions
+
+
+def text_features(
+    params: Params,
+    prefix: jax.Array,
+    input_ids: jax.Array,
+    config: CLIPConfig,
+    *,
+    share_context: bool = True,
+    half: bool = False,
+    recompute: bool = False,
+    compute_dtype: Any = None,
+    precision: Precision = None,
+) -> jax.Array:
+    """Features of the class names behind a learned prefix, projected, NOT normalised (spec: CoOp, shared context).
+
+    Args:
+      params: the checkpoint's tree, frozen.
+      prefix: [K,D_text] float32, the prompt.
+      input_ids: [C,T] integer with K places behind the start token (`placeholder_ids`); longer padding only
+        costs time.
+      config: of the checkpoint.
+      share_context: compute positions 0..K once for all classes instead of C times: the same numbers, since the
+        mask is causal.
+      half: float16 rounding of the embeddings, as in the authors' code.
+      recompute: keep no activations of the blocks for the gradient (`jax.checkpoint`).
+      compute_dtype: None (float32) or the type of the operands of matrix products.
+      precision: XLA precision of the products.
+
+    Returns:
+      [C,E] float32.
+
+    >>> model = jaxzs.load("demo")
+    >>> ids = placeholder_ids(model.tokenize(["circle", "square"])[0], 4, model.config.text)
+    >>> prefix = jnp.zeros((4, model.config.text.hidden_size))
+    >>> text_features(model.params, prefix, ids, model.config).shape[0]
+    2
+    """
+    numerics = Numerics(compute_dtype, precision)
+    ids = jnp.asarray(input_ids)
+    return _text_features(params, prefix, ids, config, share_context, half, recompute, numerics)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "share_context", "half", "recompute", "numerics")
+)
+def _text_features(params, prefix, ids, config, share_context, half, recompute, numerics):
+    ends = end_positions(ids, config.text)
+    if not share_context:
+        x = embed_with_prefix(params, prefix, ids, half)
+        return read_text(params, x, ends, config, numerics, recompute)
+    S = 1 + prefix.shape[0]
+    shared = embed_with_prefix(params, prefix, ids[:1, :S], half)  # [1,S,D]
+    # The names' embeddings do not depend on the prefix; only their keys and values meet it.
+    x = embed_with_prefix(params, jax.lax.stop_gradient(prefix), ids, half)[:, S:]
+    return read_text_with_context(params, shared, x, ends - S, config, numerics, recompute)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPrompt:
+    """The textual modality: hashable settings, and the functions that training asks of every modality.
+
+    Prompts are {"prefix": [K,D_text]}. Images are constants: their features are computed once.
+    """
+
+    name: ClassVar[str] = "text"
+    learning_rate: ClassVar[float] = 0.1
+    length: int = 16
+    deviation: float = 0.02  # of the initial normal distribution; the authors call it a variance
+    half: bool = False
+    share_context: bool = True
+    recompute: bool = False
+
+    def init(self, key: jax.Array, config: CLIPConfig) -> Prompts:
+        """{"prefix": [K,D_text]} drawn from N(0, deviation^2)."""
+        shape = (self.length, config.text.hidden_size)
+        return {"prefix": self.deviation * jax.random.normal(key, shape, jnp.float32)}
+
+    def restart(
+        self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts
+    ) -> Prompts:
+        """Where the authors' next iteration starts: from the last prompts ("initial" is updated in place)."""
+        return last
+
+    def constant_images(
+        self, params: Params, pixels: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
+    ) -> jax.Array:
+        """What of the images no prompt changes, computed once: pixels [B,S,S,3] -> features [B,E]."""
+        return encode_image(params, pixels, config, **numerics._asdict())
+
+    def plain_features(
+        self, frozen: Frozen, images: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
+    ) -> jax.Array:
+        """Features of images without any prompt: [B,E]."""
+        return images
+
+    def class_features(
+        self, prompts: Prompts, frozen: Frozen, config: CLIPConfig, numerics: Numerics = Numerics()
+    ) -> jax.Array:
+        """Prompted text features [C,E]."""
+        return text_features(
+            frozen.params,
+            prompts["prefix"],
+            frozen.input_ids,
+            config,
+            share_context=self.share_context,
+            half=self.half,
+            recompute=self.recompute,
+            **numerics._asdict(),
+        )
+
+    def image_features(
+        self,
+        prompts: Prompts,
+        frozen: Frozen,
+        images: jax.Array,
+        config: CLIPConfig,
+        numerics: Numerics = Numerics(),
+    ) -> jax.Array:
+        """The images' constant features [B,E]."""
+        return images

@@ -1,0 +1,127 @@
+"""Visual prompt: learned tokens between the class token and the patches, in the first layer only.
+
+Shallow VPT, arXiv 2203.12119.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.model import Numerics, Params, Precision, vision_embeddings
+from jaxzs.prompt.modality import Frozen, Prompts
+from jaxzs.prompt.towers import read_image
+
+
+def image_features(
+    params: Params,
+    prefix: jax.Array,
+    pixels: jax.Array,
+    config: CLIPConfig,
+    *,
+    recompute: bool = False,
+    compute_dtype: Any = None,
+    precision: Precision = None,
+) -> jax.Array:
+    """Features of images with learned tokens in front of the patches, projected, NOT normalised.
+
+    Args:
+      params: the checkpoint's tree, frozen.
+      prefix: [K,D_vision] float32, the prompt. It gets no positions, but the pre-LayerNorm.
+      pixels: [B,S,S,3] float, normalised by the checkpoint's mean and standard deviation.
+      config: of the checkpoint.
+      recompute: keep no activations of the blocks for the gradient (`jax.checkpoint`).
+      compute_dtype: None (float32) or the type of the operands of matrix products.
+      precision: XLA precision of the products.
+
+    Returns:
+      [B,E] float32.
+
+    >>> model = jaxzs.load("demo")
+    >>> pixels = model.preprocess(np.zeros((48, 48, 3), np.uint8))
+    >>> prefix = jnp.zeros((4, model.config.vision.hidden_size))
+    >>> image_features(model.params, prefix, pixels, model.config).shape[0]
+    1
+    """
+    numerics = Numerics(compute_dtype, precision)
+    return _image_features(params, prefix, pixels, config, recompute, numerics)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "recompute", "numerics"))
+def _image_features(params, prefix, pixels, config, recompute, numerics):
+    x = vision_embeddings(params["vision_model"], pixels, config.vision, numerics=numerics)
+    return read_prompted(params, prefix, x, config, numerics, recompute)
+
+
+def read_prompted(
+    params: Params,
+    prefix: jax.Array,
+    embeddings: jax.Array,
+    config: CLIPConfig,
+    numerics: Numerics = Numerics(),
+    recompute: bool = False,
+) -> jax.Array:
+    """`image_features` from the embedded patches [B,1+P,D], which no prompt changes; prefix [K,D], K may be 0."""
+    B, embeddings = embeddings.shape[0], embeddings.astype(jnp.float32)
+    tokens = jnp.broadcast_to(prefix[None], (B, *prefix.shape))
+    x = jnp.concatenate([embeddings[:, :1], tokens, embeddings[:, 1:]], axis=1)  # [B,1+K+P,D]
+    return read_image(params, x, config, numerics, recompute)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualPrompt:
+    """The visual modality. Prompts are {"prefix": [K,D_vision]}; class features and embedded patches are constants."""
+
+    name: ClassVar[str] = "image"
+    learning_rate: ClassVar[float] = 0.1
+    length: int = 16
+    recompute: bool = False
+
+    def init(self, key: jax.Array, config: CLIPConfig) -> Prompts:
+        """{"prefix": [K,D_vision]} drawn from N(0, 1/D_vision)."""
+        width = config.vision.hidden_size
+        draw = jax.random.normal(key, (self.length, width), jnp.float32)
+        return {"prefix": width**-0.5 * draw}
+
+    def restart(
+        self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts
+    ) -> Prompts:
+        """Where the authors' next iteration starts on an accelerator: from the same initial prompts."""
+        return initial
+
+    def constant_images(
+        self, params: Params, pixels: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
+    ) -> jax.Array:
+        """What of the images no prompt changes, computed once: pixels [B,S,S,3] -> embedded patches [B,1+P,D]."""
+        return vision_embeddings(params["vision_model"], pixels, config.vision, numerics=numerics)
+
+    def plain_features(
+        self, frozen: Frozen, images: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
+    ) -> jax.Array:
+        """Features of images without any prompt: [B,E]."""
+        none = jnp.zeros((0, config.vision.hidden_size), jnp.float32)
+        return read_prompted(frozen.params, none, images, config, numerics)
+
+    def class_features(
+        self, prompts: Prompts, frozen: Frozen, config: CLIPConfig, numerics: Numerics = Numerics()
+    ) -> jax.Array:
+        """The constant features of the template filled with each class name [C,E]."""
+        return frozen.text_features
+
+    def image_features(
+        self,
+        prompts: Prompts,
+        frozen: Frozen,
+        images: jax.Array,
+        config: CLIPConfig,
+        numerics: Numerics = Numerics(),
+    ) -> jax.Array:
+        """Prompted features [B,E] of embedded patches [B,1+P,D]."""
+        return read_prompted(
+            frozen.params, prompts["prefix"], images, config, numerics, self.recompute
+        )
