@@ -6,6 +6,7 @@ as InMaP (arXiv 2310.19752) uses it.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -47,8 +48,8 @@ def check_class_names(class_names: Sequence[str]) -> None:
     for position, name in enumerate(class_names):
         if not isinstance(name, str) or not name.strip():
             raise LabelError(f"class name number {position} is empty ({name!r})")
-    stripped = [name.strip() for name in class_names]
-    repeated = sorted({name for name in stripped if stripped.count(name) > 1})
+    occurrences = collections.Counter(name.strip() for name in class_names)
+    repeated = sorted(name for name, count in occurrences.items() if count > 1)
     if repeated:
         raise LabelError(f"class names occur more than once: {', '.join(repeated)}")
 

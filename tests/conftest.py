@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax
@@ -35,3 +36,46 @@ def shared() -> Path:
 def data_mesh() -> jax.sharding.Mesh:
     """Eight host devices along one axis named "data"."""
     return jax.sharding.Mesh(np.array(jax.devices()[:8]), ("data",))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a complete CLIP of random weights: 32-pixel images, byte-level tokens, 16 features."""
+    from tokenizers import pre_tokenizers
+
+    from jaxzs import clip
+
+    folder = tmp_path_factory.mktemp("tiny")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": 32, "crop_size": 32}))
+    config = clip.CLIPConfig(
+        text=clip.TextConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            vocab_size=len(tokens),
+            max_position_embeddings=40,
+            bos_token_id=len(tokens) - 2,
+            eos_token_id=len(tokens) - 1,
+        ),
+        vision=clip.VisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        ),
+        projection_dim=16,
+    )
+    params = clip.random_params(jax.random.key(0), config)
+    # Large enough weights that features of different images and texts differ visibly.
+    params = jax.tree.map(lambda leaf: 4 * leaf if leaf.ndim == 2 else leaf, params)
+    clip.write_checkpoint(folder, params, config)
+    return folder

@@ -1,0 +1,180 @@
+"""The command line: what it prints, writes and answers, and how it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxzs
+from jaxzs.classify import check_number_of_classes, classify
+from jaxzs.cli import COMMANDS, main
+from jaxzs.errors import DataError, LabelError
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two classes in subfolders: 12 dark and 12 bright images, all different."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("bright", 180)):
+        (folder / name).mkdir()
+        for number in range(12):
+            pixels = rng.integers(low, low + 70, (40, 36, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_lists_every_command(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(f"  {name} " in out for name in COMMANDS)
+    assert run(capsys)[0] == 0
+    assert run(capsys, "--version")[1].strip() == f"jaxzs {jaxzs.__version__}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"jaxzs {name}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_named(capsys):
+    code, _, err = run(capsys, "clasify")
+    assert code == 2
+    assert "'clasify'" in err
+    assert "classify" in err
+
+
+def test_classify_folder_writes_csv(pictures, tiny_checkpoint, tmp_path, capsys):
+    out = tmp_path / "results.csv"
+    options = ["--model", tiny_checkpoint, "--labels", "dark, bright", "--top", 2, "--out", out]
+    code, printed, _ = run(capsys, "classify", pictures, *options)
+    assert code == 0
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert len(rows) == 24
+    for row in rows:
+        assert {row["label"], row["label_2"]} == {"dark", "bright"}
+        assert float(row["score"]) >= float(row["score_2"])
+        assert float(row["score"]) + float(row["score_2"]) == pytest.approx(1, abs=1e-5)
+    right = np.mean([row["label"] in row["path"] for row in rows])
+    assert f"accuracy {100 * right:.2f} % on 24 images (transductive)" in printed
+
+
+def test_classify_equals_the_library_call(pictures, tiny_checkpoint, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    options = ["--model", tiny_checkpoint, "--labels", "dark,bright", "--out", out]
+    assert run(capsys, "classify", pictures, *options, "--method", "zero-shot")[0] == 0
+    record = json.loads(out.read_text())
+    model = jaxzs.load(tiny_checkpoint)
+    assert record["fingerprint"] == model.fingerprint
+    images = [np.asarray(Image.open(row["path"])) for row in record["results"]]
+    features = jaxzs.zeroshot.image_features(model, model.preprocess(images))
+    text = jaxzs.zeroshot.text_proxies(model, ["dark", "bright"])
+    result = classify(model, features, text, method="zero-shot")
+    for row, label, score in zip(
+        record["results"], result.classes[:, 0], result.scores[:, 0], strict=True
+    ):
+        assert row["label"] == ("dark", "bright")[label]
+        assert row["score"] == pytest.approx(float(score), abs=2e-6)  # written with six digits
+
+
+def test_subfolders_name_the_classes(pictures, tiny_checkpoint, capsys):
+    code, _, err = run(capsys, "classify", pictures, "--model", tiny_checkpoint)
+    assert code == 0
+    assert "taken from the subfolders: bright, dark" in err
+
+
+def test_unreadable_images_are_listed_and_show_in_the_exit_code(
+    pictures, tiny_checkpoint, tmp_path, capsys
+):
+    good = pictures / "dark" / "00.png"
+    (tmp_path / "good.png").write_bytes(good.read_bytes())
+    (tmp_path / "bad.png").write_bytes(good.read_bytes()[:60])
+    (tmp_path / "worse.jpg").write_text("version https://git-lfs.github.com/spec/v1")
+    options = ["--model", tiny_checkpoint, "--labels", "dark,bright", "--method", "zero-shot"]
+    code, out, err = run(capsys, "classify", tmp_path, *options)
+    assert code == 1
+    assert "good.png" in out
+    assert "2 of 3 files could not be read" in err
+    assert "bad.png" in err
+    assert "git-lfs pointer" in err
+
+
+def test_one_image_is_classified_zero_shot_and_says_so(pictures, tiny_checkpoint, capsys):
+    image = pictures / "dark" / "00.png"
+    code, out, err = run(
+        capsys, "classify", image, "--model", tiny_checkpoint, "--labels", "dark,bright"
+    )
+    assert code == 0
+    assert "method zero-shot" in out
+    assert "one image only" in err
+
+
+def test_few_images_are_warned_about(pictures, tiny_checkpoint, capsys):
+    images = sorted((pictures / "dark").iterdir())[:3]
+    options = ["--model", tiny_checkpoint, "--labels"]
+    assert "fewer than about 10 images" in run(capsys, "classify", *images, *options, "a,b")[2]
+    assert "fewer images than classes" in run(capsys, "classify", *images, *options, "a,b,c,d")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "a,b"], "no images given"),
+        (["no/such/folder", "--labels", "a,b"], "no such file or folder: no/such/folder"),
+        (["{dark}"], "what are the classes"),
+        (["{dark}", "--labels", "a"], "one class only"),
+        (["{dark}", "--labels", "a,,b"], "number 1 is empty"),
+        (["{dark}", "--labels", "a,b,a"], "more than once: a"),
+        (["{dark}", "--labels", "a,b", "--dataset", "x"], "only one of"),
+        (["{dark}", "--labels", "a,b", "--gamma", "2"], "--gamma is '2'"),
+        (["{dark}", "--labels", "a,b", "--gamma", "x"], "--gamma is 'x'"),
+        (["{dark}", "--labels", "a,b", "--out", "x.txt"], r"must end in .csv or .json"),
+        (["{dark}", "--labels", "a,b", "--templates", "no hole"], "exactly once"),
+        (["{dark}", "--labels", "a,b", "--batch-size", "0"], "at least 1"),
+        (["{dark}", "--labels-file", "no/file"], "cannot read class names from no/file"),
+        (["{dark}", "--labels", "a,b", "--model", "./no/model"], "no/model"),
+    ],
+)
+def test_wrong_input_is_named_without_traceback(
+    arguments, message, pictures, tiny_checkpoint, capsys
+):
+    arguments = [argument.format(dark=pictures / "dark") for argument in arguments]
+    if "--model" not in arguments:
+        arguments += ["--model", str(tiny_checkpoint)]
+    code, _, err = run(capsys, "classify", *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_labels_from_a_file(pictures, tiny_checkpoint, tmp_path, capsys):
+    (tmp_path / "labels.txt").write_text("dark\n\nbright\n")
+    (tmp_path / "labels.json").write_text('["dark", "bright"]')
+    (tmp_path / "wrong.json").write_text('{"dark": 1}')
+    options = ["--model", tiny_checkpoint, "--method", "zero-shot", "--labels-file"]
+    lines = run(capsys, "classify", pictures, *options, tmp_path / "labels.txt")[1]
+    assert lines == run(capsys, "classify", pictures, *options, tmp_path / "labels.json")[1]
+    code, _, err = run(capsys, "classify", pictures, *options, tmp_path / "wrong.json")
+    assert code == 2
+    assert "expected a JSON list" in err
+
+
+def test_more_classes_than_memory_allows(tiny_checkpoint):
+    with pytest.raises(LabelError, match=r"at most [\d,]+ classes"):
+        check_number_of_classes(10**12, 16)
+    model = jaxzs.load(tiny_checkpoint)
+    with pytest.raises(DataError, match="no images"):
+        classify(model, np.zeros((0, 16), np.float32), np.eye(3, 16, dtype=np.float32))
