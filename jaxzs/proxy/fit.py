@@ -152,7 +152,7 @@ def fit(
     image_features [N,E] and text_proxies [C,E], any float type, are L2-normalised here. label_temperature tau_t,
     gamma, sinkhorn_iterations and key as in `pseudo_labels`; temperature tau_i and the rest as in
     `learn_proxies`, with equal results. Labels are recomputed from class potentials, logits from proxies: a
-    step of "fast" costs three passes instead of one, and memory is that of one block of `block_size` images
+    step of "fast" costs two passes instead of one, and memory is that of one block of `block_size` images
     (default: about four million similarities). Rows sharded over `data_axis` of `mesh` (found from a sharded
     array; to be named under jit) stay where they are: one all-reduce of [C,E] and some of O(C) per step.
     Returns a `ProxyResult`. Raises DataError (shapes, values), ConfigError (options).

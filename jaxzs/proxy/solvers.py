@@ -15,13 +15,14 @@ import jax.numpy as jnp
 
 from jaxzs.proxy.closed_form import LabelSums
 from jaxzs.proxy.rows import EXACT, normalize
-from jaxzs.proxy.sweeps import REFRESH, Sweeps, stretch
+from jaxzs.proxy.sweeps import REFRESH, Sweeps
 
 REFERENCE_ITERATIONS = 2000
 LEARNING_RATE = 10.0
 # One pass to start, one a step, half a pass for each refresh: at most 30 passes, or 50 where images are few.
 FAST_STEPS = 28
 FAST_STEPS_FEW_IMAGES = 47
+LONGEST_STEP = 0.3  # root mean square of the proxies' moves in one step
 ARMIJO = 1e-4
 
 WhileLoop = Callable[[Callable[[Any], Any], Callable[[Any], Any], Any], Any]
@@ -118,16 +119,23 @@ def reference(
     )
 
 
+class _Point(NamedTuple):
+    """Proxies on the spheres and what is known there."""
+
+    proxies: jax.Array  # [C, E]
+    cache: Any  # of the sweeps
+    objective: jax.Array  # []
+    radial: jax.Array  # [C] the part of the gradient along each proxy
+    gradient: jax.Array  # [C, E] the part on the spheres
+    preconditioned: jax.Array  # [C, E]
+
+
 class _FastState(NamedTuple):
     step: jax.Array
     done: jax.Array
-    proxies: jax.Array
-    cache: Any
-    gradient: jax.Array  # on the spheres
-    preconditioned: jax.Array
-    direction: jax.Array
-    trial: jax.Array  # first t of the next line search
-    objective: jax.Array
+    point: _Point
+    direction: jax.Array  # [C, E]
+    damping: jax.Array  # of the next step: 1, less after a step that failed
     objectives: jax.Array
     norms: jax.Array
     passes: jax.Array
@@ -145,124 +153,108 @@ def fast(
 ) -> ProxyResult:
     """Preconditioned Riemannian conjugate gradient (Polak-Ribiere+) on the product of spheres.
 
-    `start` [C, E] is the closed form and `inverse` [E, E] its preconditioner. Stops after `steps`, or once a
-    step lowers the objective by no more than `tolerance` of its value.
+    `start` [C, E] is the closed form and `inverse` [E, E] its preconditioner. Each step goes to the minimum of
+    the second-order model along its direction, at most LONGEST_STEP far. The model's curvature is a sum of
+    variances, which rounding does not touch; differences of objectives, on which line searches usually rest,
+    drown in it after ten steps and make equal runs part. Where the objective does not fall (Armijo), the step
+    is taken back and damped. Stops after `steps`, or once a step gains no more than `tolerance` of the objective,
+    if that is above 0.
     """
     longest = FAST_STEPS_FEW_IMAGES if steps is None else steps
     limit = jnp.int32(longest)
     if steps is None:
         few = sums.num_images < 2 * start.shape[0]
         limit = jnp.where(few, jnp.int32(FAST_STEPS_FEW_IMAGES), jnp.int32(FAST_STEPS))
+    noise = (
+        jnp.finfo(jnp.float32).eps / temperature
+    )  # rounding of an objective made of logits up to 1 / tau
 
-    def precondition(gradient: jax.Array, proxies: jax.Array) -> jax.Array:
-        return tangent(jnp.matmul(gradient, inverse, precision=EXACT.precision), proxies)
+    def at(proxies: jax.Array, cache: Any) -> _Point:
+        objective, gradient = _evaluate(sweeps, cache, proxies, sums, temperature)
+        radial = jnp.sum(gradient * proxies, axis=-1)
+        gradient = tangent(gradient, proxies)
+        preconditioned = jnp.matmul(gradient, inverse, precision=EXACT.precision)
+        return _Point(proxies, cache, objective, radial, gradient, tangent(preconditioned, proxies))
 
     def running(state: _FastState) -> jax.Array:
         return (state.step < limit) & ~state.done
 
     def descend(state: _FastState) -> _FastState:
-        step = state.step + 1
-        along = sweeps.along(state.direction)
-        slope = jnp.sum(state.gradient * state.direction)
-        t, change, tried = _line_search(sweeps, state, along, slope, sums, temperature)
+        step, old, direction = state.step + 1, state.point, state.direction
+        along = sweeps.along(direction)
+        slope = jnp.sum(old.gradient * direction)
+        t = state.damping * _newton_step(sweeps, old, direction, along, slope, sums, temperature)
 
-        proxies = normalize(state.proxies + t * state.direction)
-        cache = sweeps.advance(state.cache, along, proxies, state.direction, t, step)
-        objective, gradient = _evaluate(sweeps, cache, proxies, sums, temperature)
-        gradient = tangent(gradient, proxies)
-        preconditioned = precondition(gradient, proxies)
+        proxies = normalize(old.proxies + t * direction)
+        new = at(proxies, sweeps.advance(old.cache, along, proxies, direction, t, step))
+        gain = old.objective - new.objective
+        accepted = gain >= -ARMIJO * slope * t - noise
+        # minimum of the parabola through both values and the first slope
+        damped = jnp.clip(-slope * t / (2 * jnp.maximum(-gain - slope * t, 1e-30)), 0.1, 0.5)
 
-        # Polak-Ribiere+; the previous gradient and direction are carried over by projection
-        old = jnp.sum(state.preconditioned * state.gradient)
-        turned = jnp.sum(preconditioned * (gradient - tangent(state.gradient, proxies)))
-        beta = jnp.maximum(turned / jnp.maximum(old, 1e-30), 0)
-        direction = tangent(-preconditioned + beta * state.direction, proxies)
-        new_slope = jnp.sum(gradient * direction)
-        reset = (new_slope >= 0) | (t == 0)
-        direction = jnp.where(reset, -preconditioned, direction)
-        new_slope = jnp.where(reset, -jnp.sum(gradient * preconditioned), new_slope)
-        trial = jnp.where(t == 0, tried / 10, t * slope / jnp.minimum(new_slope, -1e-30))
-
-        norm = jnp.linalg.norm(gradient)
+        point = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
         after = jnp.arange(longest + 1) >= step
-        refreshed = jnp.where((step % REFRESH == 0) & sweeps.keeps_logits, 0.5, 0.0)
-        searched = 0.0 if sweeps.keeps_logits else 2.0  # two evaluations of two products each
         return _FastState(
             step=step,
-            done=(t > 0) & (-change <= tolerance * jnp.abs(objective)),
-            proxies=proxies,
-            cache=cache,
-            gradient=gradient,
-            preconditioned=preconditioned,
-            direction=direction,
-            trial=trial,
-            objective=objective,
-            objectives=jnp.where(after, objective, state.objectives),
-            norms=jnp.where(after, norm, state.norms),
-            passes=state.passes + 1 + searched + refreshed,
+            done=(tolerance > 0) & accepted & (gain <= tolerance * jnp.abs(new.objective)),
+            point=point,
+            direction=jnp.where(accepted, _conjugate(old, new, direction), direction),
+            damping=jnp.where(accepted, jnp.float32(1), state.damping * damped),
+            objectives=jnp.where(after, point.objective, state.objectives),
+            norms=jnp.where(after, jnp.linalg.norm(point.gradient), state.norms),
+            passes=state.passes + _passes_of_step(sweeps, step),
         )
 
-    cache = sweeps.start(start)
-    objective, gradient = _evaluate(sweeps, cache, start, sums, temperature)
-    gradient = tangent(gradient, start)
-    preconditioned = precondition(gradient, start)
-    rms = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(preconditioned), axis=-1)))
-    first = _FastState(
-        step=jnp.zeros((), jnp.int32),
-        done=jnp.zeros((), bool),
-        proxies=start,
-        cache=cache,
-        gradient=gradient,
-        preconditioned=preconditioned,
-        direction=-preconditioned,
-        trial=0.3 / jnp.maximum(rms, 1e-30),
-        objective=objective,
-        objectives=jnp.full((longest + 1,), objective),
-        norms=jnp.full((longest + 1,), jnp.linalg.norm(gradient)),
-        passes=jnp.ones((), jnp.float32),
+    first = at(start, sweeps.start(start))
+    last = while_loop(
+        running,
+        descend,
+        _FastState(
+            step=jnp.zeros((), jnp.int32),
+            done=jnp.zeros((), bool),
+            point=first,
+            direction=-first.preconditioned,
+            damping=jnp.ones((), jnp.float32),
+            objectives=jnp.full((longest + 1,), first.objective),
+            norms=jnp.full((longest + 1,), jnp.linalg.norm(first.gradient)),
+            passes=jnp.ones((), jnp.float32),
+        ),
     )
-    last = while_loop(running, descend, first)
-    return ProxyResult(last.proxies, last.objectives, last.norms, last.passes)
+    return ProxyResult(last.point.proxies, last.objectives, last.norms, last.passes)
 
 
-def _line_search(
+def _newton_step(
     sweeps: Sweeps,
-    state: _FastState,
+    point: _Point,
+    direction: jax.Array,
     along: Any,
     slope: jax.Array,
     sums: LabelSums,
     temperature: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The trial t, one quadratic refinement, the better one if it passes Armijo's test, else 0.
+) -> jax.Array:
+    """-slope / curvature of t -> objective(rownorm(W + t D)) at 0, for D orthogonal to W: []."""
+    squared = jnp.sum(jnp.square(direction), axis=-1)
+    variance = sweeps.spread(point.cache, along, point.proxies, direction)
+    # the second term comes from the spheres: rownorm bends W + t D back by t^2 |D_j|^2 / 2
+    curvature = variance / (sums.num_images * jnp.square(temperature)) - jnp.sum(
+        squared * point.radial
+    )
+    furthest = LONGEST_STEP / jnp.maximum(jnp.sqrt(jnp.mean(squared)), 1e-30)
+    newton = -slope / jnp.maximum(curvature, 1e-30)
+    return jnp.where(curvature > 0, jnp.minimum(newton, furthest), furthest)
 
-    Returns t, the change of the objective, and the smaller t that was tried.
-    """
-    proxies, direction = state.proxies, state.direction
-    own = jnp.sum(sums.labelled * proxies, axis=-1)
-    other = jnp.sum(sums.labelled * direction, axis=-1)
 
-    def change(t: jax.Array) -> jax.Array:
-        lengths = stretch(direction, t)
-        # 1 / s - 1 without cancellation, s = sqrt(1 + r)
-        shrink = -(jnp.square(t) * jnp.sum(jnp.square(direction), axis=-1)) / (
-            lengths * (1 + lengths)
-        )
-        linear = jnp.sum(own * shrink + t * other / lengths) / temperature
-        return (sweeps.change(state.cache, along, proxies, direction, t) - linear) / sums.num_images
+def _conjugate(old: _Point, new: _Point, direction: jax.Array) -> jax.Array:
+    """Polak-Ribiere+; the old gradient and direction are carried over by projection: [C, E]."""
+    turned = jnp.sum(new.preconditioned * (new.gradient - tangent(old.gradient, new.proxies)))
+    beta = turned / jnp.maximum(jnp.sum(old.preconditioned * old.gradient), 1e-30)
+    steepest = -new.preconditioned
+    conjugate = steepest + jnp.maximum(beta, 0) * tangent(direction, new.proxies)
+    return jnp.where(jnp.sum(new.gradient * conjugate) < 0, conjugate, steepest)
 
-    def least(t: jax.Array, value: jax.Array) -> jax.Array:
-        """Minimum of the parabola through (0, 0) with this slope and (t, value)."""
-        curvature = value - slope * t
-        best = -slope * jnp.square(t) / (2 * jnp.maximum(curvature, 1e-30))
-        return jnp.clip(best, 0.1 * t, 4 * t)
 
-    t1 = state.trial
-    change1 = change(t1)
-    t2 = least(t1, change1)
-    change2 = change(t2)
-    better = change2 < change1
-    t = jnp.where(better, t2, t1)
-    value = jnp.where(better, change2, change1)
-    good = value <= ARMIJO * slope * t
-    zero = jnp.float32(0)
-    return jnp.where(good, t, zero), jnp.where(good, value, zero), jnp.minimum(t1, t2)
+def _passes_of_step(sweeps: Sweeps, step: jax.Array) -> jax.Array:
+    """X D^T and Q^T X, X W^T when refreshed; by blocks X W^T, X D^T, X W(t)^T and Q^T X."""
+    if not sweeps.keeps_logits:
+        return jnp.float32(2)
+    return jnp.where(step % REFRESH == 0, jnp.float32(1.5), jnp.float32(1))

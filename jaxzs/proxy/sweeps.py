@@ -1,4 +1,4 @@
-"""What a solver asks of the images: value and gradient at proxies, and the change along a line.
+"""What a solver asks of the images: value and gradient at proxies, and the curvature along a line.
 
 Two ways to answer: `Kept` holds the logits of all images between the questions, `Recomputed` goes through the
 images block by block and holds nothing.
@@ -32,10 +32,8 @@ class Sweeps(Protocol):
 
     def along(self, direction: jax.Array) -> Any: ...
 
-    def change(
-        self, cache: Any, along: Any, proxies: jax.Array, direction: jax.Array, t: jax.Array
-    ) -> jax.Array:
-        """How much the sum of logsumexp grows from W to W(t) = rownorm(W + t D): []."""
+    def spread(self, cache: Any, along: Any, proxies: jax.Array, direction: jax.Array) -> jax.Array:
+        """sum_i Var_q(x_i D_j), the variance over classes j under Q(W): []."""
         ...
 
     def advance(
@@ -56,20 +54,14 @@ def stretch(direction: jax.Array, t: jax.Array) -> jax.Array:
     return jnp.sqrt(1 + jnp.square(t) * jnp.sum(jnp.square(direction), axis=-1))
 
 
-def rise(
-    logits: jax.Array,
-    along: jax.Array,
-    mask: jax.Array,
-    lengths: jax.Array,
-    t: jax.Array,
-    temperature: jax.Array,
+def spread_sum(
+    logits: jax.Array, along: jax.Array, mask: jax.Array, temperature: jax.Array
 ) -> jax.Array:
-    """Sum over images of logsumexp at W(t) less logsumexp at W; row by row, so that little cancels."""
-    moved = (logits + t * along) / lengths[None, :]
-    difference = jax.nn.logsumexp(moved / temperature, axis=-1) - jax.nn.logsumexp(
-        logits / temperature, axis=-1
-    )
-    return jnp.sum(jnp.where(mask, difference, jnp.float32(0)))
+    """Sum over images of the variance of `along` [N, C] under softmax(logits / tau): []."""
+    q = jax.nn.softmax(logits / temperature, axis=-1)
+    centred = along - jnp.sum(q * along, axis=-1, keepdims=True)
+    variance = jnp.sum(q * jnp.square(centred), axis=-1)
+    return jnp.sum(jnp.where(mask, variance, jnp.float32(0)))
 
 
 def gradient_sums(
@@ -101,15 +93,10 @@ class Kept:
     def along(self, direction: jax.Array) -> jax.Array:
         return self.products.logits(self.rows.features, direction)
 
-    def change(
-        self,
-        cache: jax.Array,
-        along: jax.Array,
-        proxies: jax.Array,
-        direction: jax.Array,
-        t: jax.Array,
+    def spread(
+        self, cache: jax.Array, along: jax.Array, proxies: jax.Array, direction: jax.Array
     ) -> jax.Array:
-        return rise(cache, along, self.rows.mask, stretch(direction, t), t, self.temperature)
+        return spread_sum(cache, along, self.rows.mask, self.temperature)
 
     def advance(
         self,
@@ -144,15 +131,10 @@ class Recomputed:
     def along(self, direction: jax.Array) -> tuple[()]:
         return ()
 
-    def change(
-        self,
-        cache: tuple[()],
-        along: tuple[()],
-        proxies: jax.Array,
-        direction: jax.Array,
-        t: jax.Array,
+    def spread(
+        self, cache: tuple[()], along: tuple[()], proxies: jax.Array, direction: jax.Array
     ) -> jax.Array:
-        return self.reduce(self._block_change, proxies, direction, t, self.temperature)
+        return self.reduce(self._block_spread, proxies, direction, self.temperature)
 
     def advance(
         self,
@@ -171,14 +153,9 @@ class Recomputed:
         logits = self.products.logits(rows.features, proxies)
         return gradient_sums(self.products, rows, logits, temperature)
 
-    def _block_change(
-        self,
-        rows: Rows,
-        proxies: jax.Array,
-        direction: jax.Array,
-        t: jax.Array,
-        temperature: jax.Array,
+    def _block_spread(
+        self, rows: Rows, proxies: jax.Array, direction: jax.Array, temperature: jax.Array
     ) -> jax.Array:
         logits = self.products.logits(rows.features, proxies)
         along = self.products.logits(rows.features, direction)
-        return rise(logits, along, rows.mask, stretch(direction, t), t, temperature)
+        return spread_sum(logits, along, rows.mask, temperature)
