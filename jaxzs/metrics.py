@@ -42,7 +42,7 @@ def top_k_accuracy(
     if not 1 <= k <= scores.shape[1]:
         raise ConfigError(f"k is {k}; expected 1 to the number of classes, {scores.shape[1]}")
     weights = _weights(labels, scores.shape[0], mask)
-    hits = jnp.sum(_hits(scores, labels, k) * weights)
+    hits = jnp.sum(jnp.where(_hits(scores, labels, k), weights, 0))
     return hits / jnp.maximum(jnp.sum(weights), 1)
 
 
@@ -58,7 +58,7 @@ def accuracy(predictions: jax.Array, labels: jax.Array, mask: jax.Array | None =
     if predictions.ndim != 1:
         raise DataError(f"predictions has shape {predictions.shape}; expected one axis [N]")
     weights = _weights(labels, predictions.shape[0], mask)
-    hits = jnp.sum((predictions == labels.astype(predictions.dtype)) * weights)
+    hits = jnp.sum(jnp.where(predictions == labels.astype(predictions.dtype), weights, 0))
     return hits / jnp.maximum(jnp.sum(weights), 1)
 
 
@@ -77,7 +77,7 @@ def per_class_accuracy(
     if predictions.ndim != 1:
         raise DataError(f"predictions has shape {predictions.shape}; expected one axis [N]")
     weights = _weights(labels, predictions.shape[0], mask)
-    hit = (predictions == labels.astype(predictions.dtype)) * weights
+    hit = jnp.where(predictions == labels.astype(predictions.dtype), weights, 0)
     counts = jnp.zeros((num_classes,), jnp.float32).at[labels].add(weights)
     hits = jnp.zeros((num_classes,), jnp.float32).at[labels].add(hit)
     absent = counts == 0
