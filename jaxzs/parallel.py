@@ -1,0 +1,345 @@
+"""From one device to a pod: mesh, logical-axis rules, placing parameters and rows, several processes.
+
+Arrays carry logical axis names ("images", "classes", "heads", ...), one rules table maps these to the axes of
+a mesh, and nothing else names a mesh axis. Computation is `jax.jit` on arrays with a `NamedSharding`; the mesh axes
+are of type Auto, so that the compiler places the collectives.
+
+    mesh = parallel.make_mesh()                              # all devices along "data"
+    x, mask = parallel.shard_rows(features, mesh)            # [N,E], padded to a multiple of the devices
+    result = jaxzs.proxy.fit(x, text_proxies, mask=mask)     # the same numbers as on one device
+
+Several processes: every process runs the same script, and calls `parallel.initialize()` before anything else of JAX.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.params import Tree, abstract_params, flatten, unflatten
+from jaxzs.errors import ConfigError, DataError
+
+DATA, MODEL = "data", "model"  # the two axes of every mesh made here
+Placement = Literal["replicated", "fully_sharded", "tensor", "tensor_fully_sharded"]
+Rules = Mapping[str, str]
+
+# Rows of a data set and their pseudo labels lie over "data", classes over "model".
+DATA_RULES: Rules = {"images": DATA, "classes": MODEL}
+
+# Logical axes of parameters to mesh axes, by placement. Axes not named here are not split.
+PARAMETER_RULES: Mapping[str, Rules] = {
+    "replicated": {},
+    "fully_sharded": {"width": DATA},
+    "tensor": {"heads": MODEL, "mlp": MODEL, "vocabulary": MODEL},
+    "tensor_fully_sharded": {"width": DATA, "heads": MODEL, "mlp": MODEL, "vocabulary": MODEL},
+}
+
+# Logical axes of a parameter by the last two names of its path; everything else is a vector of the tower's width.
+_PARAMETER_AXES: Mapping[tuple[str, str], tuple[str | None, ...]] = {
+    ("q_proj", "kernel"): ("width", "heads"),
+    ("k_proj", "kernel"): ("width", "heads"),
+    ("v_proj", "kernel"): ("width", "heads"),
+    ("q_proj", "bias"): ("heads",),
+    ("k_proj", "bias"): ("heads",),
+    ("v_proj", "bias"): ("heads",),
+    ("out_proj", "kernel"): ("heads", "width"),
+    ("fc1", "kernel"): ("width", "mlp"),
+    ("fc1", "bias"): ("mlp",),
+    ("fc2", "kernel"): ("mlp", "width"),
+    ("token_embedding", "embedding"): ("vocabulary", "width"),
+    ("position_embedding", "embedding"): (None, "width"),
+    ("patch_embedding", "kernel"): (None, None, None, "width"),
+    ("visual_projection", "kernel"): ("width", "embedding"),
+    ("text_projection", "kernel"): ("width", "embedding"),
+    ("", "logit_scale"): (),
+}
+
+
+# --- mesh and rules -----------------------------------------------------------------------------------
+
+
+def make_mesh(
+    *, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh with the axes "data" and "model", both of type Auto.
+
+    data, model: devices along each axis; data=-1 takes all that are left. devices: default all of all processes.
+    Raises `ConfigError` when the numbers do not fit the devices.
+
+    >>> make_mesh(devices=jax.devices()[:1]).shape["data"]
+    1
+    """
+    listed = list(jax.devices() if devices is None else devices)
+    if model < 1 or len(listed) % model:
+        raise ConfigError(f"{len(listed)} devices cannot be split {model} ways along 'model'")
+    along_data = len(listed) // model if data == -1 else data
+    if along_data * model != len(listed):
+        raise ConfigError(
+            f"a mesh of data={along_data} x model={model} needs {along_data * model} devices, there are "
+            f"{len(listed)}; pass data=-1 to use all"
+        )
+    # Auto by name: jax.make_mesh would default to Explicit, where sharded contractions raise.
+    return jax.make_mesh(
+        (along_data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=listed
+    )
+
+
+def partition_spec(
+    axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh, rules: Rules = DATA_RULES
+) -> PartitionSpec:
+    """Where an array lies: logical axis names and lengths -> PartitionSpec of the mesh.
+
+    An axis without a rule, one whose mesh axis is taken already, and one that the mesh axis does not divide evenly
+    stay whole.
+
+    >>> partition_spec(("images", None), (8, 3), make_mesh(devices=jax.devices()[:1]))
+    PartitionSpec('data', None)
+    """
+    if len(axes) != len(shape):
+        raise ConfigError(
+            f"{len(axes)} axis names {tuple(axes)} for an array of shape {tuple(shape)}"
+        )
+    used: list[str | None] = []
+    for name, length in zip(axes, shape, strict=True):
+        target = rules.get(name) if name is not None else None
+        fits = target in mesh.axis_names and target not in used and length % mesh.shape[target] == 0
+        used.append(target if fits else None)
+    return PartitionSpec(*used)
+
+
+def sharding(
+    mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], rules: Rules = DATA_RULES
+) -> NamedSharding:
+    """`partition_spec` as a `NamedSharding` on `mesh`."""
+    return NamedSharding(mesh, partition_spec(axes, shape, mesh, rules))
+
+
+# --- parameters -----------------------------------------------------------------------------------------
+
+
+def parameter_axes(config: CLIPConfig) -> Tree:
+    """Logical axis names of every leaf of `abstract_params(config)`: nested dict of tuples.
+
+    >>> parameter_axes(CLIPConfig())["visual_projection"]["kernel"]
+    ('width', 'embedding')
+    """
+    return unflatten({path: _axes_of(path) for path, _ in flatten(abstract_params(config))})
+
+
+def _axes_of(path: str) -> tuple[str | None, ...]:
+    *_, owner, name = ("", *path.split("/"))
+    return _PARAMETER_AXES.get((owner, name), ("width",))
+
+
+def parameter_shardings(
+    config: CLIPConfig, mesh: Mesh, placement: Placement = "replicated"
+) -> Tree:
+    """`NamedSharding` of every parameter.
+
+    placement: "replicated"; "fully_sharded" (every weight matrix split over "data" and gathered where used);
+    "tensor" (heads, MLP and vocabulary split over "model"); "tensor_fully_sharded" (both). Where "model" does not
+    divide the number of heads, attention stays whole. Raises `ConfigError` for an unknown placement.
+    """
+    leaves = dict(flatten(abstract_params(config)))
+    return unflatten(
+        {
+            path: _parameter_sharding(path, leaf.shape, config, mesh, placement)
+            for path, leaf in leaves.items()
+        }
+    )
+
+
+def _parameter_sharding(
+    path: str, shape: Sequence[int], config: CLIPConfig, mesh: Mesh, placement: Placement
+) -> NamedSharding:
+    if placement not in PARAMETER_RULES:
+        raise ConfigError(f"placement is {placement!r}, expected {', '.join(PARAMETER_RULES)}")
+    rules = dict(PARAMETER_RULES[placement])
+    tower = config.vision if path.startswith("vis") else config.text
+    if tower.num_attention_heads % mesh.shape.get(MODEL, 1):
+        rules.pop(
+            "heads", None
+        )  # half a head on a device would mean communication within attention
+    return sharding(mesh, _axes_of(path), shape, rules)
+
+
+def place_parameters(
+    params: Tree, config: CLIPConfig, mesh: Mesh, placement: Placement = "replicated"
+) -> Tree:
+    """Parameters (host or device arrays) put on the mesh. Values do not change."""
+    place = placer(config, mesh, placement)
+    return unflatten({path: place(path, leaf) for path, leaf in flatten(params)})
+
+
+def placer(
+    config: CLIPConfig, mesh: Mesh, placement: Placement = "replicated"
+) -> Callable[[str, Any], jax.Array]:
+    """`place(path, array)` for `clip.read_checkpoint(path, place=...)`: each leaf goes shard by shard from the file
+    to the devices of this process, and no host ever holds a second copy.
+
+    >>> mesh = make_mesh()
+    >>> place = placer(CLIPConfig(), mesh, "tensor")
+    """
+
+    def place(path: str, leaf: Any) -> jax.Array:
+        where = _parameter_sharding(path, leaf.shape, config, mesh, placement)
+        if isinstance(leaf, jax.Array):
+            return jax.device_put(leaf, where)
+        return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+
+    return place
+
+
+# --- rows of a data set -----------------------------------------------------------------------------------
+
+
+def padded_length(num_rows: int, multiple: int) -> int:
+    """The next multiple of `multiple`, at least one."""
+    return multiple * max(1, math.ceil(num_rows / multiple))
+
+
+def pad_rows(rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Zeros behind the rows up to `length`: [N,...] -> ([length,...], mask [length] bool, False for padding).
+
+    Raises `DataError` when there are more rows than that.
+
+    >>> pad_rows(np.ones((3, 2)), 4)[1].tolist()
+    [True, True, True, False]
+    """
+    if len(rows) > length:
+        raise DataError(f"{len(rows)} rows do not fit into {length}")
+    padded = np.zeros((length, *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    return padded, np.arange(length) < len(rows)
+
+
+def shard_rows(rows: Any, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+    """Rows that this process holds whole, spread over "data": [N,...] -> (padded [N',...], mask [N'] bool).
+
+    N' is the next multiple of the devices along "data". With several processes every one passes the same rows;
+    where each holds only its own part use `rows_of_processes`.
+    """
+    host = np.asarray(rows)
+    padded, mask = pad_rows(host, padded_length(len(host), mesh.shape[DATA]))
+    place = lambda x: jax.make_array_from_callback(  # noqa: E731
+        x.shape, sharding(mesh, ("images", *[None] * (x.ndim - 1)), x.shape), lambda index: x[index]
+    )
+    return place(padded), place(mask)
+
+
+def replicate(x: Any, mesh: Mesh) -> jax.Array:
+    """One copy of `x` on every device of the mesh."""
+    host = np.asarray(x)
+    return jax.make_array_from_callback(
+        host.shape, NamedSharding(mesh, PartitionSpec()), lambda index: host[index]
+    )
+
+
+# --- several processes ------------------------------------------------------------------------------------
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> bool:
+    """Join the other processes of this run; to be called before any other use of JAX.
+
+    On TPU pods, SLURM and Open MPI no argument is needed:
+
+        TPU pod   gcloud compute tpus tpu-vm ssh NAME --worker=all --command "python run.py"
+        SLURM     srun --ntasks-per-node=1 python run.py
+        Open MPI  mpirun -n 4 python run.py
+
+    Elsewhere give the address "host:port" of process 0, the number of processes and this one's number.
+    Returns whether there are several processes. Raises `ConfigError` when it comes too late, or for half the arguments.
+    """
+    given = [value is not None for value in (coordinator_address, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise ConfigError(
+            "give all of coordinator_address, num_processes and process_id, or none of them where the "
+            "cluster says so itself (TPU pod, SLURM, Open MPI)"
+        )
+    if jax.distributed.is_initialized():
+        return jax.process_count() > 1
+    try:
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot join the other processes: {error}. Call parallel.initialize() first in the script; "
+            "outside of a TPU pod, SLURM or Open MPI pass the three arguments"
+        ) from error
+    return jax.process_count() > 1
+
+
+def is_main_process() -> bool:
+    """Whether this process writes reports: process 0."""
+    return jax.process_index() == 0
+
+
+def process_rows(num_rows: int, mesh: Mesh) -> tuple[int, int, int]:
+    """Which rows of a data set this process reads: (first, end, rows after padding of the whole array).
+
+    Rows are padded to a multiple of the devices along "data"; those of [first, end) that lie beyond `num_rows` are
+    padding. Over all processes the ranges cover the rows exactly once.
+    Raises `ConfigError` when the mesh does not give this process neighbouring rows.
+    """
+    total = padded_length(num_rows, mesh.shape[DATA])
+    where = sharding(mesh, ("images",), (total,))
+    held = where.addressable_devices_indices_map((total,)).values()
+    pieces = {index[0].indices(total)[:2] for index in held if index is not None}
+    first, end = min(start for start, _ in pieces), max(stop for _, stop in pieces)
+    if sum(stop - start for start, stop in pieces) != end - first:
+        raise ConfigError(
+            "the devices of this process do not hold neighbouring rows; order the devices of the mesh by "
+            "process: make_mesh(devices=sorted(jax.devices(), key=lambda d: (d.process_index, d.id)))"
+        )
+    return first, end, total
+
+
+def rows_of_processes(
+    local_rows: np.ndarray, num_rows: int, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """A global array from what each process has read: rows [first, min(end, N)) of `process_rows(N, mesh)`.
+
+    Returns (rows [N',...], mask [N'] bool), sharded over "data". Nothing is sent between processes.
+    Raises `DataError` when a process brings another number of rows than is its own.
+    """
+    first, end, total = process_rows(num_rows, mesh)
+    expected = max(0, min(end, num_rows) - first)
+    if len(local_rows) != expected:
+        raise DataError(
+            f"process {jax.process_index()} brings {len(local_rows)} rows, its part of {num_rows} are the "
+            f"{expected} from {first}"
+        )
+    padded, mask = pad_rows(np.asarray(local_rows), end - first)
+
+    def place(x: np.ndarray) -> jax.Array:
+        shape = (total, *x.shape[1:])
+        where = sharding(mesh, ("images", *[None] * (x.ndim - 1)), shape)
+        return jax.make_array_from_process_local_data(where, x, shape)
+
+    return place(padded), place(mask)
+
+
+def gather(x: jax.Array) -> np.ndarray:
+    """The whole of a global array, on the host of every process."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x.addressable_data(0) if x.is_fully_replicated else x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def barrier(name: str) -> None:
+    """Wait until every process has come here; nothing happens with a single one."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
