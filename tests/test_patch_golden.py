@@ -13,7 +13,6 @@ from jaxzs.clip.weights import read_checkpoint
 from jaxzs.patch import (
     attention_votes,
     coarse_scores,
-    decide,
     default_attention_layers,
     dual_masking,
     find_candidates,
@@ -169,16 +168,14 @@ def test_component_boxes(name):
         )
         found.add((int(label), *(int(side) for side in box)))
     # Boxes of components nested in the holes of others are not listed by the original.
-    reference = {(c, y0, y1, x0, x1) for c, y0, x0, y1, x1 in _corners(expected["dmar_boxes"])}
+    reference = {tuple(int(side) for side in box) for box in expected["dmar_boxes"]}
     assert reference <= found
-    inside = lambda a, b: (
-        a[0] == b[0] and b[1] <= a[1] and a[2] <= b[2] and b[3] <= a[3] and a[4] <= b[4]
-    )  # noqa: E731
-    assert all(any(inside(box, other) for other in reference) for box in found - reference)
 
+    def holds(outer, inner):
+        (c, y0, y1, x0, x1), (other, v0, v1, u0, u1) = outer, inner
+        return c == other and y0 <= v0 and v1 <= y1 and x0 <= u0 and u1 <= x1
 
-def _corners(boxes: np.ndarray):
-    return [tuple(int(side) for side in (c, y0, x0, y1, x1)) for c, y0, y1, x0, x1 in boxes]
+    assert all(any(holds(box, inner) for box in reference) for inner in found - reference)
 
 
 def candidates_of(name: str):

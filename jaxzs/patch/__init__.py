@@ -1,6 +1,7 @@
 """Patch classification (TagCLIP, arXiv 2312.12828): tags and their places for images of any size."""
 
 from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
+from jaxzs.patch.images import Batching, ImageTags, prepare_image, tag_images
 from jaxzs.patch.local import (
     LocalOutput,
     attention_votes,
@@ -15,8 +16,10 @@ from jaxzs.patch.reidentify import Candidates, find_candidates, reidentify
 from jaxzs.patch.tags import Tags, decide, fuse_scores, tag
 
 __all__ = [
+    "Batching",
     "Candidates",
     "Grid",
+    "ImageTags",
     "LocalOutput",
     "Refined",
     "Tags",
@@ -32,6 +35,8 @@ __all__ = [
     "fuse_scores",
     "grid_from_mask",
     "local_tower",
+    "prepare_image",
     "reidentify",
     "tag",
+    "tag_images",
 ]

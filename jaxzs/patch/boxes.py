@@ -73,8 +73,7 @@ def union_of_boxes(foreground: jax.Array, grid: Grid, *, keep_border: bool = Fal
     A component has a pixel in every row that its box crosses, so each row is painted by its own pixels.
     """
     first, last = component_reach(foreground, -1)
-    rows, columns = grid.shape
-    column = jnp.arange(columns)[None, None, None, None, :]
+    column = jnp.arange(grid.shape[1])[None, None, None, None, :]
     spans = (first[..., None] <= column) & (column <= last[..., None]) & foreground[..., None]
     mask = spans.any(-2)  # over the pixels of a row
     return mask & inner_patches(grid, keep_border)[:, None]

@@ -145,7 +145,8 @@ def region_tokens(
     attention, heads = layers[str(last)]["self_attn"], vision.num_attention_heads
     q = dense(attention["q_proj"], y[:, :1], numerics) * (y.shape[-1] // heads) ** -0.5
     k, v = (dense(attention[name], y, numerics) for name in ("k_proj", "v_proj"))
-    mixed, _ = attend(*(split_heads(z, heads) for z in (q, k, v)), row, numerics)
+    q, k, v = (split_heads(z, heads) for z in (q, k, v))
+    mixed, _ = attend(q, k, v, row, numerics)
     token = x[:, :1] + dense(attention["out_proj"], merge_heads(mixed), numerics)
     y = layer_norm(layers[str(last)]["layer_norm2"], token, vision.layer_norm_eps)
     token = token + mlp(layers[str(last)]["mlp"], y, vision.hidden_act, numerics)

@@ -271,11 +271,11 @@ def _check_pixels(pixels: Any, config: CLIPConfig, mask: Any) -> None:
         return
     if isinstance(mask, jax.Array) and not mask.is_fully_addressable:
         return
-    valid = np.asarray(mask)
-    corner = valid.any(2)[:, :, None] & valid.any(1)[:, None, :]
-    full = np.logical_and.accumulate(valid, 1) & np.logical_and.accumulate(valid, 2)
-    sides = np.stack([valid.any(2).sum(1), valid.any(1).sum(1)])
-    if (valid != corner).any() or (valid != full).any() or (sides == 1).any():
+    valid: np.ndarray = np.asarray(mask)
+    sides = np.stack([valid.any(2).sum(1), valid.any(1).sum(1)])  # [2,B]
+    row, column = np.arange(rows)[None, :, None], np.arange(columns)[None, None, :]
+    rectangle = (row < sides[0][:, None, None]) & (column < sides[1][:, None, None])
+    if (valid != rectangle).any() or (sides == 1).any():
         raise ImageError(
             "mask: the True entries of an image must fill a rectangle in its upper left corner, of at "
             "least 2x2 patches"

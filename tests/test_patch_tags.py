@@ -1,0 +1,237 @@
+"""Patch classification as a program: padding, masks, capacity, jit, vmap, many devices, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxzs.clip import CLIPConfig, TextConfig, VisionConfig, random_params
+from jaxzs.errors import DataError, ImageError, LabelError
+from jaxzs.patch import default_attention_layers, default_votes, tag
+from jaxzs.patch.tags import Tags
+
+F, C = 5, 7
+
+
+def small(**vision) -> CLIPConfig:
+    chosen = {"image_size": 48, "patch_size": 8, "hidden_size": 32, "num_attention_heads": 2}
+    chosen |= {"intermediate_size": 64, "num_hidden_layers": 4} | vision
+    text = TextConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        vocab_size=8, max_position_embeddings=4, eos_token_id=7,
+    )  # fmt: skip
+    return CLIPConfig(text=text, vision=VisionConfig(**chosen), projection_dim=16)
+
+
+CONFIG = small()
+
+
+@functools.cache
+def params(config: CLIPConfig = CONFIG):
+    tree = random_params(jax.random.key(3), config)
+    # Sharper than a fresh initialisation: patches must differ for boxes to exist.
+    tree["logit_scale"] = jnp.log(jnp.float32(20.0))
+    for layer in tree["vision_model"]["encoder"]["layers"].values():
+        for name in ("q_proj", "k_proj"):
+            layer["self_attn"][name]["kernel"] = 4 * layer["self_attn"][name]["kernel"]
+    return tree
+
+
+def pixels(num: int, rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    shape = (num, 8 * rows, 8 * columns, 3)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+TEXTS = np.random.default_rng(1).normal(size=(C, 16)).astype(np.float32)
+run = functools.partial(tag, config=CONFIG, num_foreground=F)
+
+
+def assert_same(actual: Tags, expected: Tags) -> None:
+    """Values within 2e-5 of the largest, decisions equal: the same numbers, summed in another order."""
+    for name, one, other in zip(Tags._fields, actual, expected, strict=True):
+        if one.dtype == jnp.float32:
+            scale = float(np.abs(other).max())
+            np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * scale, err_msg=name)
+        else:
+            np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def tagged() -> Tags:
+    return run(params(), pixels(8, 7, 9), TEXTS)
+
+
+def test_something_is_tested(tagged):
+    """The random model has second looks, boxes of several sizes, and images with several tags."""
+    assert 8 < int(tagged.reidentified.sum()) < 8 * F
+    assert len(np.unique(np.asarray(tagged.boxes)[np.asarray(tagged.reidentified)], axis=0)) > 5
+    assert (tagged.tags.sum(1) > 1).any()
+    np.testing.assert_array_equal(tagged.probability > 0, tagged.reidentified)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("keep_border", [False, True])
+def test_padded_equals_unpadded(exact, keep_border):
+    grids = [(7, 9), (5, 4), (6, 6), (2, 9)]
+    alone = [pixels(1, *grid, seed=i) for i, grid in enumerate(grids)]
+    together = np.full((5, 8 * 8, 8 * 12, 3), 7.0, np.float32)  # neither zero nor harmless
+    mask = np.zeros((5, 8, 12), bool)
+    for i, (rows, columns) in enumerate(grids):
+        together[i, : 8 * rows, : 8 * columns] = alone[i][0]
+        mask[i, :rows, :columns] = True
+    options = {"exact": exact, "keep_border": keep_border, "relative_threshold": 0.3}
+    padded = run(params(), together, TEXTS, mask=mask, **options)
+    looked = 0
+    for i, (rows, columns) in enumerate(grids):
+        expected = run(params(), alone[i], TEXTS, **options)
+        looked += int(expected.reidentified.sum())
+        cut = lambda a: a[i : i + 1].reshape(1, 8, 12, C)[:, :rows, :columns].reshape(1, -1, C)  # noqa: B023, E731
+        found = jax.tree.map(lambda a: a[i : i + 1], padded)  # noqa: B023
+        found = found._replace(coarse=cut(padded.coarse), refined=cut(padded.refined))
+        assert_same(found, expected)
+    assert looked > 3
+    # The fifth image is padding: nothing, and nothing that is not a number.
+    assert not padded.tags[4].any()
+    assert not padded.scores[4].any()
+    chex.assert_tree_all_finite(padded)
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 64])
+def test_capacity_changes_nothing(tagged, capacity):
+    assert int(tagged.reidentified.sum()) % 3, "a last call that is not full"
+    assert_same(run(params(), pixels(8, 7, 9), TEXTS, capacity=capacity), tagged)
+
+
+def test_compiled_once_for_all_numbers():
+    traced = jax.jit(
+        chex.assert_max_traces(
+            lambda pixels, texts, threshold: run(
+                params(), pixels, texts, relative_threshold=threshold
+            ),
+            n=1,
+        )
+    )
+    for seed, threshold in enumerate((0.2, 0.5, 0.9)):
+        traced(pixels(2, 3, 4, seed), TEXTS + np.float32(seed), threshold)
+
+
+def test_vmap_over_settings():
+    images, thresholds = pixels(3, 4, 5), jnp.array([0.2, 0.5, 0.8])
+    votes = jnp.array([1, 2, 3])
+    at = jax.vmap(
+        lambda threshold, agreed: run(
+            params(), images, TEXTS, relative_threshold=threshold, votes=agreed
+        )
+    )(thresholds, votes)
+    for i in range(3):
+        expected = run(
+            params(), images, TEXTS, relative_threshold=float(thresholds[i]), votes=int(votes[i])
+        )
+        assert_same(jax.tree.map(lambda a: a[i], at), expected)  # noqa: B023
+    assert len({int(n) for n in at.tags.sum((1, 2))}) > 1
+
+
+def test_sharded_over_devices(tagged, data_mesh):
+    images = jax.device_put(pixels(8, 7, 9), NamedSharding(data_mesh, PartitionSpec("data")))
+    found = run(params(), images, TEXTS)
+    assert_same(found, tagged)
+
+
+def test_scale_of_text_features_is_irrelevant(tagged):
+    assert_same(run(params(), pixels(8, 7, 9), 17 * TEXTS), tagged)
+
+
+def test_bfloat16_is_close(tagged):
+    """bfloat16 products keep three digits; scores are probabilities, and no image loses its best tag."""
+    found = run(params(), pixels(8, 7, 9), TEXTS, compute_dtype=jnp.bfloat16)
+    np.testing.assert_allclose(found.coarse, tagged.coarse, atol=0.02)
+    assert (found.scores.argmax(1) == tagged.scores.argmax(1)).mean() >= 0.75
+
+
+def test_thresholds_of_each_class(tagged):
+    found = run(params(), pixels(8, 7, 9), TEXTS, tag_threshold=np.full(F, 0.5))
+    assert_same(found, tagged)
+    thresholds = np.array([0.0, 0.0, 0.0, 0.0, 1.0])
+    found = run(params(), pixels(8, 7, 9), TEXTS, tag_threshold=thresholds)
+    np.testing.assert_array_equal(found.reidentified, tagged.reidentified)
+    assert found.tags.sum() > tagged.tags.sum()
+
+
+def test_same_scores_everywhere_are_no_nan():
+    same = np.repeat(TEXTS[:1], C, axis=0)
+    found = run(params(), pixels(2, 4, 4), same)
+    chex.assert_tree_all_finite(found)
+    assert found.tags.sum(1).min() >= 1
+    blank = run(params(), np.zeros((1, 32, 32, 3), np.float32), TEXTS)
+    chex.assert_tree_all_finite(blank)
+
+
+def test_renormalized_attention_makes_probabilities():
+    found = run(params(), pixels(2, 7, 9), TEXTS, renormalize=True, keep_border=True)
+    plain = run(params(), pixels(2, 7, 9), TEXTS, keep_border=True)
+    assert (found.refined.max((1, 2)) > plain.refined.max((1, 2))).all()
+    assert float(found.refined.max()) <= 1.0 + 1e-6
+
+
+@pytest.mark.parametrize("vision", [{"patch_size": 14, "image_size": 28}, {"num_hidden_layers": 1}])
+def test_other_towers(vision):
+    config = small(**vision)
+    size = config.vision.patch_size
+    images = np.random.default_rng(0).normal(size=(2, 3 * size, 4 * size, 3)).astype(np.float32)
+    found = tag(params(config), images, TEXTS, config, num_foreground=F, exact=True)
+    chex.assert_tree_all_finite(found)
+    assert found.coarse.shape == (2, 12, C)
+
+
+def test_defaults_by_depth():
+    assert (default_attention_layers(12), default_votes(12)) == ((8, 9, 10), 4)
+    assert default_attention_layers(12, "all") == tuple(range(11))
+    assert (default_attention_layers(5), default_votes(5)) == ((1, 2, 3), 2)
+    assert (default_attention_layers(1), default_votes(1)) == ((0,), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"pixels": pixels(1, 4, 4)[..., :1]}, ImageError, "channels last"),
+        ({"pixels": pixels(1, 4, 4).astype(int)}, ImageError, "normalised floats"),
+        ({"pixels": pixels(1, 4, 4)[:, :30]}, ImageError, "30x32, expected multiples"),
+        ({"pixels": pixels(1, 1, 4)}, ImageError, "1x4 patches of 8; at least 2x2"),
+        ({"pixels": pixels(1, 4, 4)[:0]}, ImageError, "at least one image"),
+        ({"text_features": TEXTS[:, :8]}, DataError, r"expected \[C,16\]"),
+        ({"num_foreground": 0}, LabelError, "expected 1 to 7"),
+        ({"num_foreground": 8}, LabelError, "expected 1 to 7"),
+        ({"attention_layers": [4]}, DataError, "from 0 to 3"),
+        ({"attention_layers": []}, DataError, "from 0 to 3"),
+        ({"relative_threshold": 50}, DataError, "from 0 to 1"),
+        ({"tag_threshold": np.zeros(3)}, DataError, r"one number or \[5\]"),
+        ({"capacity": 0}, DataError, "at least 1"),
+        ({"mask": np.ones((1, 4, 5), bool)}, ImageError, "one entry a patch"),
+        ({"mask": np.eye(4, dtype=bool)[None]}, ImageError, "rectangle"),
+        ({"mask": np.arange(4)[None, :, None] < np.ones((1, 1, 4))}, ImageError, "2x2"),
+    ],
+)
+def test_bad_input_is_named(change, error, match):
+    arguments = {
+        "params": params(), "pixels": pixels(1, 4, 4), "text_features": TEXTS,
+        "config": CONFIG, "num_foreground": F,
+    }  # fmt: skip
+    with pytest.raises(error, match=match):
+        tag(**(arguments | change))
+
+
+def test_config_stays_static():
+    """Two equal configurations share one compiled program."""
+    from jaxzs.patch.tags import _tag
+
+    tag(params(), pixels(1, 2, 3), TEXTS, CONFIG, num_foreground=F)
+    before = _tag._cache_size()
+    tag(params(), pixels(1, 2, 3), TEXTS, dataclasses.replace(CONFIG), num_foreground=F)
+    assert _tag._cache_size() == before
