@@ -6,7 +6,6 @@ as InMaP (arXiv 2310.19752) uses it.
 
 from __future__ import annotations
 
-import collections
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +24,7 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every template filled with every class name: C*M texts, the templates of a class together.
 
-    Raises `LabelError` for no, empty or repeated names, and for templates without exactly one "{}".
+    Raises `LabelError` for no or empty names, and for templates without exactly one "{}".
 
     >>> fill_templates(["cat"], ["a photo of a {}.", "art of the {}."])
     ['a photo of a cat.', 'art of the cat.']
@@ -42,16 +41,12 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
 
 
 def check_class_names(class_names: Sequence[str]) -> None:
-    """Raise `LabelError` unless `class_names` are non-empty, distinct texts."""
+    """Raise `LabelError` unless `class_names` are non-empty texts. (ImageNet's are not all distinct.)"""
     if isinstance(class_names, str) or len(class_names) == 0:
         raise LabelError("class names must be a non-empty list of texts")
     for position, name in enumerate(class_names):
         if not isinstance(name, str) or not name.strip():
             raise LabelError(f"class name number {position} is empty ({name!r})")
-    occurrences = collections.Counter(name.strip() for name in class_names)
-    repeated = sorted(name for name, count in occurrences.items() if count > 1)
-    if repeated:
-        raise LabelError(f"class names occur more than once: {', '.join(repeated)}")
 
 
 def text_features(
@@ -103,14 +98,14 @@ def text_proxies(
 
     Args:
       model: a loaded checkpoint.
-      class_names: C distinct names.
+      class_names: C names.
       templates: M texts with one "{}" each.
       batch_size: texts per encoder call, rounded down to whole classes.
       compute_dtype: None (float32) or the type of the operands of matrix products.
       progress: show a progress bar over classes on stderr, when that is a terminal.
 
     Raises:
-      LabelError: empty or repeated names, a template without "{}".
+      LabelError: no or empty names, a template without "{}".
       TextError: a text too long for the model's context.
 
     >>> model = jaxzs.load("demo")

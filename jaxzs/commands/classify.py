@@ -6,9 +6,9 @@ import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -16,6 +16,7 @@ from jaxzs.errors import DataError, ImageError, LabelError
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
 
     from jaxzs.classify import Classification
     from jaxzs.clip import Model
@@ -40,7 +41,8 @@ class ClassifyOptions:
     method: Literal["proxy", "zero-shot"] = "proxy"
     """Learn proxies from these images, or compare with the text as it is."""
     templates: tuple[str, ...] = ()
-    """Sentences with {} for the class name; by default those of the data set, or "a photo of a {}."."""
+    """Sentences with {} for the class name, or sets of them: simple, imagenet7, imagenet80, tagclip85. By default
+    those of the data set, or "a photo of a {}."."""
     gamma: str = "auto"
     """Class balance assumed by proxies: 0 uniform, 1 as predicted by the text, or auto."""
     top: int = 1
@@ -67,15 +69,15 @@ def run(options: ClassifyOptions) -> int:
 
     paths = find_images(options.images)
     folders = class_from_subfolder(paths, options.images[0]) if len(options.images) == 1 else None
-    class_names, templates = _classes(options, folders)
-    zeroshot.check_class_names(class_names)
+    classes = _classes(options, folders)
+    zeroshot.check_class_names(classes.names)
     model = load(options.model, revision=options.revision)
-    check_number_of_classes(len(class_names), model.config.projection_dim)
+    check_number_of_classes(len(classes.names), model.config.projection_dim)
     if not options.force:
-        model.check_words(class_names)
+        model.check_words(classes.names)
     features, read, unreadable = encode_files(model, paths, options.batch_size, _dtype(options))
     text = zeroshot.text_proxies(
-        model, class_names, templates, compute_dtype=_dtype(options), progress=True
+        model, classes.names, classes.templates, compute_dtype=_dtype(options), progress=True
     )
     result = classify(
         model,
@@ -86,26 +88,27 @@ def run(options: ClassifyOptions) -> int:
         top=options.top,
         seed=options.seed,
     )
-    rows = _rows(read, class_names, result)
+    rows = _rows(read, classes.names, result)
     _show(rows, options)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     accuracy = None
     if folders is not None:
-        accuracy = _accuracy(rows, dict(zip(paths, folders, strict=True)), class_names)
+        true = dict(zip(paths, map(classes.place, folders), strict=True))
+        accuracy = _accuracy(result.classes[:, 0], [true[path] for path in read])
     if options.out is not None:
         summary = {
             "model": options.model,
             "fingerprint": model.fingerprint,
             "method": result.method,
-            "class_names": list(class_names),
-            "templates": list(templates),
+            "class_names": list(classes.names),
+            "templates": list(classes.templates),
             "accuracy": accuracy,
             "unreadable": [str(path) for path in unreadable],
         }
         _write(options.out, rows, summary)
         print(f"{len(rows)} results written to {options.out}")
-    print(f"{len(rows)} images, {len(class_names)} classes, method {result.method}", end="")
+    print(f"{len(rows)} images, {len(classes.names)} classes, method {result.method}", end="")
     print("" if accuracy is None else f", {accuracy}")
     if unreadable:
         print(f"{len(unreadable)} of {len(paths)} files could not be read:", file=sys.stderr)
@@ -140,19 +143,29 @@ def _dtype(options: ClassifyOptions) -> Any:
     return jnp.bfloat16 if options.bfloat16 else None
 
 
-def _classes(
-    options: ClassifyOptions, folders: Sequence[str] | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Class names and templates: as given, of a known data set, or the names of the subfolders."""
-    from jaxzs import zeroshot
+class _Classes(NamedTuple):
+    """Class names, templates, and where a subfolder's name stands among the classes (None: nowhere)."""
 
-    templates: tuple[str, ...] = (zeroshot.DEFAULT_TEMPLATE,)
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    place: Callable[[str], int | None]
+
+
+def _classes(options: ClassifyOptions, folders: Sequence[str] | None) -> _Classes:
+    """As given, of a known data set, or the names of the subfolders."""
+    from jaxzs import data, zeroshot
+
+    templates = tuple(
+        text
+        for template in options.templates
+        for text in (
+            data.template_set(template) if template in data.template_set_names() else (template,)
+        )
+    )
     if options.dataset is not None:
-        from jaxzs.data import dataset_info
-
-        info = dataset_info(options.dataset)
-        names, templates = tuple(info.class_names), tuple(info.templates)
-    elif options.labels is not None:
+        info = data.dataset_info(options.dataset)
+        return _Classes(info.class_names, templates or info.templates, info.place)
+    if options.labels is not None:
         names = tuple(name.strip() for name in options.labels.split(","))
     elif options.labels_file is not None:
         names = read_labels(options.labels_file)
@@ -161,7 +174,14 @@ def _classes(
         print(f"class names taken from the subfolders: {', '.join(names)}", file=sys.stderr)
     else:
         raise LabelError("what are the classes? Give --labels a,b,c, --labels-file or --dataset")
-    return names, options.templates or templates
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise LabelError(f"class names occur more than once: {', '.join(repeated)}")
+    plain = lambda name: name.replace("_", " ").strip().lower()  # noqa: E731
+    places = {plain(name): place for place, name in enumerate(names)}
+    return _Classes(
+        names, templates or (zeroshot.DEFAULT_TEMPLATE,), lambda folder: places.get(plain(folder))
+    )
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -241,20 +261,16 @@ def _show(rows: Sequence[dict[str, Any]], options: ClassifyOptions) -> None:
         print(f"... and {len(rows) - len(shown)} more")
 
 
-def _accuracy(
-    rows: Sequence[dict[str, Any]], folders: dict[Path, str], class_names: Sequence[str]
-) -> str | None:
-    """Accuracy against the subfolder names, over the images whose subfolder is one of the classes."""
-    key = lambda name: name.replace("_", " ").strip().lower()  # noqa: E731
-    known = {key(name) for name in class_names}
-    true = [key(folders[Path(row["path"])]) for row in rows]
-    right = [key(row["label"]) == name for row, name in zip(rows, true, strict=True)]
-    counted = [hit for hit, name in zip(right, true, strict=True) if name in known]
-    if not counted:
+def _accuracy(predicted: np.ndarray, true: Sequence[int | None]) -> str | None:
+    """Accuracy against the subfolders, over the images whose subfolder is one of the classes."""
+    hits = [
+        guess == place for guess, place in zip(predicted, true, strict=True) if place is not None
+    ]
+    if not hits:
         print("note: no subfolder is named as a class; no accuracy", file=sys.stderr)
         return None
     # Transductive: with proxies, these are the images that the proxies were learned on (without labels).
-    return f"accuracy {100 * sum(counted) / len(counted):.2f} % on {len(counted)} images (transductive)"
+    return f"accuracy {100 * sum(hits) / len(hits):.2f} % on {len(hits)} images (transductive)"
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ def classify_digits(images: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str
     jax.block_until_ready(features)
     clock.lap("encode images")
     text = zeroshot.text_proxies(model, classes, model.card["templates"]["digits"])
-    predictions = {"zero-shot": zeroshot.predict(features, text)}
+    predictions = {"zero-shot": np.asarray(zeroshot.predict(features, text))}
     clock.lap("text proxies")
     for name, gamma in (("proxies, plain", 1.0), ("proxies, Sinkhorn", 0.0)):
         learned = proxy.fit(
@@ -91,8 +91,7 @@ def classify_digits(images: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str
             temperature=4 / model.logit_scale,
             gamma=gamma,
         )
-        predictions[name] = zeroshot.predict(features, learned.proxies)
-    predictions = {name: np.asarray(predicted) for name, predicted in predictions.items()}
+        predictions[name] = np.asarray(zeroshot.predict(features, learned.proxies))
     clock.lap("learn proxies")
     return predictions, clock.seconds
 
@@ -147,7 +146,8 @@ def draw(
     shown = np.random.default_rng(0).permutation(changed)[:40]
     figure = Figure(figsize=(11, 8.5), layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.75, 1))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.75, 1))
+    top, bottom = parts
     top.suptitle(
         f"Real digits whose label changed ({len(shown)} of {len(changed)} shown): "
         "zero-shot \N{RIGHTWARDS ARROW} learned proxies"

@@ -75,7 +75,7 @@ class DatasetInfo:
         >>> dataset_info("cifar10").names_for(["ship", "cat"])
         ('ship', 'cat')
         """
-        places = [self._place(label) for label in labels]
+        places = [self.place(label) for label in labels]
         unknown = [label for label, place in zip(labels, places, strict=True) if place is None]
         if unknown:
             raise LabelError(
@@ -90,7 +90,8 @@ class DatasetInfo:
             )
         return tuple(self.class_names[place] for place in places if place is not None)
 
-    def _place(self, label: str) -> int | None:
+    def place(self, label: str) -> int | None:
+        """Place of a label, class name or alias among the classes; None for a stranger or an ambiguous name."""
         return self._places.get(_plain(label))
 
     @functools.cached_property
