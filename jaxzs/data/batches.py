@@ -1,0 +1,111 @@
+"""Batches of preprocessed images through grain: in order, read ahead in threads, the last one padded with a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxzs.data.sources import Labels, Source
+from jaxzs.errors import ConfigError, ImageError
+
+Preprocess = Callable[[Any], np.ndarray]
+
+
+class Batch(NamedTuple):
+    """B items of a source. Rows that are padding or could not be read have mask False and zero pixels."""
+
+    pixels: np.ndarray  # [B,S,S,3] float32
+    mask: np.ndarray  # [B] bool
+    indices: np.ndarray  # [B] int64, numbers in the source; -1 for padding
+    labels: list[Labels]  # B of them
+    ids: list[str]
+    errors: list[str]  # why an item of this batch could not be read, one text for each that was not
+
+
+class _Read(NamedTuple):
+    number: int
+    pixels: np.ndarray | None
+    labels: Labels
+    id: str
+    error: str
+
+
+def batches(
+    source: Source,
+    preprocess: Preprocess,
+    batch_size: int,
+    *,
+    image_shape: tuple[int, int, int],
+    indices: Sequence[int] | None = None,
+    threads: int = 2,
+    read_ahead: int = 2,
+) -> Iterator[Batch]:
+    """Batches of `source` in its own order.
+
+    Args:
+      source: items by number.
+      preprocess: image -> [1,S,S,3] float32, e.g. `model.preprocess`; called in threads.
+      batch_size: B, of every batch.
+      image_shape: (S,S,3) of what `preprocess` gives.
+      indices: numbers to read, in this order, e.g. this process's share (`shard`); -1 is a row of padding.
+        Default: all.
+      threads: that decode and preprocess.
+      read_ahead: batches prepared in advance.
+
+    An item that cannot be read is left out (mask False) and its error told in `Batch.errors`; the caller decides.
+    """
+    import grain
+
+    if batch_size < 1 or threads < 0:
+        raise ConfigError(f"batch_size is {batch_size} and threads {threads}; expected 1 or more")
+    numbers = range(len(source)) if indices is None else indices
+
+    def read(index: int) -> _Read:
+        if index < 0:
+            return _Read(-1, None, (), "", "")
+        try:
+            item = source[index]
+        except ImageError as error:
+            return _Read(index, None, (), str(index), str(error))
+        try:
+            return _Read(index, preprocess(item.image)[0], item.labels, item.id, "")
+        except ImageError as error:
+            return _Read(index, None, (), item.id, f"{item.id}: {error}")
+
+    def collate(rows: Sequence[_Read]) -> Batch:
+        pixels = np.zeros((batch_size, *image_shape), np.float32)
+        for place, row in enumerate(rows):
+            if row.pixels is not None:
+                pixels[place] = row.pixels
+        padding = batch_size - len(rows)
+        return Batch(
+            pixels=pixels,
+            mask=np.array([row.pixels is not None for row in rows] + [False] * padding),
+            indices=np.array([row.number for row in rows] + [-1] * padding, np.int64),
+            labels=[row.labels for row in rows] + [()] * padding,
+            ids=[row.id for row in rows] + [""] * padding,
+            errors=[row.error for row in rows if row.error],
+        )
+
+    if len(numbers) == 0:
+        return
+    data = grain.MapDataset.source(numbers).map(read)
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(threads, read_ahead * batch_size)
+    )
+    # Rows are read ahead one by one, by all threads; batches are put together as they are asked for.
+    yield from data.to_iter_dataset(options).batch(batch_size, batch_fn=collate)
+
+
+def shard(num_items: int, part: int, parts: int) -> range:
+    """Numbers that part `part` of `parts` reads: neighbouring items, all parts cover each exactly once.
+
+    >>> [list(shard(5, part, 2)) for part in range(2)]
+    [[0, 1, 2], [3, 4]]
+    """
+    if not 0 <= part < parts:
+        raise ConfigError(f"part {part} of {parts}")
+    size = -(-num_items // parts)
+    return range(min(part * size, num_items), min((part + 1) * size, num_items))
