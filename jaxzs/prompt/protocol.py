@@ -191,7 +191,7 @@ def _growing_k(num_images: int, num_classes: int, step: int, iteration: int) -> 
 
 
 def schedule(strategy: Strategy, split: Split, k: int = 16, num_iterations: int = 10) -> list[int]:
-    """K of every iteration: one for FPL, `num_iterations` equal ones for IFPL, growing ones for GRIP; [0] for no pseudolabels.
+    """K of every iteration: one (FPL), equal ones (IFPL), growing ones (GRIP), or [0] for no pseudolabels.
 
     Raises `DataError` when the pool is too small for one pseudolabel per class, or the paradigm has no labels.
     """

@@ -1,0 +1,144 @@
+"""Prompts and interrupted trainings on disk: arrays as safetensors, everything else as JSON in the same file's header.
+
+One file a prompt, written atomically. It names the checkpoint it was made with by fingerprint; it can be loaded onto
+any checkpoint of the same widths, with a warning when it is another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxzs.clip import Model
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.params import flatten, unflatten
+from jaxzs.errors import DataError
+from jaxzs.files import atomic_path
+from jaxzs.prompt.joint import JointPrompt
+from jaxzs.prompt.modality import Modality, Prompts
+from jaxzs.prompt.text import TextPrompt
+from jaxzs.prompt.visual import VisualPrompt
+
+MODALITIES: dict[str, Any] = {"text": TextPrompt, "image": VisualPrompt, "joint": JointPrompt}
+FORMAT = "jaxzs.prompt/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedPrompt:
+    """One run's prompts and what is needed to use them.
+
+    prompts: the pytree of the modality. class_names: C names in the order of the logits. template: for the class
+    features of a visual prompt. fingerprint: of the checkpoint. settings: how it was trained, as JSON values.
+    """
+
+    modality: Modality
+    prompts: Prompts
+    class_names: tuple[str, ...]
+    template: str
+    fingerprint: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def save_prompt(path: str | Path, tuned: TunedPrompt) -> None:
+    """Write one prompt, atomically. Raises `DataError` when the place cannot be written.
+
+    >>> save_prompt("digits.safetensors", tuned)  # doctest: +SKIP
+    """
+    values = {
+        "format": FORMAT,
+        "modality": describe(tuned.modality),
+        "class_names": list(tuned.class_names),
+        "template": tuned.template,
+        "fingerprint": tuned.fingerprint,
+        "settings": tuned.settings,
+    }
+    write_arrays(path, dict(flatten(tuned.prompts)), values)
+
+
+def load_prompt(path: str | Path, model: Model) -> TunedPrompt:
+    """Read a prompt for use with `model`.
+
+    Raises `DataError` when the file is no prompt, is damaged, or was made for a checkpoint of other widths; warns
+    when it was made with another checkpoint of the same widths.
+
+    >>> tuned = load_prompt("digits.safetensors", jaxzs.load("demo"))  # doctest: +SKIP
+    """
+    arrays, values = read_arrays(path)
+    if values.get("format") != FORMAT:
+        raise DataError(f"{path} holds no prompt: it is not a file written by `jaxzs tune`")
+    try:
+        modality = restore(values["modality"])
+        names, template = tuple(values["class_names"]), str(values["template"])
+        fingerprint, settings = str(values["fingerprint"]), dict(values["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: the description of the prompt is damaged ({error!r})") from error
+    check_shapes(arrays, modality, model.config, f"{path} does not fit this checkpoint")
+    if fingerprint != model.fingerprint:
+        warnings.warn(
+            f"{path} was tuned with another checkpoint (fingerprint {fingerprint[:12]}, this one is "
+            f"{model.fingerprint[:12]}); the widths agree, its accuracy need not",
+            stacklevel=2,
+        )
+    return TunedPrompt(modality, unflatten(arrays), names, template, fingerprint, settings)
+
+
+def check_shapes(
+    arrays: dict[str, np.ndarray], modality: Modality, config: CLIPConfig, what: str
+) -> None:
+    """`DataError` listing every array that is missing, too many, or of another shape than the modality's."""
+    wanted = jax.eval_shape(lambda key: modality.init(key, config), jax.random.key(0))
+    expected = {name: leaf.shape for name, leaf in flatten(wanted)}
+    found = {name: tuple(array.shape) for name, array in arrays.items()}
+    wrong = [
+        f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    if wrong:
+        raise DataError(
+            f"{what} ({modality.name} prompt; text width {config.text.hidden_size}, vision width "
+            f"{config.vision.hidden_size}): {'; '.join(wrong[:4])}. Use the checkpoint it was tuned with."
+        )
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise DataError(f"{what}: it holds values that are not finite")
+
+
+def describe(modality: Modality) -> dict[str, Any]:
+    """A modality's settings as JSON values; `restore` is the inverse."""
+    return {"name": modality.name, **dataclasses.asdict(modality)}  # type: ignore[call-overload]
+
+
+def restore(values: dict[str, Any]) -> Modality:
+    """The modality that `describe` described. Raises KeyError or TypeError."""
+    options = dict(values)
+    return MODALITIES[options.pop("name")](**options)
+
+
+def write_arrays(path: str | Path, arrays: dict[str, Any], values: dict[str, Any]) -> None:
+    """Arrays and JSON values in one safetensors file, atomically."""
+    from safetensors.numpy import save_file
+
+    host = {name: np.ascontiguousarray(np.asarray(array)) for name, array in arrays.items()}
+    with atomic_path(path) as temporary:
+        save_file(host, temporary, metadata={"jaxzs": json.dumps(values, allow_nan=False)})
+
+
+def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `write_arrays` wrote. Raises `DataError` naming the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            values = json.loads((file.metadata() or {}).get("jaxzs", "{}"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+    return arrays, values if isinstance(values, dict) else {}

@@ -1,0 +1,124 @@
+"""From a model, class names and images to what training reads: token ids, constant features, device-resident images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs.clip import Model, Numerics, encode_text
+from jaxzs.data import Source, batches
+from jaxzs.errors import DataError, LabelError
+from jaxzs.prompt.modality import Frozen, Modality
+from jaxzs.prompt.text import placeholder_ids
+from jaxzs.zeroshot import check_class_names
+
+TEMPLATE = "a photo of a {}"  # of every published data set, without a full stop
+
+
+def freeze(
+    model: Model,
+    modality: Modality,
+    class_names: Sequence[str],
+    *,
+    template: str = TEMPLATE,
+    literal_braces: bool = True,
+    compute_dtype: Any = None,
+) -> Frozen:
+    """All that training reads of a model and its classes.
+
+    Args:
+      model: a loaded checkpoint.
+      modality: its prompt length decides the token layout.
+      class_names: C distinct names; underscores become blanks.
+      template: for the class features without a textual prompt.
+      literal_braces: make the first pseudolabels with the template as it stands, braces and all, followed by the
+        name ("a photo of a {}river"): the released code forgets to fill it in there. False fills it in.
+      compute_dtype: None (float32) or the type of the operands of matrix products.
+
+    Raises:
+      LabelError: empty or repeated names, a template without "{}".
+      TextError: a name too long for the context.
+
+    >>> model = jaxzs.load("demo")
+    >>> freeze(model, TextPrompt(4), ["circle", "square"]).text_features.shape[0]
+    2
+    """
+    names = [str(name).replace("_", " ") for name in class_names]
+    check_class_names(names)
+    if template.count("{}") != 1:
+        raise LabelError(f"template {template!r} must contain '{{}}' exactly once")
+    bare, _ = model.tokenize(names)
+    encode = functools.partial(_encode_texts, model, compute_dtype)
+    text = encode([template.replace("{}", name) for name in names])
+    first = encode([template + name for name in names]) if literal_braces else text
+    ids = jnp.asarray(placeholder_ids(bare, modality.length, model.config.text))
+    return Frozen(jax.tree.map(jnp.asarray, model.params), ids, text, first)
+
+
+def _encode_texts(model: Model, compute_dtype: Any, texts: list[str]) -> jax.Array:
+    ids, _ = model.tokenize(
+        texts
+    )  # padded to the longest; the mask is causal, padding is never read
+    return encode_text(model.params, jnp.asarray(ids), model.config, compute_dtype=compute_dtype)
+
+
+def read_source(
+    model: Model,
+    modality: Modality,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    numerics: Numerics = Numerics(),
+) -> tuple[jax.Array, np.ndarray]:
+    """What of a source's images no prompt changes, and their labels: (images [N,...] on device, labels [N] int64).
+
+    Labels are -1 where the source has none. Raises `DataError` for an image that cannot be read (rows must stay those
+    of the source), for several labels on one image, and for an empty source.
+    """
+    kept, labels = [], []
+    size = model.config.vision.image_size
+    shape = (size, size, model.config.vision.num_channels)
+    for batch in batches(source, model.preprocess, batch_size, image_shape=shape):
+        if batch.errors:
+            raise DataError(f"prompt tuning needs every image: {batch.errors[0]}")
+        kept.append(
+            _constants(modality, model.params, batch.pixels, model.config, numerics)[batch.mask]
+        )
+        own = [places for places, real in zip(batch.labels, batch.mask, strict=True) if real]
+        if any(len(places) > 1 for places in own):
+            raise LabelError("an image has several labels; prompt tuning classifies into one class")
+        labels += [places[0] if places else -1 for places in own]
+    if not kept:
+        raise DataError("there are no images to tune prompts on")
+    return jnp.concatenate(kept), np.array(labels, np.int64)
+
+
+def constant_images(
+    modality: Modality,
+    params: Any,
+    pixels: np.ndarray,
+    config: Any,
+    *,
+    batch_size: int = 64,
+    numerics: Numerics = Numerics(),
+) -> jax.Array:
+    """What of the images no prompt changes, batch by batch: pixels [N,S,S,3] -> [N,...] on device."""
+    N = len(pixels)
+    if N == 0:
+        raise DataError("there are no images to tune prompts on")
+    batch_size = min(batch_size, N)
+    kept = []
+    for first in range(0, N, batch_size):
+        rows = np.minimum(np.arange(first, first + batch_size), N - 1)
+        kept.append(_constants(modality, params, pixels[rows], config, numerics)[: N - first])
+    return jnp.concatenate(kept)
+
+
+@functools.partial(jax.jit, static_argnames=("modality", "config", "numerics"))
+def _constants(modality, params, pixels, config, numerics):
+    return modality.constant_images(params, pixels, config, numerics)

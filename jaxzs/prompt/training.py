@@ -1,0 +1,395 @@
+"""Training prompts: one compiled program per chunk of epochs, for one run or several at once.
+
+Runs (seeds, learning rates, class splits, weights) lie along a leading axis R of everything that differs between them
+and are vmapped. Batches are indices into device-resident images; short ones are padded and masked, and a step
+whose batch is empty changes nothing, so that lists of any length below the planned one share the program.
+SGD as in PyTorch: g = gradient + wd * p; m = momentum * m + g; p = p - lr * m (arXiv 2306.01669, released code).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxzs import parallel
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.model import Numerics, logits_per_image
+from jaxzs.errors import DataError, JaxzsError
+from jaxzs.prompt.modality import Frozen, Modality, Prompts, class_logits
+from jaxzs.prompt.objective import loss
+from jaxzs.prompt.protocol import epoch_learning_rates
+
+Order = Callable[
+    [int, int, int], np.ndarray
+]  # (run, epoch, length of its list) -> order of the list
+
+
+class DivergedError(JaxzsError):
+    """The loss is no longer finite. `state` is the last good one, `epoch` the number of epochs it has seen."""
+
+    def __init__(self, message: str, state: TrainState, epoch: int) -> None:
+        super().__init__(message)
+        self.state, self.epoch = state, epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimisation:
+    """How prompts are trained; the defaults are the published ones, whatever the modality.
+
+    learning_rate: peak, one for all runs or one for each; None takes the modality's published one.
+    epochs_per_chunk: epochs in one compiled call; between calls losses are checked, reported and saved.
+    """
+
+    learning_rate: float | tuple[float, ...] | None = None
+    epochs: int = 150
+    warmup_epochs: int = 5
+    batch_size: int = 16
+    momentum: float = 0.9
+    weight_decay: float = 0.1  # coupled L2, on every trained leaf
+    epochs_per_chunk: int = 10
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.epochs_per_chunk, self.epochs) < 1:
+            raise DataError("epochs, batch_size and epochs_per_chunk must be at least 1")
+        epoch_learning_rates(1.0, self.epochs, self.warmup_epochs)
+
+    def learning_rates(self, modality: Modality, runs: int) -> np.ndarray:
+        """Learning rate of every epoch and run: [epochs,R]."""
+        peak = modality.learning_rate if self.learning_rate is None else self.learning_rate
+        peaks = np.broadcast_to(np.asarray(peak, float), (runs,))
+        rates = [epoch_learning_rates(p, self.epochs, self.warmup_epochs) for p in peaks]
+        return np.stack(rates, axis=1)
+
+
+class Items(NamedTuple):
+    """One run's training list: rows of the images, their labels, and the group of `loss` they are in; each [n]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    second: np.ndarray
+
+
+class Run(NamedTuple):
+    """What differs between runs and stays for a training: leaves [R] and [R,C].
+
+    weights of the two groups of `loss`; class_mask: the classes that compete.
+    """
+
+    w_first: jax.Array
+    w_second: jax.Array
+    class_mask: jax.Array
+    momentum: jax.Array
+    weight_decay: jax.Array
+
+
+class TrainState(NamedTuple):
+    """What a training carries from step to step: prompts and SGD's momentum, leaves [R,...]."""
+
+    prompts: Prompts
+    optimiser: Any
+
+
+class Batches(NamedTuple):
+    """Steps of a chunk: [T,R,B] rows, labels, groups and mask; [T,R] learning rates."""
+
+    images: jax.Array
+    labels: jax.Array
+    second: jax.Array
+    mask: jax.Array
+    learning_rate: jax.Array
+
+
+def runs(
+    weights: Sequence[tuple[float, float]], class_masks: np.ndarray, optimisation: Optimisation
+) -> Run:
+    """R runs from (w_first, w_second) of each, class_masks [R,C] bool, and SGD's settings for all."""
+    first, second = jnp.asarray(np.array(weights, np.float32).T)
+    momentum = jnp.full(len(weights), optimisation.momentum, jnp.float32)
+    decay = jnp.full(len(weights), optimisation.weight_decay, jnp.float32)
+    return Run(first, second, jnp.asarray(class_masks), momentum, decay)
+
+
+def start(prompts: Prompts) -> TrainState:
+    """Fresh momentum for prompts with leaves [R,...]."""
+    return TrainState(prompts, _sgd(0.9, 0.1).init(prompts))
+
+
+def _sgd(momentum: Any, weight_decay: Any) -> optax.GradientTransformation:
+    """PyTorch's SGD without its learning rate, which the schedule of epochs gives."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))
+
+
+def step(
+    modality: Modality,
+    state: TrainState,
+    batch: Batches,
+    run: Run,
+    frozen: Frozen,
+    images: jax.Array,
+    config: CLIPConfig,
+    numerics: Numerics = Numerics(),
+) -> tuple[TrainState, jax.Array]:
+    """One SGD step of one run: batch leaves [B] and a scalar learning rate -> (state, loss before the step).
+
+    A batch without members changes nothing.
+    """
+
+    def objective(prompts: Prompts) -> jax.Array:
+        logits = class_logits(modality, prompts, frozen, images[batch.images], config, numerics)
+        weights = run.w_first, run.w_second
+        return loss(logits, batch.labels, batch.second, weights, batch.mask, run.class_mask)
+
+    value, gradient = jax.value_and_grad(objective)(state.prompts)
+    sgd = _sgd(run.momentum, run.weight_decay)
+    direction, optimiser = sgd.update(gradient, state.optimiser, state.prompts)
+    update = jax.tree.map(lambda d: -batch.learning_rate * d, direction)
+    new = TrainState(optax.apply_updates(state.prompts, update), optimiser)
+    counts = batch.mask.any()
+    return jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, state), value
+
+
+@functools.partial(jax.jit, static_argnames=("modality", "config", "numerics"))
+def train_chunk(
+    modality: Modality,
+    state: TrainState,
+    batches: Batches,
+    run: Run,
+    frozen: Frozen,
+    images: jax.Array,
+    config: CLIPConfig,
+    numerics: Numerics = Numerics(),
+) -> tuple[TrainState, jax.Array]:
+    """All steps of a chunk for all runs: -> (state, losses [T,R] before each step, 0 where no batch was)."""
+    R = batches.images.shape[1]
+
+    def one(state: TrainState, batch: Batches, run: Run) -> tuple[TrainState, jax.Array]:
+        return step(modality, state, batch, run, frozen, images, config, numerics)
+
+    def advance(state: TrainState, batch: Batches) -> tuple[TrainState, jax.Array]:
+        return jax.lax.cond(  # padding to the longest list costs nothing
+            batch.mask.any(),
+            lambda: jax.vmap(one)(state, batch, run),
+            lambda: (state, jnp.zeros(R, jnp.float32)),
+        )
+
+    return jax.lax.scan(advance, state, batches)
+
+
+def steps_per_epoch(num_items: int, batch_size: int) -> int:
+    """Batches of an epoch; the last, incomplete one is kept."""
+    return math.ceil(num_items / batch_size)
+
+
+def chunk_batches(
+    items: Sequence[Items],
+    order: Order,
+    epochs: range,
+    rates: np.ndarray,
+    steps: int,
+    optimisation: Optimisation,
+) -> Batches:
+    """Batches of some epochs, padded to `steps` batches an epoch and `epochs_per_chunk` epochs; host arrays.
+
+    items: one list a run. rates: [epochs,R]. Raises `DataError` when a list needs more than `steps` batches.
+    """
+    B, R = optimisation.batch_size, len(items)
+    T = optimisation.epochs_per_chunk * steps
+    shape = (T, R, B)
+    rows, labels = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    second, mask = np.zeros(shape, bool), np.zeros(shape, bool)
+    learning_rate = np.zeros((T, R), np.float32)
+    for r, own in enumerate(items):
+        n = len(own.images)
+        if steps_per_epoch(n, B) > steps:
+            raise DataError(f"a list of {n} images does not fit into {steps} batches of {B}")
+        for position, epoch in enumerate(epochs):
+            chosen = order(r, epoch, n)
+            at = position * steps * B + np.arange(n)
+            place = at // B, r, at % B
+            rows[place], labels[place] = own.images[chosen], own.labels[chosen]
+            second[place], mask[place] = own.second[chosen], True
+            learning_rate[position * steps : (position + 1) * steps, r] = rates[epoch, r]
+    return Batches(rows, labels, second, mask, learning_rate)  # type: ignore[arg-type]
+
+
+def shuffled(seed: int) -> Order:
+    """The default order: a permutation for every epoch that depends on the seed and the epoch, not on the run.
+
+    As in the released code, whose loader has its own fixed seed: runs of one list see the same batches.
+    """
+    return lambda run, epoch, length: np.random.default_rng((seed, epoch)).permutation(length)
+
+
+def train(
+    modality: Modality,
+    prompts: Prompts | TrainState,
+    items: Sequence[Items],
+    run: Run,
+    frozen: Frozen,
+    images: jax.Array,
+    config: CLIPConfig,
+    optimisation: Optimisation = Optimisation(),
+    *,
+    order: Order | None = None,
+    numerics: Numerics = Numerics(),
+    steps: int | None = None,
+    first_epoch: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+    on_chunk: Callable[[TrainState, int, np.ndarray], None] | None = None,
+) -> tuple[TrainState, np.ndarray]:
+    """Train R runs together, chunk by chunk.
+
+    Args:
+      modality: settings of the prompt.
+      prompts: leaves [R,...], or the state of a training that was interrupted.
+      items: one training list for each run.
+      run: weights of the loss and so on, leaves [R,...].
+      frozen: what the towers need.
+      images: [N,...] on device, what `modality.constant_images` returns.
+      config: of the checkpoint.
+      optimisation: epochs, batch size, learning rate.
+      order: order of a list in an epoch; default `shuffled(0)`.
+      numerics: type and precision of the towers' products.
+      steps: batches an epoch is padded to, so that lists that grow later share one program.
+      first_epoch: epochs that the given state has already seen.
+      mesh: spread every batch over the axis "data"; the batch size must be a multiple of it.
+      on_chunk: called after every chunk with (state, epochs done, losses [T,R] of its real steps).
+
+    Returns:
+      (state, losses [steps taken,R]); a run whose list is shorter has 0 where it took no step.
+
+    Raises:
+      DivergedError: a loss is not finite; says at which epoch and step, and carries the last good state.
+    """
+    state = prompts if isinstance(prompts, TrainState) else start(prompts)
+    longest = max(len(own.images) for own in items)
+    if longest == 0:
+        raise DataError("the training list is empty")
+    steps = steps or steps_per_epoch(longest, optimisation.batch_size)
+    rates = optimisation.learning_rates(modality, len(items))
+    order = order or shuffled(0)
+    place = _placer(mesh, optimisation.batch_size)
+    state, run = place(state), place(run)
+    history = [np.zeros((0, len(items)), np.float32)]
+    for first in range(first_epoch, optimisation.epochs, optimisation.epochs_per_chunk):
+        epochs = range(first, min(first + optimisation.epochs_per_chunk, optimisation.epochs))
+        batches = chunk_batches(items, order, epochs, rates, steps, optimisation)
+        new, losses = train_chunk(
+            modality, state, place(batches), run, frozen, images, config, numerics
+        )
+        losses = np.asarray(losses)
+        _check_finite(losses, state, first, steps)
+        state = new
+        history.append(losses[batches.mask.any((1, 2))])
+        if on_chunk is not None:
+            on_chunk(state, epochs.stop, history[-1])
+    return state, np.concatenate(history)
+
+
+def _check_finite(losses: np.ndarray, state: TrainState, first_epoch: int, steps: int) -> None:
+    bad = np.argwhere(~np.isfinite(losses))
+    if len(bad):
+        t, r = bad[0]
+        raise DivergedError(
+            f"the loss of run {r} is {losses[t, r]} at step {t % steps} of epoch {first_epoch + t // steps}; the "
+            f"state after epoch {first_epoch} is the last good one. A smaller learning rate helps most often.",
+            state,
+            first_epoch,
+        )
+
+
+def _placer(mesh: jax.sharding.Mesh | None, batch_size: int) -> Callable[[Any], Any]:
+    """Puts arrays on the mesh: the batch axis, last of three, over "data"; everything else whole on every device."""
+    if mesh is None:
+        return lambda tree: jax.tree.map(jnp.asarray, tree)
+    devices = mesh.shape[parallel.DATA]
+    if batch_size % devices:
+        raise DataError(f"batch_size {batch_size} is not a multiple of the {devices} devices")
+
+    def place(tree: Any) -> Any:
+        axes = (None, None, "images") if isinstance(tree, Batches) else ()
+        return jax.tree.map(lambda x: _on_mesh(x, mesh, axes), tree)
+
+    return place
+
+
+def _on_mesh(x: Any, mesh: jax.sharding.Mesh, axes: tuple[str | None, ...]) -> jax.Array:
+    host = np.asarray(x)
+    names = axes if len(axes) == host.ndim else (None,) * host.ndim
+    where = parallel.sharding(mesh, names, host.shape)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+
+# --- scoring ------------------------------------------------------------------------------------------
+
+
+def score(
+    modality: Modality,
+    prompts: Prompts,
+    frozen: Frozen,
+    images: jax.Array,
+    config: CLIPConfig,
+    *,
+    batch_size: int = 256,
+    numerics: Numerics = Numerics(),
+) -> np.ndarray:
+    """Logits of all images under the prompts of every run: images [N,...], prompts [R,...] -> [R,N,C] float32."""
+    classes = _class_features(modality, prompts, frozen, config, numerics)
+    N = len(images)
+    batch_size = min(batch_size, N)
+    parts = []
+    for first in range(0, N, batch_size):
+        rows = np.minimum(np.arange(first, first + batch_size), N - 1)  # the last row fills up
+        part = _batch_logits(modality, prompts, classes, frozen, images, rows, config, numerics)
+        parts.append(np.asarray(part)[:, : N - first])
+    return np.concatenate(parts, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("modality", "config", "numerics"))
+def _class_features(modality, prompts, frozen, config, numerics):
+    one = lambda p: modality.class_features(p, frozen, config, numerics)  # noqa: E731
+    return jax.vmap(one)(prompts)
+
+
+@functools.partial(jax.jit, static_argnames=("modality", "config", "numerics"))
+def _batch_logits(modality, prompts, classes, frozen, images, rows, config, numerics):
+    def one(prompts, classes):
+        features = modality.image_features(prompts, frozen, images[rows], config, numerics)
+        return logits_per_image(features, classes, jnp.asarray(frozen.params["logit_scale"]))
+
+    return jax.vmap(one)(prompts, classes)
+
+
+def plain_logits(
+    modality: Modality,
+    class_features: jax.Array,
+    frozen: Frozen,
+    images: jax.Array,
+    config: CLIPConfig,
+    *,
+    batch_size: int = 256,
+    numerics: Numerics = Numerics(),
+) -> np.ndarray:
+    """Logits of all images without any prompt: images [N,...], class_features [C,E] -> [N,C] float32."""
+    N = len(images)
+    batch_size = min(batch_size, N)
+    parts = []
+    for first in range(0, N, batch_size):
+        rows = np.minimum(np.arange(first, first + batch_size), N - 1)
+        part = _plain_batch(modality, class_features, frozen, images, rows, config, numerics)
+        parts.append(np.asarray(part)[: N - first])
+    return np.concatenate(parts)
+
+
+@functools.partial(jax.jit, static_argnames=("modality", "config", "numerics"))
+def _plain_batch(modality, class_features, frozen, images, rows, config, numerics):
+    features = modality.plain_features(frozen, images[rows], config, numerics)
+    return logits_per_image(features, class_features, jnp.asarray(frozen.params["logit_scale"]))

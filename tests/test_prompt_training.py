@@ -1,0 +1,238 @@
+"""Training: the reference trajectories, one trace for growing lists, several runs at once, several devices."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from prompt_golden import MODALITIES, assert_near, checkpoint, load, nhwc, prompts_of
+
+from jaxzs import clip, parallel
+from jaxzs.errors import DataError
+from jaxzs.prompt import modality, training
+
+# 21 steps of SGD with momentum on a loss of scale 20: an independent float32 implementation stays within 3.4e-6,
+# and a perturbation of 1e-6 of the initial prompts moves losses by up to 3e-4.
+TRAJECTORY = 5e-4
+
+
+def problem(name: str, paradigm: str):
+    """(modality, prompts [1,...], items, run, frozen, images, config, optimisation, golden) of a trajectory file."""
+    params, config = checkpoint()
+    golden = load(f"trajectory_{name}_{paradigm}")
+    prompt = MODALITIES[name]
+    data = load("images")
+    ids = load(f"loss_grad_{name}")["token_ids"]
+    frozen = modality.Frozen(
+        params, jnp.asarray(ids, jnp.int32), *2 * [template_features(params, config)]
+    )
+    images = prompt.constant_images(params, nhwc(data["images"]), config)
+    rows = np.unique(golden["orders"])
+    labels = golden["labels"][rows]
+    seen = int(golden["n_seen_classes"])
+    unlabelled = golden["is_unlabeled"]
+    second = {
+        "sup": np.zeros(len(labels), bool),
+        "supseen": np.zeros(len(labels), bool),
+        "ssl": unlabelled,
+        "trzsl": labels >= seen,
+        "ul": np.ones(len(labels), bool),
+    }[paradigm]
+    items = training.Items(rows, labels, second)
+    balance = float(golden["balance"])
+    weights = {"ssl": (balance, 1.0), "trzsl": (1.0, balance), "ul": (0.0, 1.0)}.get(
+        paradigm, (1.0, 0.0)
+    )
+    mask = np.arange(6) < (seen if paradigm == "supseen" else 6)
+    run = runs_of([weights], mask)
+    optimisation = training.Optimisation(
+        float(golden["lr"]),
+        int(golden["epochs"]),
+        int(golden["warmup_epochs"]),
+        8,
+        float(golden["momentum"]),
+        float(golden["weight_decay"]),
+        epochs_per_chunk=3,
+    )
+    prompts = jax.tree.map(lambda x: x[None], prompts_of(golden, "init."))
+    return prompt, prompts, [items], run, frozen, images, config, optimisation, golden
+
+
+def template_features(params, config):
+    return clip.encode_text(params, jnp.asarray(load("zeroshot")["token_ids"], jnp.int32), config)
+
+
+def runs_of(weights, class_mask) -> training.Run:
+    first, second = jnp.asarray(weights, jnp.float32).T
+    R = len(weights)
+    full = lambda x: jnp.full(R, x, jnp.float32)  # noqa: E731
+    return training.Run(
+        first, second, jnp.tile(jnp.asarray(class_mask)[None], (R, 1)), full(0.9), full(0.1)
+    )
+
+
+def given_order(golden):
+    rows = np.unique(golden["orders"])
+    return lambda run, epoch, length: np.searchsorted(rows, golden["orders"][epoch].reshape(-1))
+
+
+CASES = [(n, p) for n in ("text", "image") for p in ("sup", "supseen", "ssl", "trzsl", "ul")]
+
+
+@pytest.mark.parametrize(("name", "paradigm"), [*CASES, ("multi", "ssl"), ("multi", "trzsl")])
+def test_trajectory(name, paradigm):
+    *arguments, golden = problem(name, paradigm)
+    seen = []
+    state, losses = training.train(
+        *arguments,
+        order=given_order(golden),
+        on_chunk=lambda state, epoch, losses: seen.append(
+            (epoch, jax.tree.map(np.asarray, state.prompts))
+        ),
+    )
+    assert_near(losses[:, 0], golden["losses"], TRAJECTORY)
+    final = jax.tree.map(lambda x: x[0], state.prompts)
+    assert_near(final, prompts_of(golden, "final."), TRAJECTORY)
+    assert [epoch for epoch, _ in seen] == [3, 6, 7]
+    for epoch, prompts in seen:
+        for own, theirs in (
+            ("prefix", "prefix"),
+            ("text", "coop_embeddings"),
+            ("visual", "vpt_embeddings"),
+        ):
+            if own in prompts:
+                expected = golden[f"epochs.{theirs}"][epoch - 1]
+                assert_near(prompts[own][0], expected.reshape(prompts[own][0].shape), TRAJECTORY)
+
+
+def short(name: str, runs: int = 1, **changes):
+    """Two epochs of a small problem, for properties that need no reference."""
+    prompt, _, items, _, frozen, images, config, *_ = problem(name, "ssl")
+    optimisation = training.Optimisation(0.05, 2, 0, 8, epochs_per_chunk=2, **changes)
+    prompts = jax.vmap(lambda key: prompt.init(key, config))(
+        jax.random.split(jax.random.key(0), runs)
+    )
+    run = runs_of([(2.0 + r, 1.0) for r in range(runs)], np.ones(6, bool))
+    return prompt, prompts, items * runs, run, frozen, images, config, optimisation
+
+
+def take(tree, r: int):
+    return jax.tree.map(lambda x: x[r : r + 1], tree)
+
+
+@pytest.mark.parametrize("name", ["text", "multi"])
+def test_runs_together_equal_runs_alone(name):
+    prompt, prompts, items, run, *rest = short(name, 3)
+    shorter = [items[0], training.Items(*(x[:9] for x in items[1])), items[2]]  # 3, 2 and 3 batches
+    together, losses = training.train(prompt, prompts, shorter, run, *rest)
+    for r in range(3):
+        alone, own = training.train(
+            prompt, take(prompts, r), [shorter[r]], take(run, r), *rest, steps=3
+        )
+        # float32 rounding over six steps, summed in another order
+        assert_near(take(together.prompts, r), alone.prompts, 2e-5)
+        np.testing.assert_allclose(losses[losses[:, r] != 0, r], own[:, 0], rtol=2e-5)
+
+
+def test_learning_rates_differ_between_runs():
+    prompt, prompts, items, run, frozen, images, config, _ = short("text", 2)
+    same = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), (prompts, run))
+    optimisation = training.Optimisation((0.05, 0.0), 2, 0, 8, epochs_per_chunk=2)
+    state, _ = training.train(prompt, same[0], items, same[1], frozen, images, config, optimisation)
+    np.testing.assert_array_equal(state.prompts["prefix"][1], prompts["prefix"][0])  # rate 0
+    assert not np.allclose(state.prompts["prefix"][0], prompts["prefix"][0], atol=1e-4)
+
+
+def test_growing_lists_share_one_program():
+    prompt, prompts, items, run, *rest = short("text")
+    counted = jax.jit(
+        chex.assert_max_traces(training.train_chunk.__wrapped__, n=1),
+        static_argnames=("modality", "config", "numerics"),
+    )
+    original, training.train_chunk = training.train_chunk, counted
+    try:
+        for n in (5, 12, 17, 24):
+            training.train(
+                prompt, prompts, [training.Items(*(x[:n] for x in items[0]))], run, *rest, steps=3
+            )
+    finally:
+        training.train_chunk = original
+
+
+def test_padding_to_more_batches_changes_nothing():
+    arguments = short("image")
+    plain, losses = training.train(*arguments)
+    padded, again = training.train(*arguments, steps=7)
+    chex.assert_trees_all_close(padded.prompts, plain.prompts, rtol=1e-6)
+    np.testing.assert_allclose(again, losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["image", "multi"])
+def test_data_parallel_equals_one_device(name):
+    arguments = short(name)
+    alone, losses = training.train(*arguments)
+    mesh = parallel.make_mesh()
+    prompt, prompts, items, run, frozen, images, config, optimisation = arguments
+    frozen, images = jax.tree.map(lambda x: parallel.replicate(x, mesh), (frozen, images))
+    spread, again = training.train(
+        prompt, prompts, items, run, frozen, images, config, optimisation, mesh=mesh
+    )
+    assert_near(spread.prompts, alone.prompts, 2e-5)
+    np.testing.assert_allclose(again, losses, rtol=2e-5)
+    with pytest.raises(DataError, match="batch_size 7 is not a multiple of the 8 devices"):
+        training.train(*arguments[:-1], training.Optimisation(batch_size=7), mesh=mesh)
+
+
+def test_interrupted_training_continues_exactly():
+    prompt, prompts, items, run, *rest, _ = short("text")
+    optimisation = training.Optimisation(0.05, 4, 1, 8, epochs_per_chunk=2)
+    whole, losses = training.train(prompt, prompts, items, run, *rest, optimisation)
+    kept = {}
+    training.train(
+        prompt,
+        prompts,
+        items,
+        run,
+        *rest,
+        optimisation,
+        on_chunk=lambda state, epoch, losses: kept.setdefault(epoch, state),
+    )
+    resumed, rest_losses = training.train(
+        prompt, kept[2], items, run, *rest, optimisation, first_epoch=2
+    )
+    chex.assert_trees_all_equal(resumed, whole)
+    np.testing.assert_array_equal(losses[6:], rest_losses)
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_state():
+    prompt, prompts, items, run, *rest, _ = short("text")
+    items = [training.Items(*(x[:16] for x in items[0]))]
+    prompts = {"prefix": prompts["prefix"].at[0, 0, 0].set(jnp.nan)}
+    with pytest.raises(training.DivergedError, match="run 0 is nan at step 0 of epoch 0") as error:
+        training.train(prompt, prompts, items, run, *rest, training.Optimisation(epochs=6))
+    assert error.value.epoch == 0
+    np.testing.assert_array_equal(error.value.state.prompts["prefix"], prompts["prefix"])
+
+
+def test_scores_of_several_runs_in_batches():
+    prompt, prompts, _, _, frozen, images, config, _ = short("multi", 2)
+    whole = training.score(prompt, prompts, frozen, images[:20], config)
+    batched = training.score(prompt, prompts, frozen, images[:20], config, batch_size=8)
+    assert whole.shape == (2, 20, 6)
+    np.testing.assert_allclose(batched, whole, rtol=1e-5, atol=1e-5)
+    first = modality.class_logits(
+        prompt, jax.tree.map(lambda x: x[1], prompts), frozen, images[:2], config
+    )
+    np.testing.assert_allclose(whole[1, :2], first, rtol=1e-5, atol=1e-5)
+
+
+def test_unfit_settings():
+    with pytest.raises(DataError, match="at least 1"):
+        training.Optimisation(batch_size=0)
+    with pytest.raises(DataError, match="less than epochs 3"):
+        training.Optimisation(epochs=3)
+    with pytest.raises(DataError, match="training list is empty"):
+        prompt, prompts, items, run, *rest = short("text")
+        training.train(prompt, prompts, [training.Items(*(x[:0] for x in items[0]))], run, *rest)
