@@ -15,6 +15,8 @@ import pytest
 
 # Otherwise transformers asks the hub about every local folder, and waits for an answer.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# torch's threads spin while they wait, which takes the cores from everybody else; these models are tiny.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 HERE = Path(__file__).parent
 

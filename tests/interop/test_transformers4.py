@@ -49,10 +49,8 @@ def inputs(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def our_features(folder: Path, pixels, ids, mask) -> tuple[np.ndarray, np.ndarray]:
     params, config = read_checkpoint(folder, dtype=jnp.float32)
-    image_encoder = jax.jit(clip.encode_image, static_argnums=2)
-    text_encoder = jax.jit(clip.encode_text, static_argnums=2)
-    image = image_encoder(params, pixels.transpose(0, 2, 3, 1), config)
-    return np.asarray(image), np.asarray(text_encoder(params, ids, config, mask))
+    image = clip.encode_image(params, pixels.transpose(0, 2, 3, 1), config)
+    return np.asarray(image), np.asarray(clip.encode_text(params, ids, config, mask))
 
 
 def torch_features(folder: Path, pixels, ids, mask) -> tuple[np.ndarray, np.ndarray, dict]:
