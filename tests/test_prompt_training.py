@@ -65,12 +65,8 @@ def template_features(params, config):
 
 
 def runs_of(weights, class_mask) -> training.Run:
-    first, second = jnp.asarray(weights, jnp.float32).T
-    R = len(weights)
-    full = lambda x: jnp.full(R, x, jnp.float32)  # noqa: E731
-    return training.Run(
-        first, second, jnp.tile(jnp.asarray(class_mask)[None], (R, 1)), full(0.9), full(0.1)
-    )
+    masks = np.tile(np.asarray(class_mask)[None], (len(weights), 1))
+    return training.runs(weights, masks, training.Optimisation())
 
 
 def given_order(golden):
@@ -233,6 +229,7 @@ def test_unfit_settings():
         training.Optimisation(batch_size=0)
     with pytest.raises(DataError, match="less than epochs 3"):
         training.Optimisation(epochs=3)
+    prompt, prompts, items, run, *rest = short("text")
+    empty = [training.Items(*(x[:0] for x in items[0]))]
     with pytest.raises(DataError, match="training list is empty"):
-        prompt, prompts, items, run, *rest = short("text")
-        training.train(prompt, prompts, [training.Items(*(x[:0] for x in items[0]))], run, *rest)
+        training.train(prompt, prompts, empty, run, *rest)

@@ -1,1 +1,68 @@
-"""Prompt tuning with pseudolabels: three modalities, three paradigms, FPL, IFPL and GRIP (arXiv 2306.01669)."""
+"""Prompt tuning with pseudolabels: three modalities, three paradigms, FPL, IFPL and GRIP (arXiv 2306.01669).
+
+modality = prompt.TextPrompt()
+frozen = prompt.freeze(model, modality, class_names)
+images = prompt.constant_images(modality, model.params, pixels, model.config)
+split = prompt.ul_split(len(images), len(class_names))
+tuned = prompt.fit(modality, frozen, images, [split], model.config, prompt.Plan("grip"))
+"""
+
+from jaxzs.prompt.evaluation import Evaluation, RobinHood, evaluate, plot_robin_hood, robin_hood
+from jaxzs.prompt.files import TunedPrompt, load_prompt, save_prompt
+from jaxzs.prompt.inference import classify, nearest_tokens
+from jaxzs.prompt.joint import JointPrompt, joint_prefixes
+from jaxzs.prompt.modality import Frozen, Modality, class_logits
+from jaxzs.prompt.objective import balance_weights, loss
+from jaxzs.prompt.prepare import constant_images, freeze, read_source
+from jaxzs.prompt.protocol import Split, growing_schedule, ssl_split, trzsl_split, ul_split
+from jaxzs.prompt.resuming import Progress, Record
+from jaxzs.prompt.selection import select_pseudolabels, select_top_k
+from jaxzs.prompt.strategies import Fit, Plan, fit
+from jaxzs.prompt.text import TextPrompt, placeholder_ids, text_features
+from jaxzs.prompt.training import DivergedError, Optimisation, plain_logits, score, train
+from jaxzs.prompt.visual import VisualPrompt, image_features
+
+__all__ = [
+    "DivergedError",
+    "Evaluation",
+    "Fit",
+    "Frozen",
+    "JointPrompt",
+    "Modality",
+    "Optimisation",
+    "Plan",
+    "Progress",
+    "Record",
+    "RobinHood",
+    "Split",
+    "TextPrompt",
+    "TunedPrompt",
+    "VisualPrompt",
+    "balance_weights",
+    "class_logits",
+    "classify",
+    "constant_images",
+    "evaluate",
+    "fit",
+    "freeze",
+    "growing_schedule",
+    "image_features",
+    "joint_prefixes",
+    "load_prompt",
+    "loss",
+    "nearest_tokens",
+    "placeholder_ids",
+    "plain_logits",
+    "plot_robin_hood",
+    "read_source",
+    "robin_hood",
+    "save_prompt",
+    "score",
+    "select_pseudolabels",
+    "select_top_k",
+    "ssl_split",
+    "text_features",
+    "train",
+    "trzsl_split",
+    "ul_split",
+]

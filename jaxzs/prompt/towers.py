@@ -32,8 +32,8 @@ def blocks(
     recompute: bool,
 ) -> jax.Array:
     """All blocks but the last: x [B,T,D] -> [B,T,D]; `recompute` trades time for memory in the gradient."""
-    run = functools.partial(block, tower=tower, numerics=numerics)
-    run = jax.checkpoint(run) if recompute else run
+    plain = functools.partial(block, tower=tower, numerics=numerics)
+    run = jax.checkpoint(plain) if recompute else plain
     for layer in range(tower.num_hidden_layers - 1):
         x, _ = run(params["encoder"]["layers"][str(layer)], x, bias=bias)
     return x
@@ -123,8 +123,8 @@ def read_text_with_context(
     tree, text = params["text_model"], config.text
     S, M = shared.shape[1], x.shape[1]
     bias = causal_bias(S + M)
-    step = functools.partial(_shared_block, text=text, numerics=numerics)
-    step = jax.checkpoint(step) if recompute else step
+    plain = functools.partial(_shared_block, text=text, numerics=numerics)
+    step = jax.checkpoint(plain) if recompute else plain
     for layer in range(text.num_hidden_layers - 1):
         shared, x = step(tree["encoder"]["layers"][str(layer)], shared, x, bias)
     last = tree["encoder"]["layers"][str(text.num_hidden_layers - 1)]

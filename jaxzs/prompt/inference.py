@@ -1,0 +1,103 @@
+"""Using tuned prompts: classify with them, and read learned context vectors as words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs.clip import Model, Numerics
+from jaxzs.errors import DataError
+from jaxzs.prompt.files import TunedPrompt
+from jaxzs.prompt.joint import JointPrompt
+from jaxzs.prompt.modality import Prompts
+from jaxzs.prompt.prepare import constant_images, freeze
+from jaxzs.prompt.training import score
+
+
+def classify(
+    model: Model,
+    tuned: TunedPrompt,
+    pixels: np.ndarray,
+    *,
+    class_names: Sequence[str] | None = None,
+    batch_size: int = 64,
+    compute_dtype: Any = None,
+) -> np.ndarray:
+    """Logits under a tuned prompt: pixels [N,S,S,3] of `model.preprocess` -> [N,C] float32.
+
+    class_names: other classes than those it was tuned on; a learned context or learned image tokens apply to any.
+    Raises `LabelError` and `TextError` for unfit names, `DataError` without images.
+
+    >>> classify(model, load_prompt("digits.safetensors", model), pixels).argmax(1)  # doctest: +SKIP
+    """
+    numerics = Numerics(compute_dtype)
+    frozen = freeze(
+        model,
+        tuned.modality,
+        class_names or tuned.class_names,
+        template=tuned.template,
+        compute_dtype=compute_dtype,
+    )
+    images = constant_images(
+        tuned.modality,
+        frozen.params,
+        pixels,
+        model.config,
+        batch_size=batch_size,
+        numerics=numerics,
+    )
+    one_run = jax.tree.map(lambda x: jnp.asarray(x)[None], tuned.prompts)
+    return score(
+        tuned.modality,
+        one_run,
+        frozen,
+        images,
+        model.config,
+        batch_size=batch_size,
+        numerics=numerics,
+    )[0]
+
+
+class NearToken(NamedTuple):
+    """A token of the vocabulary and its Euclidean distance from a learned vector."""
+
+    text: str
+    distance: float
+
+
+def nearest_tokens(model: Model, tuned: TunedPrompt, count: int = 3) -> list[list[NearToken]]:
+    """The nearest tokens of every learned context vector, nearest first (as CoOp reads its contexts, table 4).
+
+    A vector may lie far from all words; compare the distances with those between words. Raises `DataError` for a
+    visual prompt, which has no words.
+
+    >>> [near[0].text for near in nearest_tokens(model, tuned)]  # doctest: +SKIP
+    """
+    prefix = text_prefix(tuned)
+    table = np.asarray(
+        model.params["text_model"]["embeddings"]["token_embedding"]["embedding"], np.float32
+    )
+    distances = np.sqrt(np.maximum(_squared_distances(np.asarray(prefix), table), 0))  # [K,V]
+    nearest = np.argsort(distances, axis=1)[:, :count]
+    words = model.tokenizer.backend.id_to_token
+    return [
+        [NearToken(str(words(int(v))), float(row[v])) for v in chosen]
+        for row, chosen in zip(distances, nearest, strict=True)
+    ]
+
+
+def text_prefix(tuned: TunedPrompt) -> Prompts:
+    """The learned context [K,D_text] of a textual or joint prompt."""
+    if isinstance(tuned.modality, JointPrompt):
+        return tuned.modality.prefixes(jax.tree.map(jnp.asarray, tuned.prompts))[0]
+    if tuned.modality.name != "text":
+        raise DataError("a visual prompt has no context vectors to read as words")
+    return tuned.prompts["prefix"]
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)[None]
