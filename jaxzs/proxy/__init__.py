@@ -7,13 +7,14 @@ marginal; `rows.py` and `sweeps.py` say how sums over the images are taken; `fit
 
 from jaxzs.proxy.fit import fit, learn_proxies
 from jaxzs.proxy.gamma import GAMMAS
-from jaxzs.proxy.labels import pseudo_labels, sinkhorn_potentials
+from jaxzs.proxy.labels import choose_gamma, pseudo_labels, sinkhorn_potentials
 from jaxzs.proxy.sinkhorn import round_labels
 from jaxzs.proxy.solvers import ProxyResult
 
 __all__ = [
     "GAMMAS",
     "ProxyResult",
+    "choose_gamma",
     "fit",
     "learn_proxies",
     "pseudo_labels",

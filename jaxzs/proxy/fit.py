@@ -20,7 +20,6 @@ from jaxzs.proxy.sinkhorn import round_labels, sinkhorn
 from jaxzs.proxy.solvers import (
     REFERENCE_ITERATIONS,
     ProxyResult,
-    WhileLoop,
     evaluate_at,
     fast,
     reference,
@@ -115,16 +114,15 @@ def _solve(
     tolerance: jax.Array,
     solver: Solver,
     iterations: int | None,
-    while_loop: WhileLoop = jax.lax.while_loop,
 ) -> ProxyResult:
     if solver == "reference":
         steps = REFERENCE_ITERATIONS if iterations is None else iterations
-        return reference(sweeps, sums, normalize(text), temperature, steps, while_loop)
+        return reference(sweeps, sums, normalize(text), temperature, steps)
     inverse = precondition(sums, ridge)
     proxies = closed_form(sums, inverse)
     if solver == "closed_form":
         return evaluate_at(sweeps, proxies, sums, temperature)
-    return fast(sweeps, sums, proxies, inverse, temperature, tolerance, iterations, while_loop)
+    return fast(sweeps, sums, proxies, inverse, temperature, tolerance, iterations)
 
 
 def fit(

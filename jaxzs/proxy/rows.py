@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxzs.proxy import checks
+
 
 class Rows(NamedTuple):
     """Images of one block: arrays that all start with the axis of images, or None where not needed."""
@@ -136,6 +138,7 @@ def block_rows(block_size: int | None, num_rows: int, num_classes: int) -> int:
     """Images in a block: as asked, or such that [block, C] holds about four million numbers."""
     if block_size is None:
         block_size = max(2**22 // num_classes, 256)
+    checks.whole_number(block_size, "block_size")
     return min(block_size, num_rows)
 
 

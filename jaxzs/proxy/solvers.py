@@ -7,7 +7,6 @@ P^T X is known, no solver looks at the labels again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +23,6 @@ FAST_STEPS = 28
 FAST_STEPS_FEW_IMAGES = 47
 LONGEST_STEP = 0.3  # root mean square of the proxies' moves in one step
 ARMIJO = 1e-4
-
-WhileLoop = Callable[[Callable[[Any], Any], Callable[[Any], Any], Any], Any]
 
 
 class ProxyResult(NamedTuple):
@@ -73,43 +70,22 @@ def reference(
     start: jax.Array,
     temperature: jax.Array,
     iterations: int = REFERENCE_ITERATIONS,
-    while_loop: WhileLoop = jax.lax.while_loop,
 ) -> ProxyResult:
     """Gradient descent as InMaP describes it: eta = 10, halved whenever the norm of the gradient grew.
 
     The gradient is not projected; rows are normalised after each step.
     """
-    scale = sums.num_images * temperature
-    zeros = jnp.zeros((iterations,), jnp.float32)
 
-    def running(state: Any) -> jax.Array:
-        return state[0] < iterations
-
-    def descend(state: Any) -> Any:
-        i, proxies, rate, previous, objectives, norms = state
+    def descend(state: tuple[jax.Array, ...], _: None) -> tuple[Any, Any]:
+        proxies, rate, previous = state
         objective, gradient = _evaluate(sweeps, sweeps.start(proxies), proxies, sums, temperature)
-        norm = (
-            jnp.linalg.norm(gradient) * scale
-        )  # of G without 1 / (n tau), which the method compares
+        norm = jnp.linalg.norm(gradient)
         rate = jnp.where(norm > previous, rate / 2, rate)
-        return (
-            i + 1,
-            normalize(proxies - rate * gradient),
-            rate,
-            norm,
-            objectives.at[i].set(objective),
-            norms.at[i].set(jnp.linalg.norm(tangent(gradient, proxies))),
-        )
+        on_spheres = jnp.linalg.norm(tangent(gradient, proxies))
+        return (normalize(proxies - rate * gradient), rate, norm), (objective, on_spheres)
 
-    first = (
-        jnp.zeros((), jnp.int32),
-        start,
-        jnp.float32(LEARNING_RATE),
-        jnp.float32(jnp.inf),
-        zeros,
-        zeros,
-    )
-    _, proxies, _, _, objectives, norms = while_loop(running, descend, first)
+    first = (start, jnp.float32(LEARNING_RATE), jnp.float32(jnp.inf))
+    (proxies, _, _), (objectives, norms) = jax.lax.scan(descend, first, length=iterations)
     last = evaluate_at(sweeps, proxies, sums, temperature)
     return ProxyResult(
         proxies,
@@ -149,7 +125,6 @@ def fast(
     temperature: jax.Array,
     tolerance: jax.Array,
     steps: int | None = None,
-    while_loop: WhileLoop = jax.lax.while_loop,
 ) -> ProxyResult:
     """Preconditioned Riemannian conjugate gradient (Polak-Ribiere+) on the product of spheres.
 
@@ -206,7 +181,7 @@ def fast(
         )
 
     first = at(start, sweeps.start(start))
-    last = while_loop(
+    last = jax.lax.while_loop(
         running,
         descend,
         _FastState(

@@ -1,0 +1,371 @@
+"""Proxy solvers and the whole method: the reference's values, equal results in every way of running them."""
+
+from __future__ import annotations
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxzs import proxy
+from jaxzs.errors import ConfigError, DataError
+from jaxzs.proxy import fit as fit_module
+from jaxzs.proxy.rows import Products, Rows
+
+STEPS = 8
+# float32 sums of some hundred rows in another order differ by about 1e-7; the closed form's inverse covariance
+# and eight steps of conjugate gradient amplify that
+SAME = 1e-5
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def data(n=96, e=16, c=4, seed=0):
+    """Features with a modality gap: images lie around their class's text proxy plus a common offset."""
+    rng = np.random.default_rng(seed)
+    text = unit(rng.normal(size=(c, e)))
+    truth = np.arange(n) % c
+    x = text[truth] + 0.2 * rng.normal(size=(n, e)) + 0.7 * rng.normal(size=(1, e))
+    return unit(x).astype(np.float32), text.astype(np.float32), truth
+
+
+def labels_of(x, z, gamma=0.0):
+    return proxy.pseudo_labels(unit(x) @ unit(z).T, temperature=0.05, gamma=gamma)
+
+
+def objective(x, labels, proxies, temperature=0.04, confidence=0.6):
+    """Cross-entropy in float64, from the definition."""
+    p = np.asarray(proxy.round_labels(jnp.asarray(labels), confidence), np.float64)
+    logits = unit(np.asarray(x, np.float64)) @ np.asarray(proxies, np.float64).T / temperature
+    top = logits.max(1, keepdims=True)
+    log_q = logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
+    return -(p * log_q).sum(1).mean()
+
+
+def relative(a, b):
+    return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b)))
+
+
+CASES = ["case0 softmax", "case1 sinkhorn_gamma0.5"]
+
+
+def golden_case(golden, name):
+    case, kind = name.split()
+    stored = np.load(golden / "inmap" / f"{case}.npz")
+    key = "softmax_labels" if kind == "softmax" else kind.replace("sinkhorn", "sinkhorn_labels")
+    options = {"temperature": float(stored["tau_i"]), "confidence": float(stored["alpha"])}
+    return stored, kind, stored[key], options
+
+
+def accuracy(proxies, stored):
+    return (np.argmax(stored["image_features"] @ proxies.T, 1) == stored["labels"]).mean()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reference_solver_reproduces_the_original(golden, name):
+    stored, kind, labels, options = golden_case(golden, name)
+    x, z = stored["image_features"], stored["text_features"]
+    for iterations in (1, 5, 50):
+        result = proxy.learn_proxies(
+            x, z, labels, solver="reference", iterations=iterations, **options
+        )
+        expected = stored[f"proxy_{kind}_it{iterations}"]
+        np.testing.assert_allclose(result.proxies, expected, atol=1e-5)
+        assert result.passes == iterations
+        assert result.objective.shape == (iterations + 1,)
+    # float32 objective made of logits up to 1 / tau = 20
+    last = objective(x, labels, result.proxies, **options)
+    np.testing.assert_allclose(result.objective[-1], last, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fast_solver_passes_the_reference_after_2000_iterations(golden, name):
+    stored, kind, labels, options = golden_case(golden, name)
+    x, z = stored["image_features"], stored["text_features"]
+    result = proxy.learn_proxies(x, z, labels, **options)
+    aim = objective(x, labels, stored[f"proxy_{kind}_it2000"], **options)
+    assert objective(x, labels, result.proxies, **options) < aim + 1e-5
+    assert result.passes <= 30
+    assert abs(accuracy(result.proxies, stored) - stored[f"accuracy_{kind}_it2000"]) <= 0.003
+    np.testing.assert_allclose(
+        result.objective[-1], objective(x, labels, result.proxies, **options), atol=1e-5
+    )
+    # never up by more than the rounding of an objective made of logits up to 1 / tau = 20
+    assert np.diff(result.objective).max() <= 1.2e-7 / options["temperature"]
+    assert result.gradient_norm[-1] < 0.02 * result.gradient_norm[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_reference_solver_at_the_end(golden, name):
+    stored, kind, labels, options = golden_case(golden, name)
+    x, z = stored["image_features"], stored["text_features"]
+    result = proxy.learn_proxies(x, z, labels, solver="reference", **options)
+    aim = objective(x, labels, stored[f"proxy_{kind}_it2000"], **options)
+    assert objective(x, labels, result.proxies, **options) < aim + 1e-3
+    assert abs(accuracy(result.proxies, stored) - stored[f"accuracy_{kind}_it2000"]) <= 0.005
+
+
+def test_closed_form_is_the_transcription_in_float64(golden):
+    stored, _, labels, options = golden_case(golden, "case1 sinkhorn_gamma0.5")
+    x = unit(stored["image_features"].astype(np.float64))
+    p = np.asarray(proxy.round_labels(jnp.asarray(labels), options["confidence"]), np.float64)
+    d = x.shape[1]
+    a = x.T @ x / len(x)
+    inverse = np.linalg.inv(a / np.trace(a) + np.eye(d) / d)
+    expected = unit(unit(p.T @ x / p.sum(0)[:, None] - x.mean(0)) @ inverse)
+    result = proxy.learn_proxies(
+        x.astype(np.float32), stored["text_features"], labels, solver="closed_form", **options
+    )
+    # the inverse's condition number is up to 1 + d = 49
+    np.testing.assert_allclose(result.proxies, expected, atol=49 * 1.2e-7)
+    assert result.passes == 0
+
+
+def test_gradient_norm_is_that_of_the_objective_on_the_spheres():
+    x, z, _ = data()
+    labels = labels_of(x, z)
+    result = proxy.learn_proxies(x, z, labels, iterations=3)
+
+    def loss(w):
+        w = w / jnp.linalg.norm(w, axis=-1, keepdims=True)
+        log_q = jax.nn.log_softmax(x @ w.T / 0.04, axis=-1)
+        return -jnp.mean(jnp.sum(proxy.round_labels(labels) * log_q, axis=-1))
+
+    expected = jnp.linalg.norm(jax.grad(loss)(result.proxies))
+    np.testing.assert_allclose(result.gradient_norm[-1], expected, rtol=1e-3)  # a small difference
+
+
+@pytest.mark.parametrize(
+    ("solver", "block_size"), [("fast", 13), ("fast", None), ("reference", 13), ("closed_form", 13)]
+)
+def test_fit_by_blocks_equals_the_steps_one_by_one(solver, block_size):
+    x, z, _ = data()
+    options = {"solver": solver, "iterations": STEPS}
+    expected = proxy.learn_proxies(x, z, labels_of(x, z), **options)
+    result = proxy.fit(x, z, label_temperature=0.05, block_size=block_size, **options)
+    assert relative(result.proxies, expected.proxies) < SAME
+    np.testing.assert_allclose(result.objective, expected.objective, atol=1e-5)
+
+
+def test_fit_with_auto_gamma_equals_the_steps_one_by_one():
+    x, z, _ = data()
+    key = jax.random.key(3)
+    labels = proxy.pseudo_labels(x @ z.T, gamma="auto", temperature=0.01, key=key, image_features=x)
+    expected = proxy.learn_proxies(x, z, labels, iterations=STEPS)
+    result = proxy.fit(x, z, gamma="auto", key=key, iterations=STEPS, block_size=20)
+    assert relative(result.proxies, expected.proxies) < SAME
+
+
+@pytest.mark.parametrize("solver", ["fast", "reference"])
+def test_padding_counts_for_nothing_even_if_it_is_not_a_number(solver):
+    x, z, _ = data(n=90)
+    padded = np.concatenate([x[:50], np.full((7, 16), np.nan, np.float32), x[50:]])
+    mask = ~np.isnan(padded).any(1)
+    options = {"solver": solver, "iterations": STEPS}
+    expected = proxy.fit(x, z, **options)
+    assert relative(proxy.fit(padded, z, mask=mask, **options).proxies, expected.proxies) < SAME
+    labels = labels_of(x, z)
+    more = np.concatenate([labels[:50], np.full((7, 4), np.nan, np.float32), labels[50:]])
+    assert (
+        relative(
+            proxy.learn_proxies(padded, z, more, mask=mask, **options).proxies,
+            proxy.learn_proxies(x, z, labels, **options).proxies,
+        )
+        < SAME
+    )
+
+
+def test_vmap_over_temperatures_gamma_and_confidence_in_one_program():
+    x, z, _ = data()
+    grid = jnp.array([[0.01, 0.04, 0.0, 0.6], [0.02, 0.06, 0.5, 0.9], [0.05, 0.04, 1.0, 0.3]])
+
+    def solve(p):
+        return proxy.fit(
+            x,
+            z,
+            label_temperature=p[0],
+            temperature=p[1],
+            gamma=p[2],
+            confidence=p[3],
+            iterations=STEPS,
+            block_size=40,
+        ).proxies
+
+    for proxies, p in zip(jax.jit(jax.vmap(solve))(grid), grid, strict=True):
+        assert relative(proxies, solve(p)) < SAME
+
+
+@pytest.mark.parametrize("solver", ["fast", "reference"])
+def test_vmap_of_the_solvers_in_memory(solver):
+    x, z, _ = data()
+    labels = labels_of(x, z)
+    taus = jnp.array([0.03, 0.06])
+
+    def solve(tau):
+        return proxy.learn_proxies(
+            x, z, labels, temperature=tau, solver=solver, iterations=2 * STEPS
+        )
+
+    batch = jax.jit(jax.vmap(solve))(taus)
+    for i, tau in enumerate(taus):
+        assert relative(batch.proxies[i], solve(tau).proxies) < SAME
+
+
+def test_one_trace_for_all_values():
+    x, z, _ = data(n=32)
+    chex.clear_trace_counter()
+    static = ("sinkhorn_iterations", "solver", "iterations", "products", "block_size", "mesh")
+    whole = chex.assert_max_traces(fit_module._fit.__wrapped__, n=1)
+    whole = jax.jit(whole, static_argnames=(*static, "data_axis"))
+    for tau, alpha in ((0.01, 0.6), (0.02, 0.5)):
+        whole(
+            Rows(jnp.ones(32, bool), features=jnp.asarray(x)),
+            jnp.asarray(z),
+            *jnp.float32([tau, 0.04, 0.0, alpha, 1.0, 0.0]),
+            sinkhorn_iterations=20,
+            solver="fast",
+            iterations=3,
+            products=Products(),
+            block_size=16,
+            mesh=None,
+            data_axis="data",
+        )
+
+
+@pytest.mark.parametrize("solver", ["fast", "reference"])
+def test_sharded_over_eight_devices(data_mesh, solver):
+    x, z, _ = data()
+    rows = jax.device_put(x, NamedSharding(data_mesh, P("data")))
+    options = {"solver": solver, "iterations": STEPS}
+    expected = proxy.fit(x, z, **options)
+    result = proxy.fit(rows, z, block_size=5, **options)
+    assert relative(result.proxies, expected.proxies) < SAME
+    labels = labels_of(x, z)
+    sharded = jax.device_put(labels, NamedSharding(data_mesh, P("data")))
+    in_memory = proxy.learn_proxies(rows, z, sharded, **options)
+    assert relative(in_memory.proxies, proxy.learn_proxies(x, z, labels, **options).proxies) < SAME
+
+
+def collectives(text):
+    """(kind, number of elements of each result) for every collective of a compiled program."""
+    found = []
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    for line in text.splitlines():
+        match = re.search(rf"= (.*?) ({kinds})(?:-start)?\(", line)
+        if match:
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            found += [(match[2], int(np.prod([int(d) for d in s.split(",") if d]))) for s in shapes]
+    return found
+
+
+@pytest.mark.parametrize("n", [512, 1024])
+def test_collectives_do_not_grow_with_the_number_of_images(data_mesh, n):
+    c, e = 3, 16
+    _, z, _ = data(n=n, e=e, c=c)
+
+    def solve(x):
+        return proxy.fit(x, z, mesh=data_mesh, block_size=32, iterations=STEPS).proxies
+
+    rows = jax.ShapeDtypeStruct((n, e), jnp.float32, sharding=NamedSharding(data_mesh, P("data")))
+    found = collectives(jax.jit(solve).lower(rows).compile().as_text())
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    # P^T X before the loop, Q^T X at the start and in the loop; X^T X once; everything else [C] or a number
+    assert sorted(size for _, size in found if size > e) == [c * e, c * e, c * e, e * e]
+
+
+@pytest.mark.parametrize("n", [512, 4096])
+def test_no_array_of_images_by_classes(n):
+    c, e, block = 7, 16, 32
+    x, z, _ = data(n=n, e=e, c=c)
+    program = jax.jit(lambda x: proxy.fit(x, z, block_size=block).proxies)
+    memory = program.lower(x).compile().memory_analysis()
+    # the same few blocks, gradients and histories for any number of images, and one mask
+    assert memory.temp_size_in_bytes < 100_000 + n
+
+
+def test_bfloat16_products_reach_nearly_the_same_objective():
+    x, z, _ = data(n=400)
+    labels = labels_of(x, z)
+    full = proxy.learn_proxies(x, z, labels)
+    half = proxy.learn_proxies(x, z, labels, product_dtype=jnp.bfloat16)
+    difference = objective(x, labels, half.proxies) - objective(x, labels, full.proxies)
+    assert (
+        0 < abs(difference) < 1e-3
+    )  # the rounding of logits to 8 bits, averaged; 0: no bfloat16 at all
+
+
+def test_tolerance_stops_early_and_histories_repeat_the_last_value():
+    x, z, _ = data(n=400)
+    labels = labels_of(x, z)
+    result = proxy.learn_proxies(x, z, labels, tolerance=1e-2)
+    assert result.passes < 20
+    last = int(result.passes)
+    assert np.all(result.objective[last:] == result.objective[-1])
+    full = proxy.learn_proxies(x, z, labels)
+    assert result.objective[-1] - full.objective[-1] < 0.05 * full.objective[-1]
+
+
+def test_more_passes_where_images_are_few():
+    x, z, _ = data(n=6, c=4)
+    few = proxy.learn_proxies(x, z, labels_of(x, z))
+    x, z, _ = data(n=8, c=4)
+    enough = proxy.learn_proxies(x, z, labels_of(x, z))
+    assert (few.passes, enough.passes) == (50, 30)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.floats(1e-2, 1e2))
+def test_scale_and_order_do_not_matter(seed, scale):
+    x, z, _ = data(seed=seed)
+    rng = np.random.default_rng(seed)
+    rows, classes = rng.permutation(len(x)), rng.permutation(len(z))
+    expected = proxy.fit(x, z, iterations=STEPS)
+    scales = np.float32(scale * rng.uniform(0.5, 2, (len(x), 1)))
+    result = proxy.fit((x * scales)[rows], (z * np.float32(scale))[classes], iterations=STEPS)
+    assert relative(result.proxies, np.asarray(expected.proxies)[classes]) < 1e-4  # any seed
+
+
+def test_it_helps_where_there_is_a_modality_gap(golden):
+    stored, _, _, options = golden_case(golden, "case1 sinkhorn_gamma0")
+    x, z = stored["image_features"], stored["text_features"]
+    result = proxy.fit(x, z, label_temperature=float(stored["tau_t"]), **options)
+    assert accuracy(result.proxies, stored) > stored["text_accuracy"] + 0.1
+
+
+def test_errors_name_what_is_wrong():
+    x, z, _ = data()
+    labels = labels_of(x, z)
+    for error, message, call in [
+        (DataError, "feature sizes", lambda: proxy.fit(x, z[:, :8])),
+        (DataError, "rows of soft_labels", lambda: proxy.learn_proxies(x, z, labels[:4])),
+        (DataError, "classes of soft_labels", lambda: proxy.learn_proxies(x, z, labels[:, :3])),
+        (DataError, "there is 1 class", lambda: proxy.fit(x, z[:1])),
+        (DataError, "it is empty", lambda: proxy.fit(x[:0], z)),
+        (DataError, "text_proxies holds values", lambda: proxy.fit(x, z * np.float32(np.nan))),
+        (ConfigError, "temperature is -1", lambda: proxy.fit(x, z, temperature=-1)),
+        (ConfigError, "temperature is nan", lambda: proxy.fit(x, z, label_temperature=np.nan)),
+        (ConfigError, "confidence is 2", lambda: proxy.fit(x, z, confidence=2)),
+        (ConfigError, "solver is 'quick'", lambda: proxy.fit(x, z, solver="quick")),
+        (ConfigError, "iterations is 0", lambda: proxy.fit(x, z, iterations=0)),
+        (ConfigError, "ridge is 0", lambda: proxy.fit(x, z, ridge=0)),
+        (ConfigError, "give key", lambda: proxy.fit(x, z, gamma="auto")),
+        (DataError, "mask leaves no row", lambda: proxy.fit(x, z, mask=np.zeros(96, bool))),
+    ]:
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_rows_that_do_not_divide_over_the_devices(data_mesh):
+    x, z, _ = data(n=90)
+    with pytest.raises(DataError, match="90 rows do not divide over the 8 devices"):
+        proxy.fit(x, z, mesh=data_mesh)
