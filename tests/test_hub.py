@@ -199,7 +199,18 @@ def test_local_paths(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["./missing", "/missing/folder", "a/b/c", "../up", "", "what is this?", Path("missing")]
+    "name",
+    [
+        "./missing",
+        "/missing/folder",
+        "a/b/c",
+        "../up",
+        "",
+        "what is this?",
+        Path("missing"),
+        "a/" * 3000,
+        "a\0b",
+    ],
 )
 def test_paths_that_do_not_exist(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

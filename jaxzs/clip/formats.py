@@ -271,6 +271,11 @@ def _open_torch(path: Path) -> dict[str, StoredLeaf]:
             "pip install torch --index-url https://download.pytorch.org/whl/cpu for the CPU build), or convert "
             "the file to safetensors."
         ) from error
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        raise DependencyError(
+            f"{path}: torch {torch.__version__} can be made to execute code even with weights_only=True "
+            "(CVE-2025-32434): pip install 'torch>=2.6'"
+        )
     _check_zip(path)
     try:  # weights_only refuses everything but tensors; mmap leaves them on disk
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 import re
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def find_checkpoint(
     if name == "demo":
         return _packaged("demo")
     path = Path(name_or_path).expanduser()
-    if name and path.exists():
+    if name and os.path.exists(path):
         return path
     if isinstance(name_or_path, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
         raise CheckpointError(

@@ -71,6 +71,7 @@ def read_checkpoint(
     Raises `CheckpointError` (missing, damaged or unfit weights), `ConfigError` (config.json) and
     `DependencyError` (torch files without torch).
 
+    >>> from jaxzs.clip.hub import find_checkpoint
     >>> params, config = read_checkpoint(find_checkpoint("demo"))
     >>> params["text_projection"]["kernel"].shape[1] == config.projection_dim
     True
@@ -142,9 +143,9 @@ def weight_file(path: str | Path) -> Path:
     Raises `CheckpointError` where there is none, saying what is there instead.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, False for names that no file can have
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such file or folder")
     for name in WEIGHT_FILES:
         if (path / name).is_file():
@@ -198,7 +199,7 @@ def _open_shards(weights: Path) -> dict[str, StoredLeaf]:
     if weights.suffix != ".json":
         return open_weights(weights)
     shards = shard_names(weights)
-    absent = [shard for shard in shards if not (weights.parent / shard).is_file()]
+    absent = [shard for shard in shards if not os.path.isfile(weights.parent / shard)]
     if absent:
         raise CheckpointError(
             f"{weights}: {len(absent)} of {len(shards)} shards are missing: {', '.join(absent[:100])}"
@@ -359,6 +360,7 @@ def fingerprint(params: Tree, config: CLIPConfig) -> str:
 
     Equal for equal weights, whatever file they came from and wherever they are placed; about a second for 600 MB.
 
+    >>> import jaxzs
     >>> model = jaxzs.load("demo")
     >>> fingerprint(model.params, model.config) == model.fingerprint
     True
