@@ -1,0 +1,95 @@
+"""The demo checkpoint's model card: what it knows, how it was trained, what it reached, what it cannot do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.demo_world.captions import (
+    BACKGROUND_NAMES,
+    COLOUR_NAMES,
+    DIGIT_TEMPLATES,
+    DIGITS,
+    GLYPH_NAMES,
+    PLAIN_TEMPLATES,
+    SHAPES,
+    vocabulary,
+)
+
+LIMITS = (
+    "It knows nothing but digits, capital letters and flat coloured shapes, and no words outside of its vocabulary.",
+    "It has seen no photograph and no real handwriting: scanned digits are a domain shift.",
+    "Which object has which colour was not tested: do not rely on it.",
+    "Outlined shapes are a style it was never trained on; an outlined ring and circle cannot be told apart for certain.",
+    "0 and O, 1 and I, 2 and Z, 5 and S were never set against each other in training.",
+    "Patch scores come from a patch-level training term on image-level captions; contrastive training alone, "
+    "as OpenAI's CLIP had it, leaves them near random at this size.",
+    "Other image sizes work by interpolated positions; beyond 128 pixels nothing was measured.",
+)
+
+
+def model_card(training: dict[str, Any], results: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The card as JSON; the command line refuses labels with words outside of "vocabulary"."""
+    return {
+        "name": "jaxzs demo CLIP",
+        "vocabulary": [word for word in vocabulary() if word.isalnum()],
+        "classes": {
+            "digits": list(DIGITS),
+            "letters": [names[0] for names in GLYPH_NAMES[len(DIGITS) :]],
+            "shapes": list(SHAPES),
+            "colours": list(COLOUR_NAMES),
+            "backgrounds": list(BACKGROUND_NAMES),
+        },
+        "templates": {
+            "digits": list(DIGIT_TEMPLATES),
+            "plain": list(PLAIN_TEMPLATES),
+            "trained_on": "tagclip85",
+        },
+        "temperatures": {"text": "1/s", "vision": "4/s", "s": training.get("logit_scale")},
+        "training": training,
+        "results": results or {},
+        "limits": list(LIMITS),
+        "licence": "Apache-2.0",
+    }
+
+
+def write_card(
+    folder: Path, training: dict[str, Any], results: dict[str, Any] | None = None, tables: str = ""
+) -> None:
+    """Write model_card.json and README.md."""
+    card = model_card(training, results)
+    (folder / "model_card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_text(card, tables), encoding="utf-8")
+
+
+def _text(card: dict[str, Any], tables: str) -> str:
+    run = card["training"]
+    vision, text = run["config"]["vision_config"], run["config"]["text_config"]
+    return f"""---
+license: apache-2.0
+library_name: jaxzs
+tags: [clip, demo]
+---
+# {card["name"]}
+
+A CLIP of {run["parameters"] / 1e6:.2f} M parameters, trained from scratch on {run["images"]:,} images that the project renders itself:
+printed and hand-drawn digits and capital letters, and scenes of coloured shapes. It exists so that every method in jaxzs can be shown
+without a download. It is an ordinary HuggingFace CLIP (float16).
+
+- Vision: {vision["image_size"]} x {vision["image_size"]} pixels, patch {vision["patch_size"]}, width {vision["hidden_size"]},
+  {vision["num_hidden_layers"]} layers. Text: width {text["hidden_size"]}, {text["num_hidden_layers"]} layers,
+  context {text["max_position_embeddings"]}. Shared space: {run["config"]["projection_dim"]}. {len(card["vocabulary"])} words.
+- Training: `{run["command"]}`; {run["steps"]:,} steps, {run["seconds"] / 60:.0f} minutes on {run["devices"]} that other work shared
+  ({run["cpu_seconds_training"] / 60:.0f} CPU minutes, {run["cpu_seconds_rendering"] / 60:.0f} of rendering beside them), seed {run["plan"]["seed"]}.
+  Contrastive loss with several positives, from easy images to hard ones; in the second part a patch-level term and larger images.
+- Temperatures for proxy learning: 1/s and 4/s with s = {run["logit_scale"]}.
+
+## Measured
+
+{tables or "Not yet."}
+
+## Limits
+
+{chr(10).join(f"- {limit}" for limit in card["limits"])}
+"""

@@ -1,0 +1,483 @@
+"""Trains the demo checkpoint, a small CLIP, from scratch on images rendered by `demo_world`.
+
+Run from the repository's root; a run that was stopped, by whatever, goes on where its last saved state is:
+
+    python -m experiments.train_demo_clip --out jaxzs-out/demo_clip
+
+Contrastive training as CLIP's (Radford et al. 2021, arXiv 2103.00020), with several positives where captions repeat or
+say less, and captions that are true of an image without being its own left out of its negatives. The images grow harder over the
+first third. The second part adds a patch-level term, without which patch scores stay near random: the last block in TagCLIP's
+value-only form (arXiv 2312.12828, section 3), the log-sum-exp of a name's similarities over the patches, names that are true
+against names that are not. There the position table is, for half the steps, a random window of an interpolated larger one, or
+the images are larger, so that the model can be used at other sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import platform
+import resource
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.demo_world.batches import CANDIDATES, Batch, Plan, is_local, rendered
+from experiments.demo_world.captions import GLYPHS, vocabulary
+from experiments.demo_world.card import write_card
+from experiments.demo_world.tokenizer import write_tokenizer
+from jaxzs.clip import (
+    CLIPConfig,
+    TextConfig,
+    VisionConfig,
+    normalize,
+    random_params,
+    write_checkpoint,
+)
+from jaxzs.clip.model import (
+    block,
+    dense,
+    encode_text,
+    layer_norm,
+    position_table,
+    vision_embeddings,
+)
+from jaxzs.clip.preprocess import ImagePreprocessor
+from jaxzs.patch.local import value_block
+
+RESULTS = Path(__file__).parent / "results" / "demo_clip"
+LOG_EVERY = 50  # steps
+LARGER = 2  # the interpolated position table has this many times as many rows and columns
+
+
+class Recipe(NamedTuple):
+    """What the optimisation does; with the plan, all that a result depends on."""
+
+    learning_rate: float = 1.3e-3
+    warmup: int = 300
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    initial_scale: float = 14.0
+    local_weight: float = 0.5
+    window_share: float = 0.5
+
+
+def demo_config(vocab: dict[str, int], plan: Plan) -> CLIPConfig:
+    """The demo model: 48 x 48 pixels, patches of 8; both towers small enough for two CPU cores."""
+    end = len(vocab) - 1
+    return CLIPConfig(
+        text=TextConfig(
+            hidden_size=64, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2, vocab_size=len(vocab),
+            max_position_embeddings=plan.long, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end,
+        ),
+        vision=VisionConfig(
+            hidden_size=96, intermediate_size=384, num_hidden_layers=5, num_attention_heads=3, image_size=plan.size,
+            patch_size=8,
+        ),
+        projection_dim=64,
+    )  # fmt: skip
+
+
+# --- the model in training ----------------------------------------------------------------------------
+
+
+def image_outputs(
+    params: Any, pixels: jax.Array, config: CLIPConfig, positions: jax.Array | None, local: bool
+) -> tuple[jax.Array, jax.Array | None]:
+    """Image features [B,E] and, if `local`, patch features [B,P,E] of the value-only last block; both normalised."""
+    tree, vision = params["vision_model"], config.vision
+    x = vision_embeddings(tree, pixels, vision, positions)
+    x = layer_norm(tree["pre_layrnorm"], x, vision.layer_norm_eps)
+    layers = tree["encoder"]["layers"]
+    for layer in range(vision.num_hidden_layers - 1):
+        x, _ = block(layers[str(layer)], x, vision)
+    last = layers[str(vision.num_hidden_layers - 1)]
+
+    def project(tokens: jax.Array) -> jax.Array:
+        tokens = layer_norm(tree["post_layernorm"], tokens, vision.layer_norm_eps)
+        return normalize(dense(params["visual_projection"], tokens))
+
+    image = project(block(last, x, vision)[0][:, 0])
+    return image, project(value_block(last, x, vision)[0][:, 1:]) if local else None
+
+
+def window_positions(params: Any, vision: VisionConfig, corner: jax.Array) -> jax.Array:
+    """The native table where corner[0] < 0, else a window of the native size of the enlarged one: [1+P,D].
+
+    corner: [2] int32, first row and column of the window.
+    """
+    rows, columns = vision.grid
+    native = position_table(params, vision, (rows, columns))
+    larger = position_table(params, vision, (LARGER * rows, LARGER * columns), "bilinear")
+    field = larger[1:].reshape(LARGER * rows, LARGER * columns, -1)
+    start = jnp.maximum(corner, 0)
+    zero = jnp.zeros((), start.dtype)
+    window = jax.lax.dynamic_slice(
+        field, (start[0], start[1], zero), (rows, columns, field.shape[-1])
+    )
+    window = jnp.concatenate([native[:1], window.reshape(rows * columns, -1)])
+    return jnp.where(corner[0] < 0, native, window)
+
+
+def multi_positive_loss(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+    """Cross-entropy of each positive against all negatives of its row; mean over the positives, then over the rows.
+
+    logits [R,C]; positive, negative [R,C] bool. Entries that are neither do not count, nor do rows without a positive.
+    """
+    against = jax.nn.logsumexp(jnp.where(negative, logits, -jnp.inf), axis=1, keepdims=True)
+    against = jnp.maximum(against, -1e4)  # a row without negatives
+    each = jax.nn.softplus(against - logits)
+    count = positive.sum(1, dtype=jnp.float32)
+    of_row = jnp.where(positive, each, 0.0).sum(1) / jnp.maximum(count, 1.0)
+    return of_row.sum() / jnp.maximum((count > 0).sum(dtype=jnp.float32), 1.0)
+
+
+def losses(
+    params: Any, batch: Batch, corner: jax.Array, config: CLIPConfig, recipe: Recipe, local: bool
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The training loss and its parts. batch: pixels already normalised float32."""
+    vision = config.vision
+    size = batch.pixels.shape[1] // vision.patch_size
+    if (size, size) != vision.grid:
+        positions = position_table(params["vision_model"], vision, (size, size), "bilinear")
+    else:
+        positions = window_positions(params["vision_model"], vision, corner) if local else None
+    images, patches = image_outputs(params, batch.pixels, config, positions, local)
+    texts = normalize(encode_text(params, batch.input_ids, config))
+    scale = jnp.exp(params["logit_scale"])
+    logits = scale * images @ texts.T  # [B,U]
+    of_images = multi_positive_loss(logits, batch.positive, batch.negative)
+    of_texts = multi_positive_loss(logits.T, batch.positive.T, batch.negative.T)
+    parts = {"contrastive": (of_images + of_texts) / 2, "scale": scale}
+    loss = parts["contrastive"]
+    if local:
+        names = texts[-len(CANDIDATES) :]
+        similar = scale * jnp.einsum("bpe,ne->bpn", patches, names)
+        pooled = jax.nn.logsumexp(similar, axis=1) - np.log(similar.shape[1]).astype(
+            np.float32
+        )  # [B,N]
+        parts["local"] = multi_positive_loss(pooled, batch.present, batch.absent)
+        loss = loss + recipe.local_weight * parts["local"]
+    own = batch.positive & (
+        logits >= jnp.where(batch.negative, logits, -jnp.inf).max(1, keepdims=True)
+    )
+    parts["accuracy"] = own.any(1).mean(dtype=jnp.float32)
+    glyphs = slice(
+        logits.shape[1] - len(CANDIDATES), logits.shape[1] - len(CANDIDATES) + len(GLYPHS)
+    )
+    found = jnp.take_along_axis(
+        batch.positive[:, glyphs], logits[:, glyphs].argmax(1, keepdims=True), axis=1
+    )
+    parts["glyph"] = found.sum(dtype=jnp.float32) / jnp.maximum(
+        batch.positive[:, glyphs].sum(dtype=jnp.float32), 1.0
+    )
+    parts["loss"] = loss
+    return loss, parts
+
+
+def optimizer(recipe: Recipe, steps: int):
+    """AdamW with warm-up and cosine, gradients clipped by norm, no decay of vectors and embeddings."""
+    import optax
+
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        recipe.learning_rate,
+        min(recipe.warmup, steps // 10),
+        steps,
+        0.01 * recipe.learning_rate,
+    )
+
+    def decayed(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.ndim > 1 and "embedding" not in str(path[-1]), params
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(recipe.clip),
+        optax.adamw(schedule, *recipe.betas, weight_decay=recipe.weight_decay, mask=decayed),
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "recipe", "local", "steps"), donate_argnums=(0,)
+)
+def train_step(
+    state: Any,
+    batch: Batch,
+    corner: jax.Array,
+    mean: jax.Array,
+    deviation: jax.Array,
+    *,
+    config: CLIPConfig,
+    recipe: Recipe,
+    local: bool,
+    steps: int,
+):
+    """One update: state (params, optimiser state) and a batch with uint8 pixels -> (state, parts of the loss)."""
+    import optax
+
+    params, moments = state
+    pixels = batch.pixels.astype(jnp.float32) / 255
+    pixels = (pixels - mean[None, None, None]) / deviation[None, None, None]
+    grads, parts = jax.grad(losses, has_aux=True)(
+        params, batch._replace(pixels=pixels), corner, config, recipe, local
+    )
+    parts["gradient"] = optax.global_norm(grads)
+    updates, moments = optimizer(recipe, steps).update(grads, moments, params)
+    params = optax.apply_updates(params, updates)
+    params["logit_scale"] = jnp.minimum(params["logit_scale"], np.log(100).astype(np.float32))
+    return (params, moments), parts
+
+
+# --- the run ------------------------------------------------------------------------------------------
+
+
+def place(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+    """Images, and what belongs to them, spread over the devices; texts on every device."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    return Batch(
+        *(
+            jax.device_put(x, whole if name == "input_ids" else split)
+            for name, x in zip(Batch._fields, batch, strict=True)
+        )
+    )
+
+
+def save_state(path: Path, state: Any, progress: dict[str, Any]) -> None:
+    """Write a state so that a crash at any moment leaves either the old file or the new one."""
+    from flax import serialization
+
+    host = jax.tree.map(np.asarray, state)
+    content = {"state": serialization.to_state_dict(host), "progress": json.dumps(progress)}
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(serialization.msgpack_serialize(content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_state(path: Path, state: Any) -> tuple[Any, dict[str, Any]]:
+    """Read a state of the same structure as `state`."""
+    from flax import serialization
+
+    content = serialization.msgpack_restore(path.read_bytes())
+    return serialization.from_state_dict(state, content["state"]), json.loads(content["progress"])
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def train(
+    out: Path, plan: Plan, recipe: Recipe, *, workers: int = 1, save_every: float = 60.0
+) -> tuple[Any, CLIPConfig, dict[str, Any]]:
+    """Train, or go on training, in the folder `out`. Returns (params, config, progress with the whole log)."""
+    from tqdm import tqdm
+
+    out.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
+    vocab = write_tokenizer(out / "checkpoint", vocabulary(), context=plan.long)
+    config = demo_config(vocab, plan)
+    params = random_params(jax.random.key(plan.seed), config)
+    params["logit_scale"] = jnp.log(jnp.float32(recipe.initial_scale))
+    state = params, optimizer(recipe, plan.steps).init(params)
+    settings = {"plan": plan._asdict(), "recipe": recipe._asdict(), "config": config.to_hf()}
+    settings = json.loads(json.dumps(settings))
+    progress: dict[str, Any] = {
+        "step": 0,
+        "images": 0,
+        "seconds": 0.0,
+        "cpu": 0.0,
+        "render": 0.0,
+        "log": [],
+        "settings": settings,
+    }
+    saved = out / "state.msgpack"
+    if saved.is_file():
+        state, progress = load_state(saved, state)
+        if progress["settings"] != settings:
+            raise SystemExit(
+                f"{saved} belongs to a run with other settings; remove it or give another --out"
+            )
+        print(f"going on from step {progress['step']}")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    normal = ImagePreprocessor(size=plan.size, crop_size=(plan.size, plan.size))
+    mean, deviation = (jnp.asarray(x, jnp.float32) for x in (normal.image_mean, normal.image_std))
+    first, clock, cpu, last_save = (
+        progress["step"],
+        time.monotonic(),
+        _cpu_seconds(),
+        time.monotonic(),
+    )
+    recent: list[dict[str, jax.Array]] = []
+    bar = tqdm(
+        rendered(plan, vocab, first, workers=workers),
+        total=plan.steps,
+        initial=first,
+        unit="step",
+        mininterval=5,
+    )
+    for step, (batch, render) in enumerate(bar, first):
+        local = is_local(plan, step)
+        state, parts = train_step(
+            state, place(batch, mesh), _corner(plan, recipe, config, step), mean, deviation,
+            config=config, recipe=recipe, local=local, steps=plan.steps,
+        )  # fmt: skip
+        recent.append(parts)
+        now, used = time.monotonic(), _cpu_seconds()
+        progress["step"], progress["images"] = step + 1, progress["images"] + len(batch.pixels)
+        progress["seconds"] += now - clock
+        progress["cpu"] += used - cpu
+        progress["render"] += render
+        clock, cpu = now, used
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == plan.steps:
+            entry = _average(recent)
+            recent = []
+            bar.set_postfix({k: f"{v:.3g}" for k, v in entry.items()})
+            progress["log"].append(
+                {
+                    "step": step + 1,
+                    "images": progress["images"],
+                    "seconds": round(progress["seconds"], 1),
+                    **entry,
+                }
+            )
+            if now - last_save > save_every or step + 1 == plan.steps:
+                save_state(saved, state, progress)
+                (out / "progress.json").write_text(json.dumps(progress, indent=1))
+                last_save = now
+    return jax.tree.map(np.asarray, state[0]), config, progress
+
+
+def _corner(plan: Plan, recipe: Recipe, config: CLIPConfig, step: int) -> np.ndarray:
+    """Where this step's window of the enlarged position table lies; (-1, -1) for the native table."""
+    rng = np.random.default_rng([1, plan.seed, 8, step])
+    if rng.random() >= recipe.window_share:
+        return np.array([-1, -1], np.int32)
+    return rng.integers(0, (LARGER - 1) * config.vision.grid[0] + 1, 2).astype(np.int32)
+
+
+def _average(parts: list[dict[str, jax.Array]]) -> dict[str, float]:
+    names = parts[-1]
+    return {n: round(float(np.mean([float(p[n]) for p in parts if n in p])), 4) for n in names}
+
+
+def write_demo(folder: Path, params: Any, config: CLIPConfig, plan: Plan) -> None:
+    """The checkpoint in HuggingFace's layout, weights in float16; the tokenizer is written beside it."""
+    half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
+    write_checkpoint(folder, half, config)
+    write_tokenizer(folder, vocabulary(), context=plan.long)
+    size = plan.size
+    normal = ImagePreprocessor(size=size, crop_size=(size, size))
+    settings = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [float(x) for x in normal.image_mean],
+        "image_std": [float(x) for x in normal.image_std],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1))
+
+
+def draw_curve(path: Path, log: list[dict[str, float]]) -> None:
+    """Loss and accuracy over the images seen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    seen = np.array([entry["images"] for entry in log]) / 1000
+    left.plot(seen, [e["contrastive"] for e in log], label="contrastive")
+    local = [(i, e["local"]) for i, e in zip(seen, log, strict=True) if "local" in e]
+    if local:
+        left.plot(*zip(*local, strict=True), label="patch level")
+    left.set(xlabel="thousand images", ylabel="loss", yscale="log")
+    left.legend()
+    right.plot(seen, [100 * e["accuracy"] for e in log], label="own caption first")
+    right.plot(seen, [100 * e["glyph"] for e in log], label="right glyph of 36")
+    right.set(xlabel="thousand images", ylabel="% of images")
+    right.legend()
+    figure.savefig(path, dpi=120)
+
+
+def facts_of_run(progress: dict[str, Any], params: Any) -> dict[str, Any]:
+    """What the model card says about the training."""
+    import flax
+    import optax
+
+    devices = jax.devices()
+    return {
+        "command": "python -m experiments.train_demo_clip",
+        "images": progress["images"],
+        "steps": progress["step"],
+        "seconds": round(progress["seconds"]),
+        "cpu_seconds_training": round(progress["cpu"]),
+        "cpu_seconds_rendering": round(progress["render"]),
+        "images_per_second": round(progress["images"] / progress["seconds"], 1),
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} CPU cores",
+        "parameters": int(sum(np.size(x) for x in jax.tree.leaves(params))),
+        "logit_scale": round(float(np.exp(params["logit_scale"])), 3),
+        "final": progress["log"][-1],
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__, "numpy": np.__version__},
+        **progress["settings"],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("jaxzs-out/demo_clip"),
+        help="folder for state, log and checkpoint",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=None,
+        help="folder for the log and the curve, e.g. experiments/results/demo_clip",
+    )
+    parser.add_argument("--steps", type=int, default=Plan().steps)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes that render")
+    options = parser.parse_args()
+    plan, recipe = Plan(seed=options.seed, steps=options.steps), Recipe()
+    params, config, progress = train(options.out, plan, recipe, workers=options.workers)
+    folder = options.out / "checkpoint"
+    write_demo(folder, params, config, plan)
+    run = facts_of_run(progress, params)
+    write_card(folder, run)
+    results = options.results or options.out
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "training.json").write_text(json.dumps(run, indent=1))
+    (results / "log.json").write_text(json.dumps(progress["log"], indent=1))
+    draw_curve(results / "loss.png", progress["log"])
+    size = sum(f.stat().st_size for f in folder.iterdir())
+    print(f"{folder}: {size / 1e6:.2f} MB, {run['images']:,} images in {run['seconds']:,} s")
+
+
+if __name__ == "__main__":
+    main()
