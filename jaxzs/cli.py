@@ -36,6 +36,18 @@ COMMANDS = {
         "run",
         "label the images of a folder, zero-shot or with proxies learned from them",
     ),
+    "tune": Command(
+        "jaxzs.prompt.command",
+        "TuneOptions",
+        "run",
+        "tune textual, visual or joint prompts on few labels and pseudolabels",
+    ),
+    "tag": Command(
+        "jaxzs.patch.command",
+        "TagOptions",
+        "run",
+        "find every class that is seen in each image, and where, without training",
+    ),
 }
 
 FINISHED, INCOMPLETE, FAILED, INTERRUPTED = 0, 1, 2, 130

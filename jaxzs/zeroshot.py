@@ -6,6 +6,7 @@ as InMaP (arXiv 2310.19752) uses it.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +30,7 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
     >>> fill_templates(["cat"], ["a photo of a {}.", "art of the {}."])
     ['a photo of a cat.', 'art of the cat.']
     """
-    check_class_names(class_names)
+    check_class_names(class_names, distinct=False)
     if isinstance(templates, str) or not templates:
         raise LabelError("templates must be a non-empty list of texts such as 'a photo of a {}.'")
     for template in templates:
@@ -40,13 +41,17 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
     return [template.replace("{}", name) for name in class_names for template in templates]
 
 
-def check_class_names(class_names: Sequence[str]) -> None:
-    """Raise `LabelError` unless `class_names` are non-empty texts. (ImageNet's are not all distinct.)"""
+def check_class_names(class_names: Sequence[str], *, distinct: bool = True) -> None:
+    """Raise `LabelError` unless `class_names` are non-empty texts, and distinct (ImageNet's are not)."""
     if isinstance(class_names, str) or len(class_names) == 0:
         raise LabelError("class names must be a non-empty list of texts")
     for position, name in enumerate(class_names):
         if not isinstance(name, str) or not name.strip():
             raise LabelError(f"class name number {position} is empty ({name!r})")
+    occurrences = collections.Counter(name.strip() for name in class_names)
+    repeated = sorted(name for name, count in occurrences.items() if count > 1)
+    if distinct and repeated:
+        raise LabelError(f"class names occur more than once: {', '.join(repeated)}")
 
 
 def text_features(

@@ -3,15 +3,12 @@
 Every function is `f(params, x, config, ...)`: no state, no classes. Axis letters: B batch, T tokens, P patches,
 H heads, D width, E embedding, C classes, L layers. Pixels are NHWC.
 
-Numerics: float32 by default, whatever type the weights are stored in. With `compute_dtype=jnp.bfloat16` the
-operands of every matrix product are bfloat16 and its result float32; softmax, LayerNorm and the
-residual stream stay float32. Asking for the float32 result selects the fast kernel on CPU, too.
+The layers and their numerics are in `layers.py`: float32 by default, whatever type the weights are stored in.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip.config import CLIPConfig, TextConfig, VisionConfig
+from jaxzs.clip.layers import (  # noqa: F401
+    Array,
+    Numerics,
+    Params,
+    Precision,
+    activation,
+    attend,
+    block,
+    dense,
+    layer_norm,
+    merge_heads,
+    mlp,
+    project_qkv,
+    split_heads,
+    transformer,
+)
 from jaxzs.errors import ImageError, TextError
 
-Params = Mapping[str, Any]
-Array = jax.Array | np.ndarray
-Precision = jax.lax.PrecisionLike
 _STATIC = ("config", "compute_dtype", "precision")
 
 
@@ -40,130 +50,6 @@ class TowerOutput(NamedTuple):
     pooled: jax.Array
     hidden: tuple[jax.Array, ...]
     attention: tuple[jax.Array, ...]
-
-
-class Numerics(NamedTuple):
-    """How matrix products are computed: type of the operands, and XLA precision."""
-
-    compute_dtype: Any = None  # None is float32
-    precision: Precision = None
-
-    def matmul(self, a: Array, b: Array) -> jax.Array:
-        """`a @ b` with operands in the compute type and a float32 result."""
-        dtype = jnp.float32 if self.compute_dtype is None else self.compute_dtype
-        return jnp.matmul(
-            a.astype(dtype),
-            b.astype(dtype),
-            precision=self.precision,
-            preferred_element_type=jnp.float32,
-        )
-
-
-# --- layers -----------------------------------------------------------------------------------------
-
-
-def dense(params: Params, x: jax.Array, numerics: Numerics = Numerics()) -> jax.Array:
-    """`x @ kernel (+ bias)`: x [..., D_in] -> [..., D_out] float32."""
-    y = numerics.matmul(x, params["kernel"])
-    return y + _like(params["bias"], y) if "bias" in params else y
-
-
-def layer_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
-    """LayerNorm over the last axis in float32: x [..., D] -> [..., D] float32."""
-    x = x.astype(jnp.float32)
-    centred = x - x.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(variance + eps)
-    return y * _like(params["scale"], y) + _like(params["bias"], y)
-
-
-def activation(x: jax.Array, name: str) -> jax.Array:
-    """Elementwise non-linearity of the MLP: OpenAI's quick_gelu, LAION's exact gelu, or its tanh form."""
-    if name == "quick_gelu":
-        return x * jax.nn.sigmoid(1.702 * x)
-    return jax.nn.gelu(x, approximate=name != "gelu")
-
-
-def mlp(
-    params: Params, x: jax.Array, hidden_act: str, numerics: Numerics = Numerics()
-) -> jax.Array:
-    """Two dense layers with an activation between: [..., D] -> [..., D]."""
-    return dense(params["fc2"], activation(dense(params["fc1"], x, numerics), hidden_act), numerics)
-
-
-def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
-    """[B,T,D] -> [B,H,T,D/H]."""
-    B, T, D = x.shape
-    return x.reshape(B, T, num_heads, D // num_heads).transpose(0, 2, 1, 3)
-
-
-def merge_heads(x: jax.Array) -> jax.Array:
-    """[B,H,T,D/H] -> [B,T,D]."""
-    B, H, T, D = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(B, T, H * D)
-
-
-def project_qkv(
-    params: Params, x: jax.Array, num_heads: int, numerics: Numerics = Numerics()
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries (already scaled by 1/sqrt(D/H)), keys and values, each [B,H,T,D/H], of x [B,T,D]."""
-    q = dense(params["q_proj"], x, numerics) * (x.shape[-1] // num_heads) ** -0.5
-    k = dense(params["k_proj"], x, numerics)
-    v = dense(params["v_proj"], x, numerics)
-    return split_heads(q, num_heads), split_heads(k, num_heads), split_heads(v, num_heads)
-
-
-def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias: jax.Array | None = None,
-    numerics: Numerics = Numerics(),
-) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention, heads first. Returns ([B,H,T,D/H] output, [B,H,T,S] weights).
-
-    q [B,H,T,D/H] scaled; k, v [B,H,S,D/H]; bias broadcastable to [B,H,T,S], added to the scores.
-    The division by the softmax sum comes after the product with v: fewer elements, and no [T,S]
-    array is written twice. The returned weights cost nothing under `jit` when they are not used.
-    """
-    scores = numerics.matmul(q, k.swapaxes(-1, -2))  # [B,H,T,S]
-    if bias is not None:
-        scores = scores + bias
-    unnormalised = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    total = unnormalised.sum(-1, keepdims=True)
-    return numerics.matmul(unnormalised, v) / total, unnormalised / total
-
-
-def block(
-    params: Params,
-    x: jax.Array,
-    tower: TextConfig | VisionConfig,
-    bias: jax.Array | None = None,
-    numerics: Numerics = Numerics(),
-) -> tuple[jax.Array, jax.Array]:
-    """One pre-norm transformer block: x [B,T,D] -> ([B,T,D], attention weights [B,H,T,T])."""
-    y = layer_norm(params["layer_norm1"], x, tower.layer_norm_eps)
-    q, k, v = project_qkv(params["self_attn"], y, tower.num_attention_heads, numerics)
-    mixed, weights = attend(q, k, v, bias, numerics)
-    x = x + dense(params["self_attn"]["out_proj"], merge_heads(mixed), numerics)
-    y = layer_norm(params["layer_norm2"], x, tower.layer_norm_eps)
-    return x + mlp(params["mlp"], y, tower.hidden_act, numerics), weights
-
-
-def transformer(
-    params: Params,
-    x: jax.Array,
-    tower: TextConfig | VisionConfig,
-    bias: jax.Array | None = None,
-    numerics: Numerics = Numerics(),
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """All blocks of `params["encoder"]`: x [B,T,D] -> (L+1 hidden states, L attention maps)."""
-    hidden, attention = [x], []
-    for layer in range(tower.num_hidden_layers):
-        x, weights = block(params["encoder"]["layers"][str(layer)], x, tower, bias, numerics)
-        hidden.append(x)
-        attention.append(weights)
-    return tuple(hidden), tuple(attention)
 
 
 # --- vision -----------------------------------------------------------------------------------------
@@ -458,11 +344,6 @@ def contrastive_loss(logits: jax.Array) -> jax.Array:
 
 
 # --- checks at the boundary -------------------------------------------------------------------------
-
-
-def _like(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """A [D] parameter in float32, with as many axes as x (rank promotion is explicit throughout)."""
-    return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def _check_pixels(

@@ -70,7 +70,6 @@ def run(options: ClassifyOptions) -> int:
     paths = find_images(options.images)
     folders = class_from_subfolder(paths, options.images[0]) if len(options.images) == 1 else None
     classes = _classes(options, folders)
-    zeroshot.check_class_names(classes.names)
     model = load(options.model, revision=options.revision)
     check_number_of_classes(len(classes.names), model.config.projection_dim)
     if not options.force:
@@ -174,9 +173,7 @@ def _classes(options: ClassifyOptions, folders: Sequence[str] | None) -> _Classe
         print(f"class names taken from the subfolders: {', '.join(names)}", file=sys.stderr)
     else:
         raise LabelError("what are the classes? Give --labels a,b,c, --labels-file or --dataset")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise LabelError(f"class names occur more than once: {', '.join(repeated)}")
+    zeroshot.check_class_names(names)
     plain = lambda name: name.replace("_", " ").strip().lower()  # noqa: E731
     places = {plain(name): place for place, name in enumerate(names)}
     return _Classes(
