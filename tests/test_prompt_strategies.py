@@ -88,7 +88,7 @@ def test_reference_run(file, strategy, reinit):
     split = reference_split(golden, paradigm)
     epochs, iterations = int(golden["epochs"]), int(golden["n_iter"])
     optimisation = training.Optimisation(
-        float(golden["lr"]), epochs, int(golden["warmup_epochs"]), 8, epochs_per_chunk=epochs
+        float(golden["lr"]), epochs, int(golden["warmup_epochs"]), 8, steps_per_chunk=16
     )
     k = int(golden["k_per_iter"][0])
     plan = strategies.Plan(strategy, k, iterations, reinit=reinit, optimisation=optimisation)
@@ -131,7 +131,7 @@ def small_plan(strategy="grip", **options) -> strategies.Plan:
         strategy,
         3,
         2,
-        optimisation=training.Optimisation(0.05, 4, 1, 8, epochs_per_chunk=2),
+        optimisation=training.Optimisation(0.05, 4, 1, 8, steps_per_chunk=16),
         **options,
     )
 

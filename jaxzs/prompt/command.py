@@ -295,7 +295,7 @@ def _show_progress(progress: Progress) -> None:
         return
     left = "" if progress.remaining is None else f", {progress.remaining:.0f} s left"
     print(
-        f"\riteration {progress.iteration}/{progress.iterations} epoch {progress.epoch}/{progress.epochs} "
+        f"\riteration {progress.iteration}/{progress.iterations} step {progress.step}/{progress.steps} "
         f"loss {progress.loss:.4f}{left}   ",
         end="",
         file=sys.stderr,

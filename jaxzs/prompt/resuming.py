@@ -45,12 +45,15 @@ class Record:
 
 
 class Progress(NamedTuple):
-    """Where a fit is, counted from 1: mean loss of all runs, seconds that remain (None until it can be told)."""
+    """Where a fit is: this iteration counted from 1, its steps, the mean loss of the last chunk, seconds that remain.
+
+    `remaining` is None until it can be told; where lists grow, it takes those to come to be as long as this one.
+    """
 
     iteration: int
     iterations: int
-    epoch: int
-    epochs: int
+    step: int
+    steps: int
     loss: float
     remaining: float | None
 
@@ -59,43 +62,44 @@ class Progress(NamedTuple):
 class FitState:
     """All that a fit carries from chunk to chunk.
 
-    iteration: counted from 0. epoch: done in it; at 0 `train` holds its start prompts. initial: start prompts of
-    the first iteration. selections: of this iteration, one a run. loss: mean of the last epoch, one a run.
+    iteration: counted from 0. losses: [steps done in it,R]; with none `train` holds its start prompts. initial: start
+    prompts of the first iteration. selections: of this iteration, one a run.
     """
 
     iteration: int
-    epoch: int
+    losses: np.ndarray
     initial: Prompts
     train: TrainState
     selections: list[Selection]
-    loss: list[float]
     records: list[Record]
 
 
 class Rate:
     """Time since the start, and an estimate of what is left (from the second chunk on: the first one compiles)."""
 
-    def __init__(self, iterations: int, epochs: int) -> None:
-        self.iterations, self.epochs = iterations, epochs
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
         self.began = time.monotonic()
-        self.first: tuple[int, float] | None = None
+        self.first: float | None = None  # when the first chunk had been done
+        self.steps, self.reported = 0, 0
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
-    def progress(self, state: FitState) -> Progress:
-        """Called once after every chunk."""
-        done, remaining = state.iteration * self.epochs + state.epoch, None
+    def progress(self, state: FitState, steps: int) -> Progress:
+        """Called once after every chunk; steps: of this iteration."""
+        done, remaining = len(state.losses), None
+        new = done - self.reported if done > self.reported else done
+        self.reported = done
         if self.first is None:
-            self.first = done, self.seconds
-        elif done > self.first[0]:
-            pace = (self.seconds - self.first[1]) / (done - self.first[0])
-            remaining = pace * (self.iterations * self.epochs - done)
-        loss = float(np.mean(state.loss))
-        return Progress(
-            state.iteration + 1, self.iterations, state.epoch, self.epochs, loss, remaining
-        )
+            self.first = self.seconds
+        else:
+            self.steps += new
+            left = steps - done + (self.iterations - state.iteration - 1) * steps
+            remaining = (self.seconds - self.first) / self.steps * left
+        loss = float(np.mean(state.losses[-new:]))
+        return Progress(state.iteration + 1, self.iterations, done, steps, loss, remaining)
 
 
 def identify(
@@ -125,15 +129,14 @@ def write_state(path: str | Path, identity: str, state: FitState) -> None:
         "prompts": state.train.prompts,
         "momentum": state.train.optimiser[1].trace,  # of optax's chain of (weight decay, trace)
     }
-    arrays = {f"{name}/{leaf}": x for name, tree in trees.items() for leaf, x in flatten(tree)}
+    arrays: dict[str, Any] = {"losses": state.losses}
+    arrays |= {f"{name}/{leaf}": x for name, tree in trees.items() for leaf, x in flatten(tree)}
     for r, selected in enumerate(state.selections):
         arrays[f"selection/{r}"] = np.stack(selected)
     values = {
         "format": FORMAT,
         "identity": identity,
         "iteration": state.iteration,
-        "epoch": state.epoch,
-        "loss": state.loss,
         "records": [dataclasses.asdict(record) for record in state.records],
     }
     files.write_arrays(path, arrays, values)
@@ -155,11 +158,10 @@ def read_state(path: str | Path, identity: str) -> FitState | None:
     selections = [tuple(arrays[f"selection/{r}"]) for r in range(len(tree["selection"]))]
     return FitState(
         values["iteration"],
-        values["epoch"],
+        arrays["losses"],
         tree["initial"],
         train,
         selections,  # type: ignore[arg-type]
-        values["loss"],
         [_record(record) for record in values["records"]],
     )
 

@@ -25,7 +25,7 @@ from jaxzs.prompt.modality import Frozen, Modality, Prompts
 from jaxzs.prompt.objective import Convention, Strategy, balance_weights
 from jaxzs.prompt.protocol import Split, check_labels, schedule, split_pseudolabels
 from jaxzs.prompt.resuming import FitState, Progress, Rate, Record, Selection
-from jaxzs.prompt.selection import ALL_IMAGES, Rule, select_pseudolabels, select_top_k
+from jaxzs.prompt.selection import Rule, select_pseudolabels, select_top_k
 from jaxzs.prompt.training import (
     Items,
     Optimisation,
@@ -36,6 +36,7 @@ from jaxzs.prompt.training import (
     score,
     start,
     steps_per_epoch,
+    total_steps,
     train,
 )
 
@@ -115,9 +116,9 @@ def fit(
       order: of the training list in an epoch; default depends on `plan.loader_seed`, iteration and epoch.
       numerics: type and precision of the towers' products.
       mesh: spread every batch over the axis "data".
-      resume: file that the state is written to after every chunk of epochs, atomically; if it is there already, the
+      resume: file that the state is written to after every chunk of steps, atomically; if it is there already, the
         fit goes on from it.
-      on_progress: called after every chunk of epochs.
+      on_progress: called after every chunk of steps.
       on_record: called after every iteration.
 
     Returns:
@@ -138,14 +139,15 @@ def fit(
     state = None if resume is None else resuming.read_state(resume, identity)
     if state is None:
         prompts = _draw(job, 0) if initial is None else initial
-        state = FitState(0, 0, prompts, start(prompts), _first_selections(job), [], [])
-    rate = Rate(len(ks[0]), plan.optimisation.epochs)
+        none = np.zeros((0, len(seeds)), np.float32)
+        state = FitState(0, none, prompts, start(prompts), _first_selections(job), [])
+    rate = Rate(len(ks[0]))
 
-    def after_chunk() -> None:
+    def after_chunk(steps: int) -> None:
         if resume is not None:
             resuming.write_state(resume, identity, state)
         if on_progress is not None:
-            on_progress(rate.progress(state))
+            on_progress(rate.progress(state, steps))
 
     while state.iteration < len(ks[0]):
         _train_iteration(job, state, order, after_chunk)
@@ -175,16 +177,16 @@ class _Job(NamedTuple):
 
 
 def _train_iteration(
-    job: _Job, state: FitState, order: Order | None, after_chunk: Callable[[], None]
+    job: _Job, state: FitState, order: Order | None, after_chunk: Callable[[int], None]
 ) -> None:
-    """All epochs of the current iteration that are still to be done; `state` follows."""
+    """All steps of the current iteration that are still to be done; `state` follows."""
     items, run = _training_lists(job, state)
     iteration, plan = state.iteration, job.plan
+    steps = total_steps(items, plan.optimisation)
 
-    def on_chunk(train_state: TrainState, epoch: int, losses: np.ndarray) -> None:
-        state.train, state.epoch = train_state, epoch
-        state.loss = _last_epoch_means(losses, items, plan.optimisation)
-        after_chunk()
+    def on_chunk(train_state: TrainState, done: int, losses: np.ndarray) -> None:
+        state.train, state.losses = train_state, np.concatenate([state.losses, losses])
+        after_chunk(steps)
 
     def own_order(run: int, epoch: int, length: int) -> np.ndarray:
         if order is not None:
@@ -202,8 +204,7 @@ def _train_iteration(
         plan.optimisation,
         order=own_order,
         numerics=job.numerics,
-        steps=max(map(_planned_steps, job.splits, job.ks, [plan] * len(job.ks))),
-        first_epoch=state.epoch,
+        first_step=len(state.losses),
         mesh=job.mesh,
         on_chunk=on_chunk,
     )
@@ -218,6 +219,8 @@ def _record(
         for selected, k in zip(state.selections, ks, strict=True)
     ]
     accuracies = [_accuracy_of(selected, job.labels) for selected in state.selections]
+    sizes = [n + len(split.labelled) for n, split in zip(kept, job.splits, strict=True)]
+    loss = [_last_epoch(own, n, job.plan) for own, n in zip(state.losses.T, sizes, strict=True)]
     results = None
     if test is not None:
         logits = _score(job, state.train.prompts, test[0])
@@ -225,7 +228,7 @@ def _record(
             evaluate(own.argmax(1), test[1], split.seen if split.paradigm == "trzsl" else None)
             for own, split in zip(logits, job.splits, strict=True)
         ]
-    return Record(state.iteration + 1, ks, kept, accuracies, state.loss, results, round(seconds, 3))
+    return Record(state.iteration + 1, ks, kept, accuracies, loss, results, round(seconds, 3))
 
 
 def _prepare_next(job: _Job, state: FitState) -> None:
@@ -242,7 +245,8 @@ def _prepare_next(job: _Job, state: FitState) -> None:
         select_for(own, split, ks[state.iteration], job.plan.selection)
         for own, split, ks in zip(logits, job.splits, job.ks, strict=True)
     ]
-    state.train, state.epoch = start(_restarted(job, state.iteration, state.initial, last)), 0
+    state.train = start(_restarted(job, state.iteration, state.initial, last))
+    state.losses = state.losses[:0]
 
 
 def _score(job: _Job, prompts: Prompts, images: jax.Array) -> np.ndarray:
@@ -330,13 +334,11 @@ def _accuracy_of(selected: Selection, labels: np.ndarray) -> float | None:
     return float((labels[rows][known] == pseudo[known]).mean()) if known.any() else None
 
 
-def _last_epoch_means(
-    losses: np.ndarray, items: Sequence[Items], optimisation: Optimisation
-) -> list[float]:
-    """Mean loss of the last epoch, one a run: losses [T,R], where the longest run takes every step."""
-    counts = [steps_per_epoch(len(own.images), optimisation.batch_size) for own in items]
-    last = losses[-max(counts) :]
-    return [float(last[:count, r].mean()) for r, count in enumerate(counts)]
+def _last_epoch(losses: np.ndarray, length: int, plan: Plan) -> float:
+    """Mean loss of one run's last epoch: losses [steps of the longest run], the length of its own list."""
+    per_epoch = steps_per_epoch(length, plan.optimisation.batch_size)
+    end = plan.optimisation.epochs * per_epoch
+    return float(losses[end - per_epoch : end].mean())
 
 
 # --- checks and sizes -------------------------------------------------------------------------------------
@@ -373,13 +375,3 @@ def _known_labels(labels: np.ndarray | None, count: int, splits: Sequence[Split]
             raise DataError(f"the split names rows beyond the {count} images")
         check_labels(values[split.labelled], split.num_classes)
     return values.astype(np.int64)
-
-
-def _planned_steps(split: Split, ks: Sequence[int], plan: Plan) -> int:
-    """Batches of the longest epoch of all iterations, so that one program serves them all."""
-    longest = 0
-    for k in ks:
-        count = len(split.unlabelled) if k >= ALL_IMAGES else k * len(split.candidates)
-        kept, _ = split_pseudolabels(np.arange(count), np.arange(count), k)
-        longest = max(longest, len(kept))
-    return steps_per_epoch(longest + len(split.labelled), plan.optimisation.batch_size)

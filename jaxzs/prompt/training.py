@@ -1,8 +1,9 @@
-"""Training prompts: one compiled program per chunk of epochs, for one run or several at once.
+"""Training prompts: one compiled program per chunk of steps, for one run or several at once.
 
 Runs (seeds, learning rates, class splits, weights) lie along a leading axis R of everything that differs between them
 and are vmapped. Batches are indices into device-resident images; short ones are padded and masked, and a step
-whose batch is empty changes nothing, so that lists of any length below the planned one share the program.
+whose batch is empty changes nothing. A chunk has a fixed number of steps, wherever epochs begin and end, so that lists
+of any length, all iterations of a growing schedule and all strategies share one program.
 SGD as in PyTorch: g = gradient + wd * p; m = momentum * m + g; p = p - lr * m (arXiv 2306.01669, released code).
 """
 
@@ -33,11 +34,11 @@ Order = Callable[
 
 
 class DivergedError(JaxzsError):
-    """The loss is no longer finite. `state` is the last good one, `epoch` the number of epochs it has seen."""
+    """The loss is no longer finite. `state` is the last good one, `step` the number of steps it has seen."""
 
-    def __init__(self, message: str, state: TrainState, epoch: int) -> None:
+    def __init__(self, message: str, state: TrainState, step: int) -> None:
         super().__init__(message)
-        self.state, self.epoch = state, epoch
+        self.state, self.step = state, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Optimisation:
     """How prompts are trained; the defaults are the published ones, whatever the modality.
 
     learning_rate: peak, one for all runs or one for each; None takes the modality's published one.
-    epochs_per_chunk: epochs in one compiled call; between calls losses are checked, reported and saved.
+    steps_per_chunk: steps in one compiled call; between calls losses are checked, reported and saved.
     """
 
     learning_rate: float | tuple[float, ...] | None = None
@@ -54,11 +55,11 @@ class Optimisation:
     batch_size: int = 16
     momentum: float = 0.9
     weight_decay: float = 0.1  # coupled L2, on every trained leaf
-    epochs_per_chunk: int = 10
+    steps_per_chunk: int = 100
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.epochs_per_chunk, self.epochs) < 1:
-            raise DataError("epochs, batch_size and epochs_per_chunk must be at least 1")
+        if min(self.batch_size, self.steps_per_chunk, self.epochs) < 1:
+            raise DataError("epochs, batch_size and steps_per_chunk must be at least 1")
         epoch_learning_rates(1.0, self.epochs, self.warmup_epochs)
 
     def learning_rates(self, modality: Modality, runs: int) -> np.ndarray:
@@ -191,32 +192,30 @@ def steps_per_epoch(num_items: int, batch_size: int) -> int:
 def chunk_batches(
     items: Sequence[Items],
     order: Order,
-    epochs: range,
+    first_step: int,
     rates: np.ndarray,
-    steps: int,
     optimisation: Optimisation,
 ) -> Batches:
-    """Batches of some epochs, padded to `steps` batches an epoch and `epochs_per_chunk` epochs; host arrays.
+    """Batches of the next `steps_per_chunk` steps; host arrays, empty where a run has finished.
 
-    items: one list a run. rates: [epochs,R]. Raises `DataError` when a list needs more than `steps` batches.
+    items: one list a run; every run goes through its own epochs, longer or shorter than another's. rates: [epochs,R].
     """
-    B, R = optimisation.batch_size, len(items)
-    T = optimisation.epochs_per_chunk * steps
-    shape = (T, R, B)
-    rows, labels = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    second, mask = np.zeros(shape, bool), np.zeros(shape, bool)
+    T, B, R = optimisation.steps_per_chunk, optimisation.batch_size, len(items)
+    rows, labels = np.zeros((T, R, B), np.int32), np.zeros((T, R, B), np.int32)
+    second, mask = np.zeros((T, R, B), bool), np.zeros((T, R, B), bool)
     learning_rate = np.zeros((T, R), np.float32)
     for r, own in enumerate(items):
-        n = len(own.images)
-        if steps_per_epoch(n, B) > steps:
-            raise DataError(f"a list of {n} images does not fit into {steps} batches of {B}")
-        for position, epoch in enumerate(epochs):
-            chosen = order(r, epoch, n)
-            at = position * steps * B + np.arange(n)
-            place = at // B, r, at % B
+        per_epoch = steps_per_epoch(len(own.images), B)
+        shuffled_list, of_epoch = np.zeros(0, int), -1
+        for t in range(min(T, optimisation.epochs * per_epoch - first_step)):
+            epoch, position = divmod(first_step + t, per_epoch)
+            if epoch != of_epoch:
+                shuffled_list, of_epoch = order(r, epoch, len(own.images)), epoch
+            chosen = shuffled_list[position * B : (position + 1) * B]
+            place = t, r, slice(len(chosen))
             rows[place], labels[place] = own.images[chosen], own.labels[chosen]
             second[place], mask[place] = own.second[chosen], True
-            learning_rate[position * steps : (position + 1) * steps, r] = rates[epoch, r]
+            learning_rate[t, r] = rates[epoch, r]
     return Batches(rows, labels, second, mask, learning_rate)  # type: ignore[arg-type]
 
 
@@ -240,8 +239,7 @@ def train(
     *,
     order: Order | None = None,
     numerics: Numerics = Numerics(),
-    steps: int | None = None,
-    first_epoch: int = 0,
+    first_step: int = 0,
     mesh: jax.sharding.Mesh | None = None,
     on_chunk: Callable[[TrainState, int, np.ndarray], None] | None = None,
 ) -> tuple[TrainState, np.ndarray]:
@@ -251,58 +249,62 @@ def train(
       modality: settings of the prompt.
       prompts: leaves [R,...], or the state of a training that was interrupted.
       items: one training list for each run.
-      run: weights of the loss and so on, leaves [R,...].
+      run: weights of the loss and so on, leaves [R,...] (`runs`).
       frozen: what the towers need.
       images: [N,...] on device, what `modality.constant_images` returns.
       config: of the checkpoint.
       optimisation: epochs, batch size, learning rate.
       order: order of a list in an epoch; default `shuffled(0)`.
       numerics: type and precision of the towers' products.
-      steps: batches an epoch is padded to, so that lists that grow later share one program.
-      first_epoch: epochs that the given state has already seen.
+      first_step: steps that the given state has already seen.
       mesh: spread every batch over the axis "data"; the batch size must be a multiple of it.
-      on_chunk: called after every chunk with (state, epochs done, losses [T,R] of its real steps).
+      on_chunk: called after every chunk with (state, steps done, losses [steps of the chunk,R]).
 
     Returns:
-      (state, losses [steps taken,R]); a run whose list is shorter has 0 where it took no step.
+      (state, losses [steps taken,R], each before its step); 0 where a run with a shorter list had finished.
 
     Raises:
       DivergedError: a loss is not finite; says at which epoch and step, and carries the last good state.
     """
     state = prompts if isinstance(prompts, TrainState) else start(prompts)
-    longest = max(len(own.images) for own in items)
-    if longest == 0:
+    if min(len(own.images) for own in items) == 0:
         raise DataError("the training list is empty")
-    steps = steps or steps_per_epoch(longest, optimisation.batch_size)
     rates = optimisation.learning_rates(modality, len(items))
     order = order or shuffled(0)
     place = _placer(mesh, optimisation.batch_size)
     state, run = place(state), place(run)
     history = [np.zeros((0, len(items)), np.float32)]
-    for first in range(first_epoch, optimisation.epochs, optimisation.epochs_per_chunk):
-        epochs = range(first, min(first + optimisation.epochs_per_chunk, optimisation.epochs))
-        batches = chunk_batches(items, order, epochs, rates, steps, optimisation)
-        new, losses = train_chunk(
-            modality, state, place(batches), run, frozen, images, config, numerics
-        )
-        losses = np.asarray(losses)
-        _check_finite(losses, state, first, steps)
+    total = total_steps(items, optimisation)
+    for first in range(first_step, total, optimisation.steps_per_chunk):
+        batches = place(chunk_batches(items, order, first, rates, optimisation))
+        new, losses = train_chunk(modality, state, batches, run, frozen, images, config, numerics)
+        done = min(first + optimisation.steps_per_chunk, total)
+        history.append(np.asarray(losses)[: done - first])
+        _check_finite(history[-1], state, items, first, optimisation.batch_size)
         state = new
-        history.append(losses[batches.mask.any((1, 2))])
         if on_chunk is not None:
-            on_chunk(state, epochs.stop, history[-1])
+            on_chunk(state, done, history[-1])
     return state, np.concatenate(history)
 
 
-def _check_finite(losses: np.ndarray, state: TrainState, first_epoch: int, steps: int) -> None:
+def total_steps(items: Sequence[Items], optimisation: Optimisation) -> int:
+    """Steps of a training: those of the run with the longest list."""
+    longest = max(len(own.images) for own in items)
+    return optimisation.epochs * steps_per_epoch(longest, optimisation.batch_size)
+
+
+def _check_finite(
+    losses: np.ndarray, state: TrainState, items: Sequence[Items], first: int, batch_size: int
+) -> None:
     bad = np.argwhere(~np.isfinite(losses))
     if len(bad):
         t, r = bad[0]
+        epoch, step = divmod(first + t, steps_per_epoch(len(items[r].images), batch_size))
         raise DivergedError(
-            f"the loss of run {r} is {losses[t, r]} at step {t % steps} of epoch {first_epoch + t // steps}; the "
-            f"state after epoch {first_epoch} is the last good one. A smaller learning rate helps most often.",
+            f"the loss of run {r} is {losses[t, r]} at step {step} of epoch {epoch}; the state after {first} steps "
+            "is the last good one. A smaller learning rate helps most often.",
             state,
-            first_epoch,
+            first,
         )
 
 
