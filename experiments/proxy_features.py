@@ -10,7 +10,6 @@ without their labels. Held out: accuracy of the same proxies on the test images.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -125,7 +124,9 @@ def main() -> None:
         sys.exit(f"no .npz files in {arguments.features}")
     rows = [row for path in paths for row in run(path, arguments.seed, arguments.repeats)]
     table = report.markdown_table(HEADER, [[_cell(row[h]) for h in HEADER] for row in rows], 3)
-    command = shlex.join(["python", "experiments/proxy_features.py", "--features", "FOLDER"])
+    command = (
+        f"python experiments/proxy_features.py --features FOLDER --repeats {arguments.repeats}"
+    )
     record = report.write_record(
         arguments.out / "proxy_features.json",
         command=command,
