@@ -45,7 +45,7 @@ def open_tfds(
         raise DataError(
             f"{builder.info.full_name} has no feature 'image', only {', '.join(features)}"
         )
-    label = features["label"] if "label" in features else None
+    label = dict(features.items()).get("label")
     names = tuple(getattr(label, "names", None) or ())
     shards = [
         [path.name, path.stat().st_size]

@@ -279,10 +279,15 @@ def _pipelined(loaded: Iterator[Batch], encode: Encode, dtype: str) -> Iterator[
     """Encoded batches in order: while the device computes, the next batch is read."""
     pending: deque[tuple[Batch, jax.Array, jax.Array | None]] = deque()
 
+    def rows(x: jax.Array, mask: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # seen, and refused, when the chunk is written
+            kept: np.ndarray = np.asarray(x)[mask].astype(jnp.dtype(dtype))
+        return kept
+
     def fetch() -> Encoded:
         batch, features, tokens = pending.popleft()
-        rows = lambda x: np.asarray(x)[batch.mask].astype(jnp.dtype(dtype))  # noqa: E731
-        return Encoded(batch, rows(features), None if tokens is None else rows(tokens))
+        every = None if tokens is None else rows(tokens, batch.mask)
+        return Encoded(batch, rows(features, batch.mask), every)
 
     for batch in loaded:
         pending.append((batch._replace(pixels=batch.pixels[:0]), *encode(batch.pixels)))

@@ -82,6 +82,11 @@ class FeatureStore:
         for number in shard(self.num_chunks, part, parts):
             yield self.chunk(number, verify=verify)
 
+    def features(self, *, part: int = 0, parts: int = 1) -> Iterator[np.ndarray]:
+        """The features [n,E] of each chunk in order: what `proxy.fit_chunks` takes. Checksums are not looked at."""
+        for chunk in self.chunks(part=part, parts=parts, verify=False):
+            yield chunk.features
+
     def arrays(self, *, verify: bool = True) -> Chunk:
         """Everything as one chunk in memory: features [N,E], labels, indices, ids, skipped, tokens."""
         listed = list(self.chunks(verify=verify))
