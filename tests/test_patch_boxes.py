@@ -26,7 +26,7 @@ def boxes_by_scipy(foreground: np.ndarray, cut: int = 1) -> np.ndarray:
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 0.7), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_union_of_boxes(seed, density, keep_border):
     foreground = np.random.default_rng(seed).random((2, 3, 9, 11)) < density
     found = union_of_boxes(jnp.asarray(foreground), full_grid(2, 9, 11), keep_border=keep_border)
@@ -75,8 +75,8 @@ def test_crop_is_the_bilinear_resize(box):
     down, across = (resize_weights(n, 40, "bilinear") for n in piece.shape[:2])
     expected = np.einsum("yr,rcd,xc->yxd", down, piece, across)
     crop = jax.jit(crop_pixels, static_argnums=(3, 4))(pixels, 1, jnp.asarray(box), 8, 40)
-    # Linear interpolation of numbers up to 4 in float32.
-    np.testing.assert_allclose(crop, expected, atol=5e-6)
+    # Positions up to 64 in float32 are exact to 4e-6, and neighbours differ by up to 8.
+    np.testing.assert_allclose(crop, expected, atol=3e-5)
 
 
 def test_nearest_neighbours():

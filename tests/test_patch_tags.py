@@ -22,7 +22,7 @@ F, C = 5, 7
 
 def small(**vision) -> CLIPConfig:
     chosen = {"image_size": 48, "patch_size": 8, "hidden_size": 32, "num_attention_heads": 2}
-    chosen |= {"intermediate_size": 64, "num_hidden_layers": 4} | vision
+    chosen |= {"intermediate_size": 64, "num_hidden_layers": 2} | vision
     text = TextConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
         vocab_size=8, max_position_embeddings=4, eos_token_id=7,
@@ -76,13 +76,12 @@ def test_something_is_tested(tagged):
     np.testing.assert_array_equal(tagged.probability > 0, tagged.reidentified)
 
 
-@pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("keep_border", [False, True])
+@pytest.mark.parametrize(("exact", "keep_border"), [(False, True), (True, False)])
 def test_padded_equals_unpadded(exact, keep_border):
-    grids = [(7, 9), (5, 4), (6, 6), (2, 9)]
+    grids = [(7, 9), (5, 4), (6, 6)]  # (6, 6) is the native grid
     alone = [pixels(1, *grid, seed=i) for i, grid in enumerate(grids)]
-    together = np.full((5, 8 * 8, 8 * 12, 3), 7.0, np.float32)  # neither zero nor harmless
-    mask = np.zeros((5, 8, 12), bool)
+    together = np.full((4, 8 * 8, 8 * 12, 3), 7.0, np.float32)  # neither zero nor harmless
+    mask = np.zeros((4, 8, 12), bool)
     for i, (rows, columns) in enumerate(grids):
         together[i, : 8 * rows, : 8 * columns] = alone[i][0]
         mask[i, :rows, :columns] = True
@@ -97,13 +96,13 @@ def test_padded_equals_unpadded(exact, keep_border):
         found = found._replace(coarse=cut(padded.coarse), refined=cut(padded.refined))
         assert_same(found, expected)
     assert looked > 3
-    # The fifth image is padding: nothing, and nothing that is not a number.
-    assert not padded.tags[4].any()
-    assert not padded.scores[4].any()
+    # The last image is padding: nothing, and nothing that is not a number.
+    assert not padded.tags[3].any()
+    assert not padded.scores[3].any()
     chex.assert_tree_all_finite(padded)
 
 
-@pytest.mark.parametrize("capacity", [1, 3, 64])
+@pytest.mark.parametrize("capacity", [3, 64])
 def test_capacity_changes_nothing(tagged, capacity):
     assert int(tagged.reidentified.sum()) % 3, "a last call that is not full"
     assert_same(run(params(), pixels(8, 7, 9), TEXTS, capacity=capacity), tagged)
@@ -124,7 +123,7 @@ def test_compiled_once_for_all_numbers():
 
 def test_vmap_over_settings():
     images, thresholds = pixels(3, 4, 5), jnp.array([0.2, 0.5, 0.8])
-    votes = jnp.array([1, 2, 3])
+    votes = jnp.array([1, 2, 2])
     at = jax.vmap(
         lambda threshold, agreed: run(
             params(), images, TEXTS, relative_threshold=threshold, votes=agreed
@@ -169,7 +168,7 @@ def test_same_scores_everywhere_are_no_nan():
     found = run(params(), pixels(2, 4, 4), same)
     chex.assert_tree_all_finite(found)
     assert found.tags.sum(1).min() >= 1
-    blank = run(params(), np.zeros((1, 32, 32, 3), np.float32), TEXTS)
+    blank = run(params(), 0 * pixels(2, 4, 4), TEXTS)
     chex.assert_tree_all_finite(blank)
 
 
@@ -208,8 +207,8 @@ def test_defaults_by_depth():
         ({"text_features": TEXTS[:, :8]}, DataError, r"expected \[C,16\]"),
         ({"num_foreground": 0}, LabelError, "expected 1 to 7"),
         ({"num_foreground": 8}, LabelError, "expected 1 to 7"),
-        ({"attention_layers": [4]}, DataError, "from 0 to 3"),
-        ({"attention_layers": []}, DataError, "from 0 to 3"),
+        ({"attention_layers": [2]}, DataError, "from 0 to 1"),
+        ({"attention_layers": []}, DataError, "from 0 to 1"),
         ({"relative_threshold": 50}, DataError, "from 0 to 1"),
         ({"tag_threshold": np.zeros(3)}, DataError, r"one number or \[5\]"),
         ({"capacity": 0}, DataError, "at least 1"),

@@ -42,12 +42,18 @@ class LocalOutput(NamedTuple):
 
 
 def local_positions(
-    params: Params, vision: VisionConfig, grid: Grid, *, half: bool = False
+    params: Params,
+    vision: VisionConfig,
+    grid: Grid,
+    *,
+    half: bool = False,
+    half_native: bool = False,
 ) -> jax.Array:
     """Learned positions [B,T,D] float32, interpolated bilinearly to the true grid of each image.
 
     The class token's row is never interpolated. `half` rounds the tables of all grids but the native one to IEEE half
-    precision, row 0 too, as the original implementation does. Rows outside of the true grid mean nothing.
+    precision, row 0 too, as the original implementation does; `half_native` that of the native grid as well, as it does
+    for segmentation. Rows outside of the true grid mean nothing.
     """
     table = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
     native_rows, native_columns = vision.grid
@@ -64,8 +70,10 @@ def local_positions(
     resized = jax.vmap(of_image)(jnp.maximum(grid.rows, 1), jnp.maximum(grid.columns, 1))
     if not half:
         return resized
-    is_native = (grid.rows == native_rows) & (grid.columns == native_columns)
     rounded = resized.astype(jnp.float16).astype(jnp.float32)
+    if half_native:
+        return rounded
+    is_native = (grid.rows == native_rows) & (grid.columns == native_columns)
     return jnp.where(is_native[:, None, None], resized, rounded)
 
 

@@ -128,6 +128,41 @@ def tag_report(
     }
 
 
+def segmentation_report(
+    predicted: np.ndarray | Sequence[np.ndarray],
+    truth: np.ndarray | Sequence[np.ndarray],
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Mean intersection over union of label maps: two sequences of [H,W] integers -> figures.
+
+    One confusion matrix of all pixels; true labels beyond the classes (255, void) are ignored. mIoU is the mean over
+    the classes that have true pixels; a class that occurs in neither has no IoU (None).
+    """
+    C = len(class_names)
+    counts = np.zeros((C, C), np.int64)
+    for one, true in zip(predicted, truth, strict=True):
+        one, true = np.asarray(one, np.int64), np.asarray(true, np.int64)
+        if one.shape != true.shape:
+            raise DataError(f"a label map is {one.shape}, its true one {true.shape}")
+        known = (true >= 0) & (true < C)
+        if known.any() and not 0 <= one[known].min() <= one[known].max() < C:
+            raise LabelError(f"predicted labels must be 0 to {C - 1}, found {one[known].max()}")
+        counts += np.bincount(C * true[known] + one[known], minlength=C * C).reshape(C, C)
+    both = np.diag(counts)
+    union = counts.sum(1) + counts.sum(0) - both
+    with np.errstate(invalid="ignore"):
+        iou = both / union
+    return {
+        "images": len(truth),
+        "mIoU": float(iou[counts.sum(1) > 0].mean()) if counts.any() else float("nan"),
+        "pixel_accuracy": float(both.sum() / max(1, counts.sum())),
+        "per_class": {
+            name: float(value) if total else None
+            for name, value, total in zip(class_names, iou, union, strict=True)
+        },
+    }
+
+
 def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 2 or scores.shape != labels.shape or 0 in scores.shape:

@@ -110,7 +110,7 @@ def tag(
     >>> tag(model.params, pixels, texts, model.config, num_foreground=2).tags.shape
     (1, 2)
     """
-    _check_pixels(pixels, config, mask)
+    check_pixels(pixels, config, mask)
     _check_texts(text_features, config, num_foreground)
     layers = _checked_layers(attention_layers, config.vision.num_hidden_layers)
     if capacity is not None and capacity < 1:
@@ -239,7 +239,8 @@ def decide(
 # --- checks at the boundary -------------------------------------------------------------------------
 
 
-def _check_pixels(pixels: Any, config: CLIPConfig, mask: Any) -> None:
+def check_pixels(pixels: Any, config: CLIPConfig, mask: Any) -> None:
+    """Raise `ImageError` unless pixels [B,H,W,3] and mask [B,H/p,W/p] fit the model and each other."""
     vision, shape = config.vision, tuple(pixels.shape)
     if len(shape) != 4 or shape[3] != vision.num_channels or shape[0] == 0:
         raise ImageError(

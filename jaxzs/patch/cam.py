@@ -1,0 +1,131 @@
+"""Class activation maps of CLIP's vision tower, by the gradient through its last block (CLIP-ES, arXiv 2212.09506).
+
+The map of a class weighs the channels that enter the last block by how much they raise the class's probability
+against the other tags and the background names. All tags of all images are differentiated at once.
+Axis letters: B batch, T = 1+P tokens, P patches of the padded grid, D width, E embedding, K tags of an image.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.model import (
+    Numerics,
+    Params,
+    attend,
+    block,
+    dense,
+    layer_norm,
+    merge_heads,
+    mlp,
+    normalize,
+    project_qkv,
+    vision_embeddings,
+)
+from jaxzs.patch.grid import Grid
+from jaxzs.patch.local import local_positions, padding_bias
+
+
+class CamOutput(NamedTuple):
+    """Activation maps and the attention that refines them.
+
+    probability: [B,K+M] softmax over an image's tags and the M background names; 0 for absent tags.
+    maps: [B,K,P] each from 0 to 1; 0 for absent tags and padded patches.
+    attention: L arrays [B,T,T], mean over heads.
+    """
+
+    probability: jax.Array
+    maps: jax.Array
+    attention: tuple[jax.Array, ...]
+
+
+def class_activation_maps(
+    params: Params,
+    pixels: jax.Array,
+    texts: jax.Array,
+    present: jax.Array,
+    config: CLIPConfig,
+    grid: Grid,
+    *,
+    padded: bool = False,
+    half_positions: bool = False,
+    numerics: Numerics = Numerics(),
+) -> CamOutput:
+    """Activation maps of the tags of each image.
+
+    Args:
+      params: the whole parameter tree (only the vision part is used).
+      pixels: [B,H,W,3] normalised; H and W multiples of the patch size.
+      texts: [B,K+M,E] text features of each image's K tags, then of M background names; L2-normalised here.
+      present: [B,K] bool, False where an image has fewer than K tags.
+      config: of the checkpoint.
+      grid: the true grids. padded: False promises that every grid is full.
+      half_positions: round positions to half precision, also on the native grid, as the original does.
+      numerics: how products are computed.
+    """
+    tree, vision = params["vision_model"], config.vision
+    tables = grid if padded else Grid(*(part[:1] for part in grid))
+    positions = local_positions(
+        tree, vision, tables, half=half_positions, half_native=half_positions
+    )
+    x = vision_embeddings(tree, pixels, vision, positions, numerics)
+    x = layer_norm(tree["pre_layrnorm"], x, vision.layer_norm_eps)
+    bias = padding_bias(grid.patches) if padded else None
+    layers, attention = tree["encoder"]["layers"], []
+    for layer in range(vision.num_hidden_layers - 1):
+        x, weights = block(layers[str(layer)], x, vision, bias, numerics)
+        attention.append(weights.mean(1))
+    last = layers[str(vision.num_hidden_layers - 1)]
+    y = layer_norm(last["layer_norm1"], x, vision.layer_norm_eps)
+    allowed = jnp.pad(
+        present, ((0, 0), (0, texts.shape[1] - present.shape[1])), constant_values=True
+    )
+
+    def probability(y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B,K+M] from what enters the last block's attention; x enters its residual and is held fixed."""
+        q, k, v = project_qkv(last["self_attn"], y, vision.num_attention_heads, numerics)
+        mixed, weights = attend(q, k, v, bias, numerics)
+        z = x + dense(last["self_attn"]["out_proj"], merge_heads(mixed), numerics)
+        inner = layer_norm(last["layer_norm2"], z, vision.layer_norm_eps)
+        z = z + mlp(last["mlp"], inner, vision.hidden_act, numerics)
+        z = layer_norm(tree["post_layernorm"], z, vision.layer_norm_eps)
+        tokens = dense(params["visual_projection"], z, numerics)[
+            :, 1:
+        ]  # the class token is not used
+        feature = normalize(_mean_of_patches(tokens, grid))
+        cosine = jnp.einsum(
+            "be,bce->bc", feature, normalize(texts), precision=jax.lax.Precision.HIGHEST
+        )
+        logits = jnp.exp(params["logit_scale"].astype(jnp.float32)) * cosine
+        return jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf)), weights.mean(1)
+
+    found, pull_back, weights = jax.vjp(probability, y, has_aux=True)
+    # The images do not touch each other: one pull-back serves the same tag number of all of them.
+    seeds = jax.nn.one_hot(jnp.arange(present.shape[1]), found.shape[1])  # [K,K+M]
+    seeds = jnp.broadcast_to(seeds[:, None], (seeds.shape[0], *found.shape))
+    (gradient,) = jax.vmap(pull_back)(seeds)  # [K,B,T,D]
+    channels = jax.vmap(_mean_of_patches, (0, None))(gradient[:, :, 1:], grid)  # [K,B,D]
+    maps = jnp.einsum("bpd,kbd->bkp", y[:, 1:], channels, precision=jax.lax.Precision.HIGHEST)
+    maps = jax.nn.relu(jnp.where(grid.patches[:, None], maps, 0.0))
+    maps = min_max_with_epsilon(min_max_with_epsilon(maps, grid), grid)  # twice, as in CLIP-ES
+    maps = jnp.where(present[:, :, None], maps, 0.0)
+    return CamOutput(found, maps, (*attention, weights))
+
+
+def _mean_of_patches(tokens: jax.Array, grid: Grid) -> jax.Array:
+    """Mean over valid patches: [B,P,D] -> [B,D]."""
+    inside = grid.patches[:, :, None]
+    count = jnp.maximum(inside.sum(1, dtype=jnp.float32), 1.0)
+    return jnp.where(inside, tokens, 0.0).sum(1) / count
+
+
+def min_max_with_epsilon(maps: jax.Array, grid: Grid) -> jax.Array:
+    """Maps [B,K,P] to 0..1 over valid patches, (z - min) / (1e-7 + max(z - min)) as in CLIP-ES; 0 on padding."""
+    inside = grid.patches[:, None]
+    lowest = jnp.where(inside, maps, jnp.inf).min(-1, keepdims=True)
+    shifted = jnp.where(inside, maps - lowest, 0.0)
+    return shifted / (1e-7 + shifted.max(-1, keepdims=True))

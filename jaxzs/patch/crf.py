@@ -1,0 +1,159 @@
+"""Dense conditional random field (Kraehenbuehl and Koltun 2011, arXiv 1210.5644): mean field without a lattice.
+
+The fully connected Gaussian terms are attention without the softmax: every pixel sums over all others with weights
+exp(-|f_i - f_j|^2 / 2). Rows of that kernel are made in blocks, so that the N x N matrix never exists. Potts
+compatibility, symmetric normalisation: what pydensecrf does by default, without its approximation.
+Axis letters: N = H*W pixels, S of them as sources, C labels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs.errors import DataError, ImageError
+
+_BLOCK_ELEMENTS = 2**24  # of the kernel held at once, 64 MiB
+_CLIP_ES_MEAN = (104.008, 116.669, 122.675)  # of BGR
+
+
+def dense_crf(
+    probabilities: jax.Array | np.ndarray,
+    image: jax.Array | np.ndarray,
+    *,
+    iterations: int = 10,
+    smooth_weight: float = 3.0,
+    smooth_sigma: float = 1.0,
+    bilateral_weight: float = 4.0,
+    bilateral_sigma: float = 67.0,
+    colour_sigma: float = 3.0,
+    stride: int = 1,
+    precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
+) -> jax.Array:
+    """Label probabilities sharpened along the edges of the photo: [C,H,W] float32, summing to 1 over C.
+
+    Args:
+      probabilities: [C,H,W], 0 to 1, need not sum to 1; the unary term is -log(clip(p, 1e-5, 1)).
+      image: [H,W,3] with levels 0 to 255.
+      iterations: of the mean field.
+      smooth_weight, smooth_sigma: of the Gaussian over positions (pixels).
+      bilateral_weight, bilateral_sigma, colour_sigma: of the Gaussian over positions and colours.
+      stride: 1 is exact and costs N^2 an iteration. Above 1, an approximation for slow machines: the bilateral term
+        takes only every stride-th row and column of pixels as its sources, each standing for stride^2.
+      precision: XLA precision of the distances; they are large, and lower ones blur colours.
+
+    Returns:
+      The mean field. Differentiable in `probabilities` and `image`.
+
+    Raises:
+      ImageError: the image does not fit the probabilities. DataError: numbers out of range.
+
+    >>> dense_crf(np.full((2, 4, 5), 0.5, np.float32), np.zeros((4, 5, 3), np.uint8)).shape
+    (2, 4, 5)
+    """
+    shape = tuple(probabilities.shape)
+    if len(shape) != 3 or shape[0] < 1 or tuple(image.shape) != (*shape[1:], 3):
+        raise ImageError(
+            f"probabilities have shape {shape} and the image {tuple(image.shape)}, expected [C,H,W] "
+            "and [H,W,3] of the same height and width"
+        )
+    if iterations < 0 or stride < 1 or min(smooth_sigma, bilateral_sigma, colour_sigma) <= 0:
+        raise DataError("iterations must be at least 0, stride at least 1, and sigmas above 0")
+    return _mean_field(
+        jnp.asarray(probabilities, jnp.float32),
+        jnp.asarray(image).astype(jnp.float32),
+        jnp.asarray([smooth_weight, bilateral_weight], jnp.float32),
+        jnp.asarray([smooth_sigma, bilateral_sigma, colour_sigma], jnp.float32),
+        iterations=iterations,
+        stride=stride,
+        precision=precision,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("iterations", "stride", "precision"))
+def _mean_field(
+    probabilities: jax.Array,
+    image: jax.Array,
+    weights: jax.Array,
+    sigmas: jax.Array,
+    *,
+    iterations: int,
+    stride: int,
+    precision: jax.lax.PrecisionLike,
+) -> jax.Array:
+    C, height, width = probabilities.shape
+    unary = -jnp.log(jnp.clip(probabilities, 1e-5, 1.0)).reshape(C, -1).T  # [N,C]
+    smooth = functools.partial(_smooth, height=height, width=width, sigma=sigmas[0])
+    features = bilateral_features(image, sigmas[1], sigmas[2])  # [H,W,5]
+    targets = features.reshape(-1, 5)
+    sources = features[::stride, ::stride].reshape(-1, 5)
+    every = jnp.arange(height * width).reshape(height, width)[::stride, ::stride].reshape(-1)
+
+    def bilateral(values: jax.Array) -> jax.Array:
+        """Sum over sources, each for the pixels around it: [N,C] -> [N,C]."""
+        return float(stride**2) * _kernel_product(targets, sources, values[every], precision)
+
+    ones = jnp.ones((height * width, 1), jnp.float32)
+    norms = [jax.lax.rsqrt(term(ones) + 1e-20) for term in (smooth, bilateral)]
+
+    def step(field: jax.Array, _: None) -> tuple[jax.Array, None]:
+        logits = -unary
+        for weight, norm, term in zip(weights, norms, (smooth, bilateral), strict=True):
+            logits = logits + weight * norm * term(norm * field)
+        return jax.nn.softmax(logits, axis=1), None
+
+    field, _ = jax.lax.scan(step, jax.nn.softmax(-unary, axis=1), length=iterations)
+    return field.T.reshape(C, height, width)
+
+
+def bilateral_features(image: jax.Array, sigma: jax.Array, colour_sigma: jax.Array) -> jax.Array:
+    """Position and colour of each pixel in units of their sigmas, centred: image [H,W,3] -> [H,W,5]."""
+    height, width, _ = image.shape
+    row = jnp.broadcast_to(jnp.arange(height, dtype=jnp.float32)[:, None], (height, width))
+    column = jnp.broadcast_to(jnp.arange(width, dtype=jnp.float32)[None, :], (height, width))
+    place = jnp.stack([row, column], axis=-1) / sigma
+    features = jnp.concatenate([place, image / colour_sigma], axis=-1)
+    # Distances come from products of features: the smaller these are, the less cancels.
+    return features - features.mean((0, 1), keepdims=True)
+
+
+def _smooth(values: jax.Array, height: int, width: int, sigma: jax.Array) -> jax.Array:
+    """Gaussian over positions, self included, separable: values [N,C] -> [N,C]."""
+    C = values.shape[1]
+    down, across = (
+        jnp.exp(-0.5 * jnp.square((jnp.arange(n)[:, None] - jnp.arange(n)[None, :]) / sigma))
+        for n in (height, width)
+    )
+    highest = jax.lax.Precision.HIGHEST
+    blurred = jnp.einsum("xc,rcl->rxl", across, values.reshape(height, width, C), precision=highest)
+    return jnp.einsum("yr,rxl->yxl", down, blurred, precision=highest).reshape(-1, C)
+
+
+def _kernel_product(
+    targets: jax.Array, sources: jax.Array, values: jax.Array, precision: jax.lax.PrecisionLike
+) -> jax.Array:
+    """sum_j exp(-|f_i - f_j|^2 / 2) v_j, rows in blocks: targets [N,5], sources [S,5], values [S,C] -> [N,C]."""
+    num, num_sources = len(targets), len(sources)
+    block = max(1, min(num, _BLOCK_ELEMENTS // num_sources))
+    count = math.ceil(num / block)
+    blocks = jnp.pad(targets, ((0, count * block - num), (0, 0))).reshape(count, block, -1)
+    source_norms = 0.5 * jnp.square(sources).sum(1)
+
+    @jax.checkpoint  # the gradient makes each block anew instead of keeping it
+    def rows(block_of_targets: jax.Array) -> jax.Array:
+        products = jnp.matmul(block_of_targets, sources.T, precision=precision)
+        norms = 0.5 * jnp.square(block_of_targets).sum(1)
+        exponent = products - norms[:, None] - source_norms[None, :]
+        return jnp.matmul(jnp.exp(jnp.minimum(exponent, 0.0)), values, precision=precision)
+
+    return jax.lax.map(rows, blocks).reshape(count * block, -1)[:num]
+
+
+def clip_es_colours(image: np.ndarray) -> np.ndarray:
+    """The picture that the original gives its CRF: BGR minus a mean, cast to 8 bits with wrap-around: [H,W,3] uint8."""
+    shifted = np.asarray(image)[..., ::-1].astype(np.float32) - np.array(_CLIP_ES_MEAN, np.float32)
+    return shifted.astype(np.int32).astype(np.uint8)

@@ -1,0 +1,240 @@
+"""From tags to masks: classify-then-segment (CLIP-ES, arXiv 2212.09506, with TagCLIP's tags).
+
+Class activation maps -> spread along a class-aware affinity made of the attention -> enlarged to the image -> labels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.model import Numerics, Params, Precision, resize_weights
+from jaxzs.errors import DataError
+from jaxzs.patch.boxes import above_threshold, union_of_boxes
+from jaxzs.patch.cam import class_activation_maps, min_max_with_epsilon
+from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
+from jaxzs.patch.tags import check_pixels
+
+_NORMALIZATIONS = 3  # of columns, then rows
+
+
+class Segmentation(NamedTuple):
+    """Maps of the tags of a batch of images, on the padded grid.
+
+    probability: [B,K+M] softmax over an image's tags and the M background names.
+    activation: [B,K,rows,columns] class activation maps, 0 to 1.
+    box_mask: [B,K,rows,columns] bool, where the affinity may spread from.
+    refined: [B,K,rows,columns] after the affinity. maps: the same, 0 to 1.
+    """
+
+    probability: jax.Array
+    activation: jax.Array
+    box_mask: jax.Array
+    refined: jax.Array
+    maps: jax.Array
+
+
+def default_affinity_layers(num_layers: int, *, last: bool = False) -> tuple[int, ...]:
+    """Layers whose attention makes the affinity: from a third of the depth on, to the last but one, or the last.
+
+    >>> default_affinity_layers(12), default_affinity_layers(5, last=True)
+    ((4, 5, 6, 7, 8, 9, 10), (2, 3, 4))
+    """
+    end = num_layers if last or num_layers == 1 else num_layers - 1
+    return tuple(range(min(round(num_layers / 3), end - 1), end))
+
+
+def affinity(attention: Sequence[jax.Array], grid: Grid, layers: Sequence[int]) -> jax.Array:
+    """How strongly patches belong together: L x [B,T,T] head means -> [B,P,P].
+
+    The mean over layers without the class token, made doubly stochastic by Sinkhorn-like steps (columns, then
+    rows, three times), symmetrised, and squared: two steps along it.
+    """
+    pairs = grid.patches[:, :, None] & grid.patches[:, None, :]
+    mean = sum(attention[layer][:, 1:, 1:] for layer in layers) / len(layers)
+    weights = jnp.where(pairs, mean, 0.0)
+    tiny = jnp.finfo(jnp.float32).tiny
+    for _ in range(_NORMALIZATIONS):
+        weights = weights / jnp.maximum(weights.sum(1, keepdims=True), tiny)
+        weights = weights / jnp.maximum(weights.sum(2, keepdims=True), tiny)
+    symmetric = (weights + weights.swapaxes(1, 2)) / 2
+    return jnp.matmul(symmetric, symmetric, precision=jax.lax.Precision.HIGHEST)
+
+
+def segment(
+    params: Params,
+    pixels: jax.Array | np.ndarray,
+    text_features: jax.Array | np.ndarray,
+    background_features: jax.Array | np.ndarray,
+    tags: jax.Array | np.ndarray,
+    config: CLIPConfig,
+    *,
+    box_threshold: float = 0.4,
+    affinity_layers: Sequence[int] | None = None,
+    exact: bool = False,
+    keep_border: bool = False,
+    mask: jax.Array | np.ndarray | None = None,
+    compute_dtype: Any = None,
+    precision: Precision = None,
+) -> Segmentation:
+    """Maps of where the tags of each image are, without any training: CLIP-ES, arXiv 2212.09506.
+
+    Args:
+      params: parameter tree of a checkpoint.
+      pixels: [B,H,W,3] normalised; H and W multiples of the patch size.
+      text_features: [C,E] of the classes (CLIP-ES: one template, "a clean origami {}.").
+      background_features: [M,E] of names that compete with the tags, M at least 1.
+      tags: [B,K] int, classes of each image; -1 where it has fewer than K.
+      config: of the checkpoint.
+      box_threshold: fraction of a map's maximum above which it is boxed; 0.4 for VOC, 0.7 for COCO.
+      affinity_layers: default a third of the depth to the last but one (4 to 10 of 12, VOC); COCO takes the last too.
+      exact: round positions to half precision, as the original does.
+      keep_border: let boxes reach the last row and column of the grid (not in the original).
+      mask: [B,H/p,W/p] bool, False on padding; None: no padding.
+      compute_dtype, precision: of the encoder's products.
+
+    Returns:
+      `Segmentation`; `label_map` makes labels of one image's maps.
+
+    Raises:
+      ImageError: pixels or mask of wrong shape. DataError: texts of another model, tags outside of the classes.
+    """
+    check_pixels(pixels, config, mask)
+    for name, features in (
+        ("text_features", text_features),
+        ("background_features", background_features),
+    ):
+        if (
+            len(features.shape) != 2
+            or features.shape[1] != config.projection_dim
+            or not len(features)
+        ):
+            raise DataError(
+                f"{name} have shape {tuple(features.shape)}, expected [C,{config.projection_dim}] with at "
+                "least one row: were they made by the same checkpoint?"
+            )
+    _check_tags(tags, len(pixels), len(text_features))
+    depth = config.vision.num_hidden_layers
+    layers = default_affinity_layers(depth) if affinity_layers is None else tuple(affinity_layers)
+    if not layers or not all(0 <= layer < depth for layer in layers):
+        raise DataError(
+            f"affinity_layers are {list(layers)}, expected numbers from 0 to {depth - 1}"
+        )
+    return _segment(
+        params,
+        jnp.asarray(pixels),
+        jnp.asarray(text_features, jnp.float32),
+        jnp.asarray(background_features, jnp.float32),
+        jnp.asarray(tags, jnp.int32),
+        jnp.asarray(box_threshold, jnp.float32),
+        None if mask is None else jnp.asarray(mask),
+        config=config,
+        layers=layers,
+        exact=exact,
+        keep_border=keep_border,
+        numerics=Numerics(compute_dtype, precision),
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "layers", "exact", "keep_border", "numerics")
+)
+def _segment(
+    params: Params,
+    pixels: jax.Array,
+    text_features: jax.Array,
+    background_features: jax.Array,
+    tags: jax.Array,
+    box_threshold: jax.Array,
+    mask: jax.Array | None,
+    *,
+    config: CLIPConfig,
+    layers: tuple[int, ...],
+    exact: bool,
+    keep_border: bool,
+    numerics: Numerics,
+) -> Segmentation:
+    B, size = pixels.shape[0], config.vision.patch_size
+    rows, columns = pixels.shape[1] // size, pixels.shape[2] // size
+    grid = full_grid(B, rows, columns) if mask is None else grid_from_mask(mask)
+    background = jnp.broadcast_to(background_features[None], (B, *background_features.shape))
+    texts = jnp.concatenate([text_features[jnp.maximum(tags, 0)], background], axis=1)
+    cam = class_activation_maps(
+        params,
+        pixels,
+        texts,
+        tags >= 0,
+        config,
+        grid,
+        padded=mask is not None,
+        half_positions=exact,
+        numerics=numerics,
+    )
+    activation = cam.maps.reshape(*tags.shape, rows, columns)
+    threshold = jnp.broadcast_to(box_threshold, tags.shape)
+    boxes = union_of_boxes(above_threshold(activation, threshold), grid, keep_border=keep_border)
+    boxed = jnp.where(boxes, activation, 0.0).reshape(cam.maps.shape)  # [B,K,P]
+    spread = affinity(cam.attention, grid, layers)  # [B,P,P], symmetric
+    refined = jnp.matmul(boxed, spread.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)
+    maps = min_max_with_epsilon(refined, grid)
+    grid_shape = activation.shape
+    return Segmentation(
+        cam.probability,
+        activation,
+        boxes,
+        refined.reshape(grid_shape),
+        jnp.where((tags >= 0)[:, :, None], maps, 0.0).reshape(grid_shape),
+    )
+
+
+def enlarge(maps: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Maps of one image on its grid, resized bilinearly to its pixels: [K,rows,columns] -> [K,height,width] float16.
+
+    Half-pixel centres, clamped borders; stored in half precision, as the original does.
+    """
+    maps = np.asarray(maps, np.float32)
+    down = resize_weights(maps.shape[1], height, "bilinear")
+    across = resize_weights(maps.shape[2], width, "bilinear")
+    return (down @ maps @ across.T).astype(np.float16)
+
+
+def label_map(
+    maps: np.ndarray, tags: Sequence[int] | np.ndarray, *, background: bool = True
+) -> np.ndarray:
+    """Label of every pixel: maps [K,height,width], tags K class numbers -> [height,width] int32.
+
+    With a background, it scores 1 - the highest map and is label 0, class c is c + 1 (VOC, COCO); without, the
+    best class wins and is c (COCO-Stuff). The first of equals wins.
+    """
+    maps, tags = np.asarray(maps), np.asarray(tags, np.int32)
+    if len(tags) == 0:
+        if not background:
+            raise DataError("an image without tags has no labels where there is no background")
+        return np.zeros(maps.shape[1:], np.int32)
+    if not background:
+        return tags[maps.argmax(0)]
+    scores = np.concatenate([1 - maps.max(0, keepdims=True), maps])
+    return np.concatenate([[0], tags + 1]).astype(np.int32)[scores.argmax(0)]
+
+
+def _check_tags(tags: Any, num_images: int, num_classes: int) -> None:
+    if len(tags.shape) != 2 or tags.shape[0] != num_images or tags.shape[1] == 0:
+        raise DataError(
+            f"tags have shape {tuple(tags.shape)}, expected [B,K] = [{num_images}, at least 1]; -1 "
+            "fills up where an image has fewer tags"
+        )
+    if not jnp.issubdtype(tags.dtype, jnp.integer):
+        raise DataError(f"tags are {tags.dtype}, expected class numbers")
+    if isinstance(tags, jax.core.Tracer):
+        return
+    if isinstance(tags, jax.Array) and not tags.is_fully_addressable:
+        return
+    lowest, highest = int(np.min(tags)), int(np.max(tags))
+    if lowest < -1 or highest >= num_classes:
+        raise DataError(f"tags range from {lowest} to {highest}, expected -1 to {num_classes - 1}")
