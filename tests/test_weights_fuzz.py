@@ -301,7 +301,7 @@ def test_hostile_safetensors(kind, intact, tmp_path):
     [
         None, 3, [], "model.safetensors", {"a": 3}, {"a": None}, {"a": ["x"]}, {}, {"a": ""}, {"a": "."},
         {"a": ".."}, {"a": "/etc/hostname"}, {"a": "../x"}, {"a": "x/../../y"}, {"a": "x\0y"},
-        {"a": "C:\\x"}, {"a": "x" * 5000}, {"a": "config.json"},
+        {"a": "C:\\x"}, {"a": "x" * 5000}, {"a": "*"}, {"a": "config.json"},
         {"a": "model.safetensors.index.json"}, {str(k): f"shard-{k}" for k in range(5000)},
     ],
 )  # fmt: skip

@@ -186,7 +186,7 @@ def shard_names(index: Path) -> list[str]:
         if (
             shard != os.path.basename(shard)
             or shard in ("", ".", "..")
-            or set(shard) & set("\\\0:")
+            or set(shard) & set("\\\0:*?[")
         ):
             raise CheckpointError(
                 f"{index}: refers to {shard[:200]!r}; shards must lie in the same folder"
