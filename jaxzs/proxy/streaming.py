@@ -117,8 +117,7 @@ class _Passes:
         self.chunks, self.mesh = chunks, mesh
         self.fold: np.ndarray | None = None
         lengths = [self._checked(chunk, text.shape[1]) for chunk in chunks()]
-        counts = _all_processes(np.array([sum(lengths)]), np.sum)
-        self.num_images = int(counts[0])
+        self.num_images = int(_over_processes(np.array(sum(lengths))))
         if self.num_images == 0:
             raise DataError("the chunks hold no images")
         self.length = parallel.padded_length(max(lengths, default=1), mesh.shape[parallel.DATA])
@@ -146,8 +145,8 @@ class _Passes:
                     len(under_way) > _AHEAD
                 ):  # or all chunks would queue up in the memory of the devices
                     under_way.popleft().block_until_ready()
-            combine = partial(np.logaddexp.reduce, axis=0) if log else partial(np.sum, axis=0)
-            return jax.tree.map(lambda x: _all_processes(x, combine), total)
+            # From here on small arrays on one device: the solver's own steps are not compiled.
+            return jax.tree.map(lambda x: jnp.asarray(_over_processes(np.asarray(x), log)), total)
 
     def _rows(self) -> Iterable[Rows]:
         start = 0
@@ -157,14 +156,12 @@ class _Passes:
             if self.fold is not None:
                 fold, _ = parallel.pad_rows(self.fold[start : start + len(chunk)], self.length)
             start += len(chunk)
-            rows = Rows(mask, features=features, fold=fold)
-            yield jax.tree.map(lambda x: parallel.shard_rows(x, self.mesh)[0], rows)
+            place = lambda x: parallel.shard_rows(x, self.mesh)[0]  # noqa: E731
+            yield Rows(place(mask), place(features), None, None if fold is None else place(fold))
 
     def _program(self, function: Callable[..., Any], log: bool) -> Any:
         if (function, log) not in self.compiled:
-            self.compiled[function, log] = jax.jit(
-                partial(self._add, function, log), donate_argnums=0
-            )
+            self.compiled[function, log] = jax.jit(partial(self._add, function, log))
         return self.compiled[function, log]
 
     def _add(
@@ -187,11 +184,12 @@ class _Passes:
         )
 
 
-def _all_processes(x: Any, combine: Callable[[np.ndarray], Any]) -> Any:
-    """Totals of all processes put together; on the host, and one exchange for each array of a pass."""
+def _over_processes(x: np.ndarray, log: bool = False) -> np.ndarray:
+    """The total of all processes: one exchange for each array of a pass."""
     if jax.process_count() == 1:
         return x
     from jax.experimental import multihost_utils
 
-    everyone = multihost_utils.process_allgather(np.asarray(x))
-    return jnp.asarray(combine(np.asarray(everyone)))
+    everyone = np.asarray(multihost_utils.process_allgather(x))
+    total: np.ndarray = (np.logaddexp.reduce if log else np.sum)(everyone, axis=0)
+    return total
