@@ -48,6 +48,18 @@ COMMANDS = {
         "run",
         "find every class that is seen in each image, and where, without training",
     ),
+    "extract": Command(
+        "jaxzs.data.command",
+        "ExtractOptions",
+        "run_extract",
+        "encode images once into a feature store that every method reads",
+    ),
+    "datasets": Command(
+        "jaxzs.data.command",
+        "DatasetsOptions",
+        "run_datasets",
+        "list the data sets whose class names and templates are known, or show one",
+    ),
 }
 
 FINISHED, INCOMPLETE, FAILED, INTERRUPTED = 0, 1, 2, 130
