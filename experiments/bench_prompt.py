@@ -1,8 +1,8 @@
 """One step of textual prompt tuning against the same step written straightforwardly in PyTorch, in turn on one machine.
 
 ViT-B/32 sizes with random weights, 50 classes, prefix 16, batch 16. PyTorch: transformers' CLIP, text tower over all
-77 positions of all classes, image tower over the batch, backward to the prefix, SGD. jaxzs: the same loss and gradient with
-image features computed once, texts cut, positions 0..K computed once for all classes. Both in float32 on CPU.
+77 positions of all classes, image tower over the batch, backward to the prefix, SGD. jaxzs: the same loss and gradient
+with image features computed once, texts cut, positions 0..K computed once for all classes. Both in float32 on CPU.
 
     python -m experiments.bench_prompt --steps 3      # needs torch and transformers in the same environment
 
@@ -36,9 +36,12 @@ C, B, K = 50, 16, 16
 LONGEST_NAME = 5
 
 
-def inputs(seed: int = 0) -> dict[str, Any]:
+def inputs(layers: int, seed: int = 0) -> dict[str, Any]:
     """Random weights, names of 1 to 5 tokens, pixels, labels and a prefix, all of ViT-B/32 sizes."""
-    config = clip.CLIPConfig()
+    config = clip.CLIPConfig(
+        text=clip.TextConfig(num_hidden_layers=layers),
+        vision=clip.VisionConfig(num_hidden_layers=layers),
+    )
     rng = np.random.default_rng(seed)
     text = config.text
     bare = np.full((C, 2 + LONGEST_NAME), 0)
@@ -153,7 +156,7 @@ def timed(step: Callable[[], tuple]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def peak_memory(which: str, folder: Path) -> float:
+def peak_memory(which: str, folder: Path, layers: int) -> float:
     """Peak resident MiB of a process that takes two steps."""
     command = [
         sys.executable,
@@ -161,6 +164,8 @@ def peak_memory(which: str, folder: Path) -> float:
         "experiments.bench_prompt",
         "--only",
         which,
+        "--layers",
+        str(layers),
         "--folder",
         str(folder),
     ]
@@ -178,7 +183,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave the memory measurement out")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
-    given = inputs()
+    given = inputs(options.layers)
     if options.only:
         step = jaxzs_step(given) if options.only == "jaxzs" else torch_step(given, options.folder)
         step(), step()
@@ -207,13 +212,14 @@ def main() -> None:
         "fpl_steps": steps,
         "fpl_hours_from_step_times": {"jaxzs": fpl[0] / 3600, "torch": fpl[1] / 3600},
         "fpl_ratio": fpl[1] / fpl[0],
+        "layers": options.layers,
         "jaxzs": __version__,
         "jax": jax.__version__,
         "device": str(jax.devices()[0]),
     }
     if not options.no_memory:
         figures["peak_mib"] = {
-            name: peak_memory(name, options.folder) for name in ("jaxzs", "torch")
+            name: peak_memory(name, options.folder, options.layers) for name in ("jaxzs", "torch")
         }
     print(json.dumps(figures, indent=2))
     if options.out:

@@ -10,8 +10,8 @@ On one of the six published data sets, with the published settings, next to the 
         --model openai/clip-vit-base-patch32
 
 Three seeds are trained together. In SSL and UL a seed is a draw of the initial prompts; in TRZSL it is one of the
-published class splits (500, 0, 200) as well. Each cell is saved when it is finished, an interrupted one goes on where it
-was, and what is there already is not computed again. Tables, plots and records go to results/prompt_tuning/.
+published class splits (500, 0, 200) as well. Each cell is saved when it is finished, an interrupted one goes on where
+it was, and what is there already is not computed again. Tables, plots and records go to results/prompt_tuning/.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompt_golden import load
 
+from jaxzs.data import seen_unseen_split
 from jaxzs.errors import DataError, LabelError
 from jaxzs.prompt import protocol
 from jaxzs.prompt.selection import ALL_IMAGES, select_pseudolabels, select_top_k
@@ -134,7 +135,7 @@ def test_partitions_and_splits():
         assert sorted([*train, *validation]) == list(range(n))
     for c in (10, 45, 47, 100, 102):
         for seed in protocol.SPLIT_SEEDS:
-            seen, unseen = protocol.split_classes(c, seed)
+            seen, unseen = seen_unseen_split(c, seed)
             np.testing.assert_array_equal(seen, golden[f"split_c{c}_s{seed}"])
             assert sorted([*seen, *unseen]) == list(range(c))
     chosen = protocol.few_labels(golden["few_labels"], 6)
@@ -178,8 +179,8 @@ def test_unfit_labels_and_splits():
         protocol.trzsl_split(labels, 4)
     with pytest.raises(LabelError, match="expected integers"):
         protocol.ssl_split(labels.astype(np.float32), 3)
-    with pytest.raises(DataError, match="cannot be split"):
-        protocol.split_classes(1)
+    with pytest.raises(LabelError, match="cannot split 1 classes"):
+        protocol.trzsl_split(labels * 0, 1)
     with pytest.raises(DataError, match="some but not all"):
         protocol.trzsl_split(labels, 3, seen=[0, 1, 2])
     split = protocol.ssl_split(np.array([0, 0, 0, 1, 1, 1]), 2)

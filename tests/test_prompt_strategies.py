@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from prompt_golden import MODALITIES, assert_near, checkpoint, load, nhwc, prompts_of
 
-from jaxzs import clip
+from jaxzs import clip, parallel
 from jaxzs.errors import DataError, LabelError
 from jaxzs.prompt import modality, protocol, resuming, strategies, training
 
@@ -222,6 +222,17 @@ def test_runs_of_different_seeds_and_splits_equal_those_alone():
         np.testing.assert_array_equal(alone.selections[0], together.selections[r])
         own = jax.tree.map(lambda x, r=r: x[r : r + 1], together.prompts)
         assert_near(own, alone.prompts, 1e-4)  # float32 over two trainings, summed in another order
+
+
+def test_a_mesh_changes_nothing():
+    prompt, frozen, images, config, labels = prepared("text")
+    arguments = prompt, frozen, images, [protocol.ssl_split(labels, 6)], config, small_plan("fpl")
+    alone = strategies.fit(*arguments, labels=labels, test=(images, labels))
+    spread = strategies.fit(
+        *arguments, labels=labels, test=(images, labels), mesh=parallel.make_mesh()
+    )
+    assert_near(spread.prompts, alone.prompts, 2e-5)
+    assert spread.records[0].test == alone.records[0].test
 
 
 @pytest.mark.parametrize("reinit", ["official", "warm", "fresh"])

@@ -170,11 +170,7 @@ def test_data_parallel_equals_one_device(name):
     arguments = short(name)
     alone, losses = training.train(*arguments)
     mesh = parallel.make_mesh()
-    prompt, prompts, items, run, frozen, images, config, optimisation = arguments
-    frozen, images = jax.tree.map(lambda x: parallel.replicate(x, mesh), (frozen, images))
-    spread, again = training.train(
-        prompt, prompts, items, run, frozen, images, config, optimisation, mesh=mesh
-    )
+    spread, again = training.train(*arguments, mesh=mesh)
     assert_near(spread.prompts, alone.prompts, 2e-5)
     np.testing.assert_allclose(again, losses, rtol=2e-5)
     with pytest.raises(DataError, match="batch_size 7 is not a multiple of the 8 devices"):

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxzs.data import seen_unseen_split
 from jaxzs.errors import DataError, LabelError
 from jaxzs.prompt.objective import Paradigm, Strategy
 
-SEEN_RATIO = 0.62
 TRAIN_RATIO = 0.8
 SPLIT_SEEDS = (500, 0, 200)  # of the three published seen/unseen splits
 SMALLEST_K_TO_SPLIT = 10
@@ -54,25 +54,6 @@ def partition(
     """
     train = draw(count, int(ratio * count), seed)
     return train, np.setdiff1d(np.arange(count), train)
-
-
-def split_classes(
-    num_classes: int, split_seed: int = SPLIT_SEEDS[0]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(seen, unseen) classes: int(0.62*C) in drawn order, and the rest ascending.
-
-    Raises `DataError` when one of the two would be empty.
-
-    >>> split_classes(10, 500)
-    (array([4, 2, 9, 3, 0, 5]), array([1, 6, 7, 8]))
-    """
-    size = int(SEEN_RATIO * num_classes)
-    if not 0 < size < num_classes:
-        raise DataError(
-            f"{num_classes} classes cannot be split into seen and unseen ones; TRZSL needs at least 2"
-        )
-    seen = draw(num_classes, size, split_seed)
-    return seen, np.setdiff1d(np.arange(num_classes), seen)
 
 
 def few_labels(labels: np.ndarray, num_classes: int, per_class: int = 2) -> np.ndarray:
@@ -120,7 +101,7 @@ def trzsl_split(
     """
     labels = check_labels(labels, num_classes)
     if seen is None:
-        seen_classes, unseen = split_classes(num_classes, split_seed)
+        seen_classes, unseen = seen_unseen_split(num_classes, split_seed)
     else:
         seen_classes = np.asarray(seen, int)
         unseen = np.setdiff1d(np.arange(num_classes), seen_classes)

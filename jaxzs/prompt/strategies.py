@@ -31,6 +31,7 @@ from jaxzs.prompt.training import (
     Optimisation,
     Run,
     TrainState,
+    on_mesh,
     plain_logits,
     runs,
     score,
@@ -115,7 +116,7 @@ def fit(
       initial: start prompts with leaves [R,...], instead of drawn ones.
       order: of the training list in an epoch; default depends on `plan.loader_seed`, iteration and epoch.
       numerics: type and precision of the towers' products.
-      mesh: spread every batch over the axis "data".
+      mesh: spread every batch over the axis "data"; what is not on the mesh yet is copied to all its devices.
       resume: file that the state is written to after every chunk of steps, atomically; if it is there already, the
         fit goes on from it.
       on_progress: called after every chunk of steps.
@@ -134,6 +135,9 @@ def fit(
     splits, seeds = _broadcast(splits, seeds)
     labels = _known_labels(labels, len(images), splits)
     ks = [schedule(plan.strategy, split, plan.k, plan.iterations) for split in splits]
+    frozen, images = on_mesh((frozen, images), mesh)
+    if test is not None:
+        test = on_mesh(test[0], mesh), test[1]
     job = _Job(modality, frozen, images, splits, ks, labels, seeds, config, plan, numerics, mesh)
     identity = resuming.identify(modality, splits, seeds, plan, frozen, images)
     state = None if resume is None else resuming.read_state(resume, identity)

@@ -257,7 +257,8 @@ def train(
       order: order of a list in an epoch; default `shuffled(0)`.
       numerics: type and precision of the towers' products.
       first_step: steps that the given state has already seen.
-      mesh: spread every batch over the axis "data"; the batch size must be a multiple of it.
+      mesh: spread every batch over the axis "data"; the batch size must be a multiple of it. What is not on the mesh
+        yet is copied to all its devices.
       on_chunk: called after every chunk with (state, steps done, losses [steps of the chunk,R]).
 
     Returns:
@@ -273,6 +274,7 @@ def train(
     order = order or shuffled(0)
     place = _placer(mesh, optimisation.batch_size)
     state, run = place(state), place(run)
+    frozen, images = on_mesh((frozen, images), mesh)
     history = [np.zeros((0, len(items)), np.float32)]
     total = total_steps(items, optimisation)
     for first in range(first_step, total, optimisation.steps_per_chunk):
@@ -316,18 +318,27 @@ def _placer(mesh: jax.sharding.Mesh | None, batch_size: int) -> Callable[[Any], 
     if batch_size % devices:
         raise DataError(f"batch_size {batch_size} is not a multiple of the {devices} devices")
 
-    def place(tree: Any) -> Any:
-        axes = (None, None, "images") if isinstance(tree, Batches) else ()
-        return jax.tree.map(lambda x: _on_mesh(x, mesh, axes), tree)
+    def spread(x: Any) -> jax.Array:
+        axes = (None, None, "images")[: x.ndim]  # [T,R,B]; learning rates are [T,R]
+        where = parallel.sharding(mesh, axes, x.shape)
+        return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
-    return place
+    return lambda tree: (
+        jax.tree.map(spread, tree) if isinstance(tree, Batches) else on_mesh(tree, mesh)
+    )
 
 
-def _on_mesh(x: Any, mesh: jax.sharding.Mesh, axes: tuple[str | None, ...]) -> jax.Array:
-    host = np.asarray(x)
-    names = axes if len(axes) == host.ndim else (None,) * host.ndim
-    where = parallel.sharding(mesh, names, host.shape)
-    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+def on_mesh(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """Arrays that are not on the mesh yet, on all its devices; without a mesh, as they are."""
+    if mesh is None:
+        return tree
+    devices = set(mesh.devices.flat)
+
+    def place(x: Any) -> jax.Array:
+        there = isinstance(x, jax.Array) and x.sharding.device_set == devices
+        return x if there else parallel.replicate(x, mesh)
+
+    return jax.tree.map(place, tree)
 
 
 # --- scoring ------------------------------------------------------------------------------------------
@@ -340,7 +351,7 @@ def score(
     images: jax.Array,
     config: CLIPConfig,
     *,
-    batch_size: int = 256,
+    batch_size: int = 64,
     numerics: Numerics = Numerics(),
 ) -> np.ndarray:
     """Logits of all images under the prompts of every run: images [N,...], prompts [R,...] -> [R,N,C] float32."""
@@ -377,7 +388,7 @@ def plain_logits(
     images: jax.Array,
     config: CLIPConfig,
     *,
-    batch_size: int = 256,
+    batch_size: int = 64,
     numerics: Numerics = Numerics(),
 ) -> np.ndarray:
     """Logits of all images without any prompt: images [N,...], class_features [C,E] -> [N,C] float32."""
