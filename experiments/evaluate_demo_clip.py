@@ -4,9 +4,9 @@ Run from the repository's root; nothing here was used to train or to choose anyt
 
     python -m experiments.evaluate_demo_clip --mnist FOLDER
 
-Classification is transductive (proxies are learned on the very images that are classified, without labels), with the
-temperatures 1/s and 4/s of the checkpoint's logit scale s. FOLDER holds MNIST test images as FOLDER/0/*.png to FOLDER/9/*.png;
-without it MNIST is left out. Tagging is TagCLIP's, step by step.
+Classification is transductive (proxies are learned on the very images that are classified, without labels),
+with the temperatures 1/s and 4/s of the checkpoint's logit scale s. FOLDER holds MNIST test images as
+FOLDER/0/*.png to FOLDER/9/*.png; without it MNIST is left out. Tagging is TagCLIP's, step by step.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ def mnist(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
     return images, np.array(labels)
 
 
-def classify(
-    model: Model, features: Any, labels: np.ndarray, text: Any, *, mean_of_classes: bool = False
-) -> list[float]:
+def classify(model: Model, features: Any, labels: np.ndarray, text: Any) -> list[float]:
     """Accuracy in % of each of METHODS."""
     s = model.logit_scale
     predictions = [zeroshot.predict(features, text)]
@@ -76,10 +74,6 @@ def classify(
         fitted = proxy.fit(features, text, label_temperature=1 / s, temperature=4 / s, gamma=gamma)
         predictions.append(zeroshot.predict(features, fitted.proxies))
     hits = [np.asarray(p) == labels for p in predictions]
-    if mean_of_classes:
-        return [
-            100 * float(np.mean([h[labels == c].mean() for c in np.unique(labels)])) for h in hits
-        ]
     return [100 * float(h.mean()) for h in hits]
 
 
@@ -188,10 +182,11 @@ def main() -> None:
     model = load(options.model)
     classification = classification_tables(model, options.mnist, options.num)
     tagging = tagging_tables(model, options.num // 2)
-    tables = [
-        "accuracy in %, transductive\n" + markdown_table(["images", *METHODS], [[k, *v] for k, v in classification.items()], digits=1),
-        *(f"tagging, {kind} in %\n" + markdown_table(["scenes", *STEPS], [[k, *v] for k, v in rows.items()], digits=1) for kind, rows in tagging.items()),
-    ]  # fmt: skip
+    table = lambda head, columns, rows: (  # noqa: E731
+        f"{head}\n" + markdown_table(columns, [[k, *v] for k, v in rows.items()], digits=1)
+    )
+    tables = [table("accuracy in %, transductive", ["images", *METHODS], classification)]
+    tables += [table(f"tagging, {k} in %", ["scenes", *STEPS], rows) for k, rows in tagging.items()]
     text = "\n\n".join(tables)
     print(text)
     command = f"python -m experiments.evaluate_demo_clip --num {options.num}" + (

@@ -1,4 +1,4 @@
-"""The rendered world: deterministic, labelled truthfully, and training batches whose texts say what is in the images."""
+"""The rendered world: deterministic, labelled truthfully, with texts that say what is in the images."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_labels_are_balanced():
         np.testing.assert_array_equal(np.bincount(labels), np.full(classes, 2))
 
 
-@pytest.mark.parametrize("font", (*ink.TRAIN_FONTS, *ink.TEST_FONTS))
+@pytest.mark.parametrize("font", [*ink.TRAIN_FONTS, *ink.TEST_FONTS])
 def test_every_font_draws_every_glyph_differently(font):
     inks = [ink._font_glyph(font, glyph).resize((24, 24)) for glyph in captions.GLYPHS]
     inks = np.stack([np.asarray(ink, np.float32) for ink in inks]).reshape(36, -1)

@@ -1,8 +1,9 @@
 """The demo world: captioned images of digits, letters and coloured shapes, rendered from a seed.
 
-Everything that the demo checkpoint has ever seen comes from here, and so do its rendered test sets. Nothing but NumPy,
-Pillow and the fonts inside matplotlib is needed, so that anyone can render the same images. `train=True` renders the training
-world; the test world has other seeds and other fonts, and outline shapes, which training never shows.
+Everything that the demo checkpoint has ever seen comes from here, and so do its rendered test sets. Nothing
+but NumPy, Pillow and the fonts inside matplotlib is needed, so that anyone can render the same images.
+`train=True` renders the training world; the test world has other seeds and other fonts, and outline shapes,
+which training never shows.
 """
 
 from __future__ import annotations

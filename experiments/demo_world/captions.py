@@ -172,7 +172,7 @@ def caption(
 
 
 def stated(image: Content, rng: np.random.Generator) -> Content:
-    """What the caption of an image states: up to three of its objects in random order, some without colours or background."""
+    """What an image's caption states: up to three objects in random order, often without colours or background."""
     if image.glyph is not None:
         return Content(glyph=image.glyph)
     if not image.objects:
@@ -184,7 +184,7 @@ def stated(image: Content, rng: np.random.Generator) -> Content:
 
 
 def attribute_swap(content: Content, rng: np.random.Generator) -> Content | None:
-    """A content that differs in the colours, one shape or one colour: a hard negative; None for glyphs and bare backgrounds."""
+    """A hard negative: two colours exchanged, or one shape or colour replaced; None without objects."""
     objects = list(content.objects)
     if not objects:
         return None

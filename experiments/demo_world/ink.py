@@ -5,6 +5,7 @@ A mask is uint8 [S, S], 255 where there is ink. Difficulty runs from 0 (upright,
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from pathlib import Path
 
@@ -128,7 +129,10 @@ SKELETONS = {
         "80 5 45 0 20 20 50 45 | 15 65 25 95 60 100 88 88",
     ),
     "F": ("88 0 | 15 0 | 15 100 ; 15 48 75 48", "20 2 20 100 ; 12 2 92 0 ; 18 46 70 44"),
-    "G": ("88 18 50 0 12 25 8 65 35 98 75 95 90 60 | 55 60", "85 12 40 2 10 45 25 92 65 96 85 70 85 55 | 85 100 ; 55 56 92 56"),
+    "G": (
+        "88 18 50 0 12 25 8 65 35 98 75 95 90 60 | 55 60",
+        "85 12 40 2 10 45 25 92 65 96 85 70 85 55 | 85 100 ; 55 56 92 56",
+    ),
     "H": ("12 0 12 100 ; 88 0 88 100 ; 12 50 88 50", "18 0 14 100 ; 82 4 86 100 ; 14 54 84 46"),
     "I": ("50 0 50 100 ; 22 0 78 0 ; 22 100 78 100", "50 0 50 100 ; 30 2 70 2 ; 30 98 70 98"),
     "J": ("75 0 75 70 60 98 30 98 12 78", "30 0 95 0 ; 66 0 66 75 45 100 12 82"),
@@ -190,7 +194,7 @@ def _skeleton(glyph: str, variant: int) -> tuple[np.ndarray, np.ndarray, tuple[s
     identity = np.eye(len(points))
     curves = [_smooth(identity[piece]) for piece in pieces]
     ends = np.cumsum([0] + [len(c) for c in curves])
-    rows = tuple(slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True))
+    rows = tuple(slice(a, b) for a, b in itertools.pairwise(ends))
     return np.array(points), np.concatenate(curves), rows
 
 

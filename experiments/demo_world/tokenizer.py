@@ -6,6 +6,7 @@ highest ids.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,7 @@ def merge(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
     """Byte-pair encoding of one word: apply the earliest known merge until none is left."""
     pieces = list(pieces)
     while len(pieces) > 1:
-        pairs = list(zip(pieces[:-1], pieces[1:], strict=True))
+        pairs = list(itertools.pairwise(pieces))
         best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
         if best not in ranks:
             break
@@ -73,10 +74,8 @@ def write_tokenizer(folder: str | Path, words: Iterable[str], *, context: int) -
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vocab, merges = byte_pairs(words)
-    special = [
-        {"id": vocab[t], "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        for t in (START, END)
-    ]  # fmt: skip
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    special = [{"id": vocab[t], "content": t, **plain, "special": True} for t in (START, END)]
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,
