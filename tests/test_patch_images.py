@@ -12,7 +12,7 @@ from PIL import Image
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.errors import DataError, ImageError
 from jaxzs.patch import Batching, prepare_image, tag, tag_images
-from jaxzs.patch.images import patch_aligned_size
+from jaxzs.patch.batching import patch_aligned_size
 from jaxzs.patch.tags import _tag
 from tests.conftest import GOLDEN
 from tests.test_patch_tags import CONFIG, TEXTS, F, params

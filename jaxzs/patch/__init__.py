@@ -1,7 +1,8 @@
 """Patch classification (TagCLIP, arXiv 2312.12828): tags and their places for images of any size."""
 
+from jaxzs.patch.batching import Batching, prepare_image
 from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
-from jaxzs.patch.images import Batching, ImageTags, prepare_image, tag_images
+from jaxzs.patch.images import ImageTags, tag_images
 from jaxzs.patch.local import (
     LocalOutput,
     attention_votes,

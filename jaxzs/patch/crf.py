@@ -87,11 +87,14 @@ def _mean_field(
 ) -> jax.Array:
     C, height, width = probabilities.shape
     unary = -jnp.log(jnp.clip(probabilities, 1e-5, 1.0)).reshape(C, -1).T  # [N,C]
-    smooth = functools.partial(_smooth, height=height, width=width, sigma=sigmas[0])
     features = bilateral_features(image, sigmas[1], sigmas[2])  # [H,W,5]
     targets = features.reshape(-1, 5)
     sources = features[::stride, ::stride].reshape(-1, 5)
     every = jnp.arange(height * width).reshape(height, width)[::stride, ::stride].reshape(-1)
+
+    def smooth(values: jax.Array) -> jax.Array:
+        """Sum over the neighbourhood of each pixel: [N,C] -> [N,C]."""
+        return _smooth(values, height, width, sigmas[0])
 
     def bilateral(values: jax.Array) -> jax.Array:
         """Sum over sources, each for the pixels around it: [N,C] -> [N,C]."""

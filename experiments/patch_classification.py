@@ -1,0 +1,166 @@
+"""TagCLIP's settings on VOC2007, VOC2012, COCO 2014 and 2017, COCO-Stuff, with the published figures beside.
+
+    python experiments/patch_classification.py --dataset voc2007 --images JPEGImages --labels labels.txt \\
+        --model openai/clip-vit-base-patch16
+
+LABELS names the images and what is on them: a text file with "id class class ..." a line (class numbers as the data
+set's label files have them, COCO-Stuff 0 to 181), or a CSV file with the columns id and class_ids. Published figures
+are for CLIP ViT-B/16 and the full lists of images; with other weights or fewer images they are not comparable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import jaxzs
+from jaxzs import report
+from jaxzs.data import dataset_info, open_image
+from jaxzs.errors import DataError, LabelError
+from jaxzs.patch import Batching, default_attention_layers, tag_images
+from jaxzs.patch.metrics import tag_report
+from jaxzs.patch.texts import default_cache, tag_texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the original does for one data set. published: figure -> value, in percent."""
+
+    images: int
+    attention: str = "last"
+    relative_threshold: float = 0.5
+    published: tuple[tuple[str, float], ...] = ()
+
+
+SETTINGS = {
+    "voc2007": Setting(4952, published=(("mAP", 92.8),)),
+    "voc2012": Setting(1449, published=(("f1", 84.12), ("precision", 92.51), ("recall", 77.13))),
+    "coco2014": Setting(40137, published=(("mAP", 68.8),)),
+    "coco2017": Setting(4952, published=(("f1", 54.10), ("precision", 78.57), ("recall", 41.25))),
+    "coco_stuff": Setting(
+        4172, "all", 0.1, published=(("f1", 46.71), ("precision", 43.68), ("recall", 50.20))
+    ),
+}
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def read_labels(
+    path: Path, label_ids: Sequence[int] | None, num_classes: int
+) -> dict[str, list[int]]:
+    """Image id -> class indices. label_ids: numbers of the classes in the file, where they are not 0 to C-1."""
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = [[row["id"], *row["class_ids"].split()] for row in csv.DictReader(file)]
+    else:
+        lines = [
+            line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
+    index = {number: place for place, number in enumerate(label_ids or range(num_classes))}
+    labels = {}
+    for name, *numbers in lines:
+        unknown = [number for number in numbers if int(number) not in index]
+        if unknown:
+            raise LabelError(
+                f"{path}: image {name} has class number {unknown[0]}, which is not known"
+            )
+        labels[Path(name).stem] = [index[int(number)] for number in numbers]
+    if not labels:
+        raise DataError(f"{path} names no images")
+    return labels
+
+
+def find_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The image file of each id. Raises `DataError` naming the first that is missing."""
+    files = {path.stem: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(names)} images are not in {folder}, e.g. {missing[0]}"
+        )
+    return [files[name] for name in names]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--dataset", choices=SETTINGS, required=True)
+    parser.add_argument("--images", type=Path, required=True, help="folder of image files")
+    parser.add_argument("--labels", type=Path, required=True)
+    parser.add_argument("--model", default="openai/clip-vit-base-patch16")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--limit", type=int, help="take only so many images")
+    parser.add_argument("--padded", action="store_true", help="pad to few shapes; default: exact")
+    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+
+    setting, info = SETTINGS[options.dataset], dataset_info(options.dataset)
+    labels = read_labels(options.labels, info.label_ids, info.num_classes)
+    names = list(labels)[: options.limit]
+    paths = find_files(options.images, names)
+    model = jaxzs.load(options.model)
+    start = time.perf_counter()
+    texts = tag_texts(
+        model, info.class_names, info.background_names, info.templates, cache=default_cache()
+    )
+
+    def photos() -> Iterator:
+        yield from map(open_image, paths)
+
+    scores = np.zeros((len(paths), info.num_classes), np.float32)
+    tags = np.zeros(scores.shape, bool)
+    found = tag_images(
+        model,
+        photos(),
+        texts,
+        num_foreground=info.num_classes,
+        batching=Batching(options.batch),
+        attention_layers=default_attention_layers(
+            model.config.vision.num_hidden_layers, setting.attention
+        ),
+        relative_threshold=setting.relative_threshold,
+        exact=not options.padded,
+        compute_dtype=jnp.bfloat16 if options.bfloat16 else None,
+    )
+    for tagged in tqdm(found, total=len(paths), unit="image", disable=None):
+        scores[tagged.number], tags[tagged.number] = tagged.scores, tagged.tags
+    seconds = time.perf_counter() - start
+
+    truth = np.zeros(scores.shape, int)
+    for row, name in enumerate(names):
+        truth[row, labels[name]] = 1
+    figures = tag_report(scores, tags, truth, info.class_names)
+    measured = {"mAP": figures["mAP"], "mAP of classes present": figures["mAP_sklearn"]}
+    measured |= figures["f1_overall"]
+    published = dict(setting.published)
+    complete = len(paths) == setting.images
+    rows = [[name, 100 * value, published.get(name, "")] for name, value in measured.items()]
+    print(
+        f"{info.title}: {len(paths)} of {setting.images} images, {options.model}, {seconds:.0f} s"
+    )
+    print(report.markdown_table(["figure, %", "measured", "published"], rows))
+    if not complete:
+        print("note: not the full list of images; the published figures are for all of them")
+    if options.out is not None:
+        report.write_record(
+            options.out,
+            command=shlex.join(["python", "experiments/patch_classification.py", *sys.argv[1:]]),
+            settings={"dataset": options.dataset, "model": model.fingerprint, "names": info.digest},
+            metrics={**figures, "published": published},
+            seconds={"all": seconds},
+        )
+
+
+if __name__ == "__main__":
+    main()
