@@ -23,7 +23,9 @@ _SHOWN = 20  # lines of results on the terminal when they also go to a file
 
 
 @dataclasses.dataclass(frozen=True)
-class TagOptions:
+class PatchOptions:
+    """What `jaxzs tag` and `jaxzs segment` have in common."""
+
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """Folders, files or globs."""
     labels: str | None = None
@@ -40,22 +42,14 @@ class TagOptions:
     """Commit, branch or tag of a hub id."""
     threshold: float = 0.5
     """Tag what scores above this fraction of the way from an image's lowest to its highest score."""
-    overlay: Path | None = None
-    """Folder for one picture an image: boxes and a heat map for every tag."""
-    out: Path | None = None
-    """Write all results to this .csv or .json file."""
     templates: tuple[str, ...] = ()
     """Sentences with {} for the name; by default TagCLIP's 85."""
-    scales: tuple[float, ...] = (1.0,)
-    """Sizes to look at each image in, relative to its own; scores are averaged."""
     keep_border: bool = False
     """Let boxes reach the last row and column of patches, which the original never does."""
-    renormalize: bool = False
-    """Make attention weights sum to one, which the original does not."""
     exact: bool = False
     """Reproduce the original code to the last decision, its oddities too; slower."""
     batch_size: int = 8
-    """Images tagged at once."""
+    """Images worked on at once."""
     max_patches: int = 4096
     """Refuse images of more patches: memory grows with the square."""
     bfloat16: bool = False
@@ -64,21 +58,31 @@ class TagOptions:
     """Use class names that the demo checkpoint has never seen."""
 
 
+@dataclasses.dataclass(frozen=True)
+class TagOptions(PatchOptions):
+    overlay: Path | None = None
+    """Folder for one picture an image: boxes and a heat map for every tag."""
+    out: Path | None = None
+    """Write all results to this .csv or .json file."""
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes to look at each image in, relative to its own; scores are averaged."""
+    renormalize: bool = False
+    """Make attention weights sum to one, which the original does not."""
+
+
 def run(options: TagOptions) -> int:
     """Tag and print; returns 0, or 1 when some images could not be used."""
-    _check_options(options)
+    check_options(options)
+    _check_outputs(options)
     from tqdm import tqdm
 
-    from jaxzs.clip import load
     from jaxzs.data import find_images
     from jaxzs.patch import Batching, tag_images
     from jaxzs.patch.texts import default_cache, tag_texts
 
     paths = find_images(options.images)
-    foreground, background, templates = _names(options)
-    model = load(options.model, revision=options.revision)
-    if not options.force:
-        model.check_words([*foreground, *background])
+    foreground, background, templates = read_names(options)
+    model = load_model(options, foreground, background)
     texts = tag_texts(
         model, foreground, background, templates, cache=default_cache(), progress=True
     )
@@ -87,7 +91,7 @@ def run(options: TagOptions) -> int:
     results: dict[Path, dict[str, Any]] = {}
     found = tag_images(
         model,
-        _open(paths, opened, unusable),
+        open_images(paths, opened, unusable),
         texts,
         num_foreground=len(foreground),
         batching=Batching(
@@ -100,9 +104,9 @@ def run(options: TagOptions) -> int:
         exact=options.exact,
         keep_border=options.keep_border,
         renormalize=options.renormalize,
-        compute_dtype=_dtype(options),
+        compute_dtype=compute_dtype(options),
     )
-    pictures = _picture_names(paths, options.overlay)
+    pictures = picture_names(paths, options.overlay)
     with tqdm(total=len(paths), unit="image", disable=None) as bar:
         for tagged in found:
             path = opened[tagged.number]
@@ -119,7 +123,8 @@ def run(options: TagOptions) -> int:
     return 1 if unusable else 0
 
 
-def _check_options(options: TagOptions) -> None:
+def check_options(options: PatchOptions) -> None:
+    """Raise for options that cannot be meant, before anything is loaded."""
     if not options.images:
         raise DataError("no images given: name a folder, files or globs")
     given = [options.labels, options.labels_file, options.dataset]
@@ -129,22 +134,38 @@ def _check_options(options: TagOptions) -> None:
         )
     if not 0 <= options.threshold <= 1:
         raise DataError(f"--threshold is {options.threshold}, expected 0 to 1")
-    if options.out is not None and options.out.suffix.lower() not in (".csv", ".json"):
-        raise DataError(f"--out {options.out}: the name must end in .csv or .json")
     if options.batch_size < 1:
         raise DataError(f"--batch-size is {options.batch_size}, expected at least 1")
+
+
+def _check_outputs(options: TagOptions) -> None:
+    if options.out is not None and options.out.suffix.lower() not in (".csv", ".json"):
+        raise DataError(f"--out {options.out}: the name must end in .csv or .json")
     if options.overlay is not None and options.overlay.exists() and not options.overlay.is_dir():
         raise DataError(f"--overlay {options.overlay} is a file, expected a folder")
 
 
-def _dtype(options: TagOptions) -> Any:
+def compute_dtype(options: PatchOptions) -> Any:
+    """Type of the operands of the encoder's products."""
     import jax.numpy as jnp
 
     return jnp.bfloat16 if options.bfloat16 else None
 
 
-def _names(
-    options: TagOptions,
+def load_model(
+    options: PatchOptions, foreground: Sequence[str], background: Sequence[str]
+) -> Model:
+    """The checkpoint; raises `TextError` for names that the demo checkpoint has never seen."""
+    from jaxzs.clip import load
+
+    model = load(options.model, revision=options.revision)
+    if not options.force:
+        model.check_words([*foreground, *background])
+    return model
+
+
+def read_names(
+    options: PatchOptions,
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...] | None]:
     """Foreground names, background names, and templates where they are not TagCLIP's."""
     from jaxzs.commands.classify import read_labels
@@ -174,7 +195,7 @@ def _split(names: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in names.split(","))
 
 
-def _open(
+def open_images(
     paths: Sequence[Path], opened: list[Path], unusable: dict[Path, ImageError]
 ) -> Iterator[Image.Image]:
     """The readable images, in order; their paths are appended to `opened` as they are read."""
@@ -222,7 +243,7 @@ def _record(path: Path, tagged: ImageTags, foreground: Sequence[str]) -> dict[st
     }
 
 
-def _picture_names(paths: Sequence[Path], folder: Path | None) -> dict[Path, Path]:
+def picture_names(paths: Sequence[Path], folder: Path | None) -> dict[Path, Path]:
     """A picture's name for each image, numbered where two images are called the same."""
     if folder is None:
         return {}
@@ -282,11 +303,16 @@ def _report(
         print(f"{len(rows)} pictures written to {options.overlay}")
     count = sum(len(row["tags"]) for row in rows)
     print(f"{len(rows)} images, {len(foreground)} classes, {count / len(rows):.1f} tags an image")
-    if unusable:
-        total = len(rows) + len(unusable)
-        print(f"{len(unusable)} of {total} images could not be used:", file=sys.stderr)
-        for path, error in unusable.items():
-            print(f"  {error if str(path) in str(error) else f'{path}: {error}'}", file=sys.stderr)
+    print_unusable(unusable, len(rows) + len(unusable))
+
+
+def print_unusable(unusable: dict[Path, ImageError], total: int) -> None:
+    """List the images that could not be used, on stderr."""
+    if not unusable:
+        return
+    print(f"{len(unusable)} of {total} images could not be used:", file=sys.stderr)
+    for path, error in unusable.items():
+        print(f"  {error if str(path) in str(error) else f'{path}: {error}'}", file=sys.stderr)
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:

@@ -127,13 +127,16 @@ def bilateral_features(image: jax.Array, sigma: jax.Array, colour_sigma: jax.Arr
 def _smooth(values: jax.Array, height: int, width: int, sigma: jax.Array) -> jax.Array:
     """Gaussian over positions, self included, separable: values [N,C] -> [N,C]."""
     C = values.shape[1]
-    down, across = (
-        jnp.exp(-0.5 * jnp.square((jnp.arange(n)[:, None] - jnp.arange(n)[None, :]) / sigma))
-        for n in (height, width)
-    )
+    down, across = (jnp.exp(-0.5 * jnp.square(_differences(n) / sigma)) for n in (height, width))
     highest = jax.lax.Precision.HIGHEST
     blurred = jnp.einsum("xc,rcl->rxl", across, values.reshape(height, width, C), precision=highest)
     return jnp.einsum("yr,rxl->yxl", down, blurred, precision=highest).reshape(-1, C)
+
+
+def _differences(n: int) -> jax.Array:
+    """i - j: [n,n] float32."""
+    place = jnp.arange(n, dtype=jnp.float32)
+    return place[:, None] - place[None, :]
 
 
 def _kernel_product(

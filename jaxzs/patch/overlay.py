@@ -1,4 +1,4 @@
-"""A picture that shows what was tagged where: the photo with boxes, and one heat map for every tag."""
+"""Pictures that show what was found where: boxes and heat maps of tags, coloured masks of label maps."""
 
 from __future__ import annotations
 
@@ -112,3 +112,56 @@ def _draw_box(axis: Axes, image: Image.Image, box: np.ndarray, colour: Any) -> N
                 fill=False, edgecolor=colour, linewidth=1.8,
             )
         )  # fmt: skip
+
+
+# --- label maps -------------------------------------------------------------------------------------
+
+
+def voc_palette(num_colours: int = 256) -> np.ndarray:
+    """The colours of PASCAL VOC's label images: [num_colours,3] uint8, black first.
+
+    >>> voc_palette()[1].tolist(), voc_palette()[15].tolist()
+    ([128, 0, 0], [192, 128, 128])
+    """
+    label = np.arange(num_colours)
+    palette = np.zeros((num_colours, 3), np.uint8)
+    for bit in range(8):  # three bits of the label go to the next lower bit of red, green and blue
+        for channel in range(3):
+            palette[:, channel] |= (((label >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
+    return palette
+
+
+def write_palette_mask(path: str | Path, labels: np.ndarray) -> None:
+    """A label map [H,W], 0 to 255, as a PNG with VOC's palette: the pixel values are the labels."""
+    from PIL import Image
+
+    mask = Image.fromarray(labels.astype(np.uint8))
+    mask.putpalette(voc_palette().ravel().tolist())
+    with atomic_path(path) as temporary:
+        mask.save(temporary, format="PNG")
+
+
+def write_mask_overlay(
+    path: str | Path, image: Image.Image, labels: np.ndarray, names: Sequence[str]
+) -> None:
+    """The photo, and beside it the photo under its label map with a legend. names: of label 0 and up."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    path, palette = Path(path), voc_palette() / 255
+    height = 3.6 * min(max(image.height / image.width, 0.4), 2.5)
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis in axes:
+        axis.imshow(image)
+        axis.axis("off")
+    cover = np.concatenate([palette[labels], np.where(labels > 0, 0.6, 0.0)[..., None]], axis=-1)
+    axes[1].imshow(cover, interpolation="nearest")
+    present = [label for label in np.unique(labels) if label > 0]
+    legend = [Patch(color=palette[label], label=names[label]) for label in present]
+    if legend:
+        axes[1].legend(handles=legend, loc="lower left", fontsize=7, framealpha=0.75)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format=path.suffix.lstrip("."))

@@ -1,0 +1,210 @@
+"""`jaxzs segment IMAGES --labels a,b,c --out DIR`: a label for every pixel, from tags that are found or given."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxzs.errors import DataError, ImageError, LabelError
+from jaxzs.patch.command import (
+    PatchOptions,
+    check_options,
+    compute_dtype,
+    load_model,
+    open_images,
+    picture_names,
+    print_unusable,
+    read_names,
+)
+
+_CPU_KERNEL = 2e9  # kernel elements an iteration that a CPU is given: seconds for a photo
+_CLIP_ES_TEMPLATE = "a clean origami {}."
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentOptions(PatchOptions):
+    out: Path = Path("masks")
+    """Folder for palette masks (.png), overlays and masks.json."""
+    tags: Path | None = None
+    """Tags of the images, as `jaxzs tag --out FILE.json` writes them; by default they are found."""
+    crf: bool = False
+    """Sharpen the masks along the edges of the photo with a dense CRF."""
+    crf_stride: int | None = None
+    """Take only every so many rows and columns as sources; default 1, on a CPU more for large images."""
+    box_threshold: float = 0.4
+    """Fraction of a map's maximum above which it spreads; 0.4 for VOC, 0.7 for COCO."""
+
+
+def run(options: SegmentOptions) -> int:
+    """Segment and write; returns 0, or 1 when some images could not be used."""
+    check_options(options)
+    if not 0 <= options.box_threshold <= 1:
+        raise DataError(f"--box-threshold is {options.box_threshold}, expected 0 to 1")
+    from tqdm import tqdm
+
+    from jaxzs.data import find_images
+    from jaxzs.patch.batching import Batching
+    from jaxzs.patch.masks import segment_images
+    from jaxzs.patch.overlay import write_mask_overlay, write_palette_mask
+    from jaxzs.patch.texts import default_cache, tag_texts
+
+    paths = find_images(options.images)
+    foreground, background, _ = read_names(options)
+    if len(foreground) > 255:
+        raise LabelError(f"{len(foreground)} classes: a palette mask holds 255 and the background")
+    model = load_model(options, foreground, background)
+    unusable: dict[Path, ImageError] = {}
+    tags = _tags(options, model, paths, foreground, background, unusable)
+    template = options.templates or (_CLIP_ES_TEMPLATE,)
+    # The background names of the segmentation compete inside of the tagged image; one at least is needed.
+    others = background or ("background",)
+    texts = tag_texts(model, foreground, others, template, cache=default_cache())
+    usable = [path for path in paths if path in tags]
+    opened: list[Path] = []
+    found = segment_images(
+        model,
+        open_images(usable, opened, unusable),
+        [tags[path] for path in usable],
+        texts[: len(foreground)],
+        texts[len(foreground) :],
+        crf={"stride": _crf_stride(options, usable)} if options.crf else None,
+        batching=Batching(
+            batch_size=min(options.batch_size, max(1, len(usable))), max_patches=options.max_patches
+        ),
+        on_error=lambda number, error: unusable.__setitem__(opened[number], error),
+        box_threshold=options.box_threshold,
+        exact=options.exact,
+        keep_border=options.keep_border,
+        compute_dtype=compute_dtype(options),
+    )
+    masks = picture_names(paths, options.out / "masks")
+    overlays = picture_names(paths, options.out / "overlays")
+    names, rows = ["background", *foreground], {}
+    for mask in tqdm(found, total=len(usable), unit="image", disable=None):
+        path = opened[mask.number]
+        write_palette_mask(masks[path], mask.labels)
+        write_mask_overlay(overlays[path], _rgb(path), mask.labels, names)
+        rows[path] = _record(path, masks[path], mask.tags, mask.labels, foreground)
+    if not rows:
+        first = next(iter(unusable.values()))
+        raise DataError(f"none of the {len(paths)} images could be used; the first: {first}")
+    _write(options, model, foreground, others, [rows[path] for path in paths if path in rows])
+    print(f"{len(rows)} masks and overlays written to {options.out}")
+    print_unusable(unusable, len(paths))
+    return 1 if unusable else 0
+
+
+def _tags(
+    options: SegmentOptions,
+    model: Any,
+    paths: Sequence[Path],
+    foreground: Sequence[str],
+    background: Sequence[str],
+    unusable: dict[Path, ImageError],
+) -> dict[Path, list[int]]:
+    """Class numbers of each usable image: read from a file, or found."""
+    if options.tags is not None:
+        return _read_tags(options.tags, paths, foreground)
+    from jaxzs.patch import Batching, tag_images
+    from jaxzs.patch.texts import default_cache, tag_texts
+
+    opened: list[Path] = []
+    found = tag_images(
+        model,
+        open_images(paths, opened, unusable),
+        tag_texts(model, foreground, background, options.templates or None, cache=default_cache()),
+        num_foreground=len(foreground),
+        batching=Batching(
+            batch_size=min(options.batch_size, len(paths)), max_patches=options.max_patches
+        ),
+        on_error=lambda number, error: unusable.__setitem__(opened[number], error),
+        relative_threshold=options.threshold,
+        exact=options.exact,
+        keep_border=options.keep_border,
+        compute_dtype=compute_dtype(options),
+    )
+    return {opened[tagged.number]: np.flatnonzero(tagged.tags).tolist() for tagged in found}
+
+
+def _read_tags(
+    file: Path, paths: Sequence[Path], foreground: Sequence[str]
+) -> dict[Path, list[int]]:
+    """Tags of the images from a file of `jaxzs tag`, matched by path, then by file name."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["results"]
+        listed = {Path(row["path"]): [tag["label"] for tag in row["tags"]] for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{file} is not a file that `jaxzs tag --out {file}` writes: {error}"
+        ) from error
+    by_name = {path.name: labels for path, labels in listed.items()}
+    place = {name: c for c, name in enumerate(foreground)}
+    tags = {}
+    for path in paths:
+        labels = listed.get(path, by_name.get(path.name))
+        if labels is None:
+            raise DataError(f"{file} has no tags for {path}")
+        unknown = [label for label in labels if label not in place]
+        if unknown:
+            raise LabelError(
+                f"{file}: {path} is tagged {unknown[0]!r}, which is not among --labels"
+            )
+        tags[path] = sorted({place[label] for label in labels})
+    return tags
+
+
+def _crf_stride(options: SegmentOptions, paths: Sequence[Path]) -> int:
+    """As asked for; otherwise exact on an accelerator, and on a CPU what it can do in seconds for the largest image."""
+    import jax
+    from PIL import Image
+
+    if options.crf_stride is not None:
+        return options.crf_stride
+    if jax.default_backend() != "cpu":
+        return 1
+    pixels = []
+    for path in paths:
+        with Image.open(path) as image:
+            pixels.append(image.width * image.height)
+    return max(1, round(max(pixels, default=1) / _CPU_KERNEL**0.5))
+
+
+def _rgb(path: Path) -> Any:
+    from jaxzs.data import open_image
+
+    return open_image(path).convert("RGB")
+
+
+def _record(
+    path: Path, mask: Path, tags: np.ndarray, labels: np.ndarray, foreground: Sequence[str]
+) -> dict[str, Any]:
+    """What is written of one image: its tags and the part of the image that each covers."""
+    covered = {foreground[c]: round(float((labels == c + 1).mean()), 6) for c in tags.tolist()}
+    return {"path": str(path), "mask": str(mask), "tags": list(covered), "covered": covered}
+
+
+def _write(
+    options: SegmentOptions,
+    model: Any,
+    foreground: Sequence[str],
+    background: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+) -> None:
+    from jaxzs.files import write_json
+
+    write_json(
+        options.out / "masks.json",
+        {
+            "model": options.model,
+            "fingerprint": model.fingerprint,
+            "labels": {str(c): name for c, name in enumerate(["background", *foreground])},
+            "background_names": list(background),
+            "crf": options.crf,
+            "results": list(rows),
+        },
+    )
