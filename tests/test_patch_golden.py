@@ -8,12 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from patch_golden import (
+    CASES,
+    MEAN,
+    STD,
+    assert_close,
+    case,
+    checkpoint,
+    grid_of,
+    pixels_of,
+    settings,
+    unit,
+)
 
-from jaxzs.clip.weights import read_checkpoint
 from jaxzs.patch import (
     attention_votes,
     coarse_scores,
-    default_attention_layers,
     dual_masking,
     find_candidates,
     full_grid,
@@ -26,50 +36,6 @@ from jaxzs.patch import (
 from jaxzs.patch.boxes import above_threshold, component_reach, min_max, union_of_boxes
 from jaxzs.patch.local import local_positions
 from jaxzs.patch.reidentify import best_scores, crop_pixels, crop_region, region_tokens
-from tests.conftest import GOLDEN
-
-FOLDER = GOLDEN / "tagclip"
-CASES = ("case0", "case1", "case4")
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-
-
-@functools.cache
-def checkpoint():
-    return read_checkpoint(FOLDER / "model_A")
-
-
-@functools.cache
-def case(name: str) -> dict[str, np.ndarray]:
-    return dict(np.load(FOLDER / f"{name}.npz"))
-
-
-@functools.cache
-def unit() -> dict[str, np.ndarray]:
-    return dict(np.load(FOLDER / "unit.npz"))
-
-
-def pixels_of(expected: dict[str, np.ndarray]) -> np.ndarray:
-    return ((expected["resized_u8"].astype(np.float32) / 255 - MEAN) / STD)[None]
-
-
-def settings(expected: dict[str, np.ndarray]) -> dict:
-    """Layers and relative constant of the original's data set mode."""
-    stuff = str(expected["dataset"]) == "cocostuff"
-    return {
-        "layers": default_attention_layers(12, "all" if stuff else "last"),
-        "relative_threshold": 0.1 if stuff else 0.5,
-    }
-
-
-def grid_of(expected: dict[str, np.ndarray]):
-    return full_grid(1, *(int(side) for side in expected["grid"]))
-
-
-def assert_close(actual, expected, tolerance: float = 2e-5) -> None:
-    """Within 2e-5 of the array's maximum: 12 float32 layers, summed in another order than the original's."""
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=tolerance * scale)
 
 
 @functools.cache

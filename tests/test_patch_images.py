@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from patch_golden import CONFIG, FOLDER, TEXTS, F, params
 from PIL import Image
 
 from jaxzs.clip.preprocess import ImagePreprocessor
@@ -14,8 +15,6 @@ from jaxzs.errors import DataError, ImageError
 from jaxzs.patch import Batching, prepare_image, tag, tag_images
 from jaxzs.patch.batching import patch_aligned_size
 from jaxzs.patch.tags import _tag
-from tests.conftest import GOLDEN
-from tests.test_patch_tags import CONFIG, TEXTS, F, params
 
 PREPROCESS = ImagePreprocessor()
 
@@ -32,7 +31,7 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["case0", "case1", "case4"])
 def test_resized_as_the_original_does(name):
-    expected = np.load(GOLDEN / f"tagclip/{name}.npz")
+    expected = np.load(FOLDER / f"{name}.npz")
     pixels = prepare_image(expected["image_u8"], PREPROCESS, 16)
     resized = PREPROCESS.normalize(expected["resized_u8"])
     np.testing.assert_array_equal(pixels, resized)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patch_golden import FOLDER
 from sklearn.metrics import average_precision_score, f1_score
 
 from jaxzs.errors import DataError, LabelError
@@ -16,12 +17,11 @@ from jaxzs.patch.metrics import (
     mean_average_precision,
     tag_report,
 )
-from tests.conftest import GOLDEN
 
 
 @pytest.fixture(scope="module")
 def unit():
-    return dict(np.load(GOLDEN / "tagclip/unit.npz"))
+    return dict(np.load(FOLDER / "unit.npz"))
 
 
 def tags_at(scores: np.ndarray, relative: float | np.ndarray) -> np.ndarray:

@@ -8,21 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from patch_golden import FOLDER, assert_close, case, checkpoint, pixels_of, unit
 
 from jaxzs.errors import DataError, ImageError
 from jaxzs.patch import default_attention_layers
 from jaxzs.patch.crf import _kernel_product, clip_es_colours, dense_crf
 from jaxzs.patch.metrics import segmentation_report
 from jaxzs.patch.segment import default_affinity_layers, enlarge, label_map, segment
-from tests.conftest import GOLDEN
-from tests.test_patch_golden import assert_close, case, checkpoint, pixels_of, unit
 
 CASES = ("0", "1", "4")
 
 
 @functools.cache
 def cam(number: str) -> dict[str, np.ndarray]:
-    return dict(np.load(GOLDEN / f"tagclip/cam{number}.npz"))
+    return dict(np.load(FOLDER / f"cam{number}.npz"))
 
 
 @functools.cache

@@ -11,45 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from patch_golden import CONFIG, TEXTS, C, F, params, pixels, small
 
-from jaxzs.clip import CLIPConfig, TextConfig, VisionConfig, random_params
 from jaxzs.errors import DataError, ImageError, LabelError
 from jaxzs.patch import default_attention_layers, default_votes, tag
 from jaxzs.patch.tags import Tags
 
-F, C = 5, 7
-
-
-def small(**vision) -> CLIPConfig:
-    chosen = {"image_size": 48, "patch_size": 8, "hidden_size": 32, "num_attention_heads": 2}
-    chosen |= {"intermediate_size": 64, "num_hidden_layers": 2} | vision
-    text = TextConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        vocab_size=8, max_position_embeddings=4, eos_token_id=7,
-    )  # fmt: skip
-    return CLIPConfig(text=text, vision=VisionConfig(**chosen), projection_dim=16)
-
-
-CONFIG = small()
-
-
-@functools.cache
-def params(config: CLIPConfig = CONFIG):
-    tree = random_params(jax.random.key(3), config)
-    # Sharper than a fresh initialisation: patches must differ for boxes to exist.
-    tree["logit_scale"] = jnp.log(jnp.float32(20.0))
-    for layer in tree["vision_model"]["encoder"]["layers"].values():
-        for name in ("q_proj", "k_proj"):
-            layer["self_attn"][name]["kernel"] = 4 * layer["self_attn"][name]["kernel"]
-    return tree
-
-
-def pixels(num: int, rows: int, columns: int, seed: int = 0) -> np.ndarray:
-    shape = (num, 8 * rows, 8 * columns, 3)
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-TEXTS = np.random.default_rng(1).normal(size=(C, 16)).astype(np.float32)
 run = functools.partial(tag, config=CONFIG, num_foreground=F)
 
 

@@ -1,0 +1,165 @@
+"""`jaxzs tag` and `jaxzs segment`: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxzs
+from jaxzs.errors import DataError, ImageError, LabelError
+from jaxzs.patch import command, segment_command, tag_images
+from jaxzs.patch.overlay import voc_palette
+from jaxzs.patch.texts import tag_texts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXZS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three photos of different sizes in two folders, two of one name, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for name, size in {"a/one.png": (64, 80), "b/one.png": (75, 64), "b/two.png": (70, 70)}.items():
+        coarse = random.integers(0, 256, (size[0] // 8 + 1, size[1] // 8 + 1, 3))
+        pixels = np.kron(coarse, np.ones((8, 8, 1)))[: size[0], : size[1]]
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
+    (folder / "broken.png").write_bytes(b"not an image")
+    return folder
+
+
+def options(kind, photos, tiny_checkpoint, **more):
+    chosen = {"labels": "dark, bright,red", "background": "sky", "templates": ("a {}", "the {}.")}
+    return kind(images=(str(photos),), model=str(tiny_checkpoint), **(chosen | more))
+
+
+def test_tag_writes_what_the_library_finds(photos, tiny_checkpoint, tmp_path, capsys):
+    out, pictures = tmp_path / "tags.json", tmp_path / "pictures"
+    chosen = options(command.TagOptions, photos, tiny_checkpoint, out=out, overlay=pictures)
+    assert command.run(chosen) == 1, "one file is no image"
+    captured = capsys.readouterr()
+    assert "3 images, 3 classes" in captured.out
+    assert "broken.png" in captured.err
+    record = json.loads(out.read_text())
+    assert [row["path"][-9:] for row in record["results"]] == [
+        "a/one.png",
+        "b/one.png",
+        "b/two.png",
+    ]
+    assert sorted(path.name for path in pictures.iterdir()) == ["one-2.png", "one.png", "two.png"]
+    assert min(Image.open(pictures / "one.png").size) > 200
+
+    model = jaxzs.load(tiny_checkpoint)
+    texts = tag_texts(model, ["dark", "bright", "red"], ["sky"], ["a {}", "the {}."])
+    images = [Image.open(row["path"]) for row in record["results"]]
+    for tagged in tag_images(model, images, texts, num_foreground=3):
+        row = record["results"][tagged.number]
+        # Other batches, other padding: 2e-5; the file holds six digits.
+        np.testing.assert_allclose(list(row["scores"].values()), tagged.scores, atol=3e-5)
+        names = {tag["label"] for tag in row["tags"]}
+        assert names == {n for n, t in zip(row["scores"], tagged.tags, strict=True) if t}
+        for tag in row["tags"]:
+            left, top, right, bottom = tag["box"]
+            width, height = row["size"]
+            assert 0 <= left <= right <= width
+            assert 0 <= top <= bottom <= height
+
+
+def test_tag_writes_csv(photos, tiny_checkpoint, tmp_path):
+    out = tmp_path / "tags.csv"
+    command.run(options(command.TagOptions, photos / "a", tiny_checkpoint, out=out))
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    assert list(rows[0]) == [
+        "path", "label", "score", "reidentified", "left", "top", "right", "bottom",
+    ]  # fmt: skip
+    assert float(rows[0]["score"]) == max(float(row["score"]) for row in rows)
+
+
+def test_segment_writes_palette_masks(photos, tiny_checkpoint, tmp_path):
+    tags, out = tmp_path / "tags.json", tmp_path / "masks"
+    command.run(options(command.TagOptions, photos / "b", tiny_checkpoint, out=tags))
+    chosen = {"tags": tags, "out": out, "crf": True, "crf_stride": 4}
+    code = segment_command.run(
+        options(segment_command.SegmentOptions, photos / "b", tiny_checkpoint, **chosen)
+    )
+    assert code == 0
+    record = json.loads((out / "masks.json").read_text())
+    assert record["labels"] == {"0": "background", "1": "dark", "2": "bright", "3": "red"}
+    for row, size in zip(record["results"], [(64, 75), (70, 70)], strict=True):
+        mask = Image.open(row["mask"])
+        assert (mask.mode, mask.size) == ("P", size)
+        labels = np.asarray(mask)
+        for label, name in enumerate(["dark", "bright", "red"], start=1):
+            covered = row["covered"].get(name, 0.0)
+            assert (labels == label).mean() == pytest.approx(covered, abs=1e-6)
+        red, green, blue = mask.getpalette()[3:6]
+        assert (red, green, blue) == tuple(voc_palette()[1])
+    assert len(list((out / "overlays").iterdir())) == 2
+
+
+def test_palette_is_that_of_voc():
+    # tvmonitor, the last of VOC's twenty classes; void
+    assert voc_palette()[20].tolist() == [0, 64, 128]
+    assert voc_palette()[255].tolist() == [224, 224, 192]
+
+
+def test_texts_are_kept_by_content(tiny_checkpoint, tmp_path):
+    model = jaxzs.load(tiny_checkpoint)
+    arguments = (model, ["dark", "bright"], ["sky"], ["a {}"])
+    first = tag_texts(*arguments, cache=tmp_path)
+    [file] = tmp_path.iterdir()
+    np.testing.assert_array_equal(tag_texts(*arguments, cache=tmp_path), first)
+    np.save(file, np.zeros((3, model.config.projection_dim), np.float32))
+    assert not tag_texts(*arguments, cache=tmp_path).any(), "the kept file is what is read"
+    file.write_bytes(b"damaged")
+    np.testing.assert_array_equal(tag_texts(*arguments, cache=tmp_path), first)
+    tag_texts(model, ["bright", "dark"], ["sky"], ["a {}"], cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"labels": None}, LabelError, "what may be tagged"),
+        ({"labels": ""}, LabelError, "empty"),
+        ({"labels": "dark,dark"}, LabelError, "more than once"),
+        ({"labels": "dark,sky"}, LabelError, "more than once among classes and background"),
+        ({"dataset": "voc2012"}, LabelError, "Give one of"),
+        ({"threshold": 50.0}, DataError, "expected 0 to 1"),
+        ({"batch_size": 0}, DataError, "at least 1"),
+        ({"max_patches": 3}, DataError, "none of the 1 images could be used"),
+        ({"out": "tags.txt"}, DataError, r"\.csv or \.json"),
+    ],
+)
+def test_wrong_options_are_named(change, error, match, photos, tiny_checkpoint, tmp_path):
+    if "out" in change:
+        change = {"out": tmp_path / change["out"]}
+    with pytest.raises(error, match=match):
+        command.run(options(command.TagOptions, photos / "a", tiny_checkpoint, **change))
+
+
+def test_tags_of_other_images_are_refused(photos, tiny_checkpoint, tmp_path):
+    tags = tmp_path / "tags.json"
+    tags.write_text(json.dumps({"results": [{"path": "x.png", "tags": []}]}))
+    chosen = options(segment_command.SegmentOptions, photos / "a", tiny_checkpoint, tags=tags)
+    with pytest.raises(DataError, match="no tags for"):
+        segment_command.run(chosen)
+    tags.write_text("[]")
+    with pytest.raises(DataError, match="is not a file that"):
+        segment_command.run(chosen)
+
+
+def test_no_readable_image_is_an_error(photos, tiny_checkpoint):
+    with pytest.raises((DataError, ImageError), match="none of the 1 images"):
+        command.run(options(command.TagOptions, photos / "broken.png", tiny_checkpoint))
