@@ -10,12 +10,14 @@ from jaxzs.proxy.gamma import GAMMAS
 from jaxzs.proxy.labels import choose_gamma, pseudo_labels, sinkhorn_potentials
 from jaxzs.proxy.sinkhorn import round_labels
 from jaxzs.proxy.solvers import ProxyResult
+from jaxzs.proxy.streaming import fit_chunks
 
 __all__ = [
     "GAMMAS",
     "ProxyResult",
     "choose_gamma",
     "fit",
+    "fit_chunks",
     "learn_proxies",
     "pseudo_labels",
     "round_labels",
