@@ -77,11 +77,13 @@ def nearest_tokens(model: Model, tuned: TunedPrompt, count: int = 3) -> list[lis
 
     >>> [near[0].text for near in nearest_tokens(model, tuned)]  # doctest: +SKIP
     """
-    prefix = text_prefix(tuned)
+    prefix = np.asarray(text_prefix(tuned))
     table = np.asarray(
         model.params["text_model"]["embeddings"]["token_embedding"]["embedding"], np.float32
     )
-    distances = np.sqrt(np.maximum(_squared_distances(np.asarray(prefix), table), 0))  # [K,V]
+    distances = np.stack(
+        [np.linalg.norm(table - vector[None], axis=1) for vector in prefix]
+    )  # [K,V]
     nearest = np.argsort(distances, axis=1)[:, :count]
     words = model.tokenizer.backend.id_to_token
     return [
@@ -97,7 +99,3 @@ def text_prefix(tuned: TunedPrompt) -> Prompts:
     if tuned.modality.name != "text":
         raise DataError("a visual prompt has no context vectors to read as words")
     return tuned.prompts["prefix"]
-
-
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)[None]
