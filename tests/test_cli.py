@@ -112,6 +112,23 @@ def test_unreadable_images_are_listed_and_show_in_the_exit_code(
     assert "git-lfs pointer" in err
 
 
+def test_stored_features_give_equal_results_and_are_not_computed_again(
+    pictures, tiny_checkpoint, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "images").mkdir()
+    for image in sorted((pictures / "dark").iterdir())[:5]:
+        (tmp_path / "images" / image.name).write_bytes(image.read_bytes())
+    (tmp_path / "images" / "bad.png").write_bytes(b"no image")
+    options = ["--model", tiny_checkpoint, "--labels", "dark,bright", "--method", "zero-shot"]
+    plain = run(capsys, "classify", tmp_path / "images", *options)
+    options += ["--store", tmp_path / "store"]
+    stored = run(capsys, "classify", tmp_path / "images", *options)
+    assert plain == stored
+    assert plain[0] == 1
+    monkeypatch.setattr("jaxzs.clip.model._encode_image", None)  # whoever calls it now fails
+    assert run(capsys, "classify", tmp_path / "images", *options) == stored
+
+
 def test_one_image_is_classified_zero_shot_and_says_so(pictures, tiny_checkpoint, capsys):
     image = pictures / "dark" / "00.png"
     code, out, err = run(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from jaxzs.errors import DataError, ImageError, LabelError
+from jaxzs.errors import DataError, LabelError
 
 if TYPE_CHECKING:
     import jax
@@ -49,6 +49,8 @@ class ClassifyOptions:
     """Classes listed for each image."""
     out: Path | None = None
     """Write all results to this .csv or .json file."""
+    store: Path | None = None
+    """Keep image features in this folder: a run that is stopped goes on, a second one encodes nothing."""
     batch_size: int = 32
     """Images encoded at once."""
     bfloat16: bool = False
@@ -74,7 +76,7 @@ def run(options: ClassifyOptions) -> int:
     check_number_of_classes(len(classes.names), model.config.projection_dim)
     if not options.force:
         model.check_words(classes.names)
-    features, read, unreadable = encode_files(model, paths, options.batch_size, _dtype(options))
+    features, read, unreadable = _encode(options, model, paths)
     text = zeroshot.text_proxies(
         model, classes.names, classes.templates, compute_dtype=_dtype(options), progress=True
     )
@@ -103,7 +105,7 @@ def run(options: ClassifyOptions) -> int:
             "class_names": list(classes.names),
             "templates": list(classes.templates),
             "accuracy": accuracy,
-            "unreadable": [str(path) for path in unreadable],
+            "unreadable": unreadable,
         }
         _write(options.out, rows, summary)
         print(f"{len(rows)} results written to {options.out}")
@@ -111,8 +113,8 @@ def run(options: ClassifyOptions) -> int:
     print("" if accuracy is None else f", {accuracy}")
     if unreadable:
         print(f"{len(unreadable)} of {len(paths)} files could not be read:", file=sys.stderr)
-        for path, error in unreadable.items():
-            print(f"  {error if str(path) in str(error) else f'{path}: {error}'}", file=sys.stderr)
+        for error in unreadable:
+            print(f"  {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -201,12 +203,53 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _encode(
+    options: ClassifyOptions, model: Model, paths: Sequence[Path]
+) -> tuple[jax.Array, list[Path], list[str]]:
+    """Features [N,E] of the images that can be read, their paths, and why the others cannot.
+
+    Raises `DataError` when no image can be read.
+    """
+    if options.store is None:
+        features, read, unreadable = encode_files(model, paths, options.batch_size, _dtype(options))
+    else:
+        features, read, unreadable = _stored(options, model, paths)
+    if not read:
+        raise DataError(
+            f"none of the {len(paths)} images could be read; the first: {unreadable[0]}"
+        )
+    return features, read, unreadable
+
+
+def _stored(
+    options: ClassifyOptions, model: Model, paths: Sequence[Path]
+) -> tuple[jax.Array, list[Path], list[str]]:
+    """The same through a feature store."""
+    import jax.numpy as jnp
+
+    from jaxzs.data import open_files
+    from jaxzs.features import extract
+
+    assert options.store is not None
+    store = extract(
+        model,
+        open_files(paths),
+        options.store,
+        compute_dtype=_dtype(options),
+        batch_size=options.batch_size,
+        max_skipped=len(paths),
+        progress=True,
+    )
+    kept = store.arrays()
+    return jnp.asarray(kept.features), [paths[i] for i in kept.indices], kept.skipped
+
+
 def encode_files(
     model: Model, paths: Sequence[Path], batch_size: int, compute_dtype: Any = None
-) -> tuple[jax.Array, list[Path], dict[Path, ImageError]]:
-    """Features [N,E] of the readable images, their paths, and the unreadable ones with their errors.
+) -> tuple[jax.Array, list[Path], list[str]]:
+    """Features [N,E] of the readable images, their paths, and why the others cannot be read.
 
-    Reading runs ahead in threads; progress on stderr. Raises `DataError` when no image can be read.
+    Reading runs ahead in threads; progress on stderr.
     """
     import jax.numpy as jnp
     from tqdm import tqdm
@@ -214,12 +257,16 @@ def encode_files(
     from jaxzs.data import load_images
     from jaxzs.zeroshot import image_features
 
-    unreadable: dict[Path, ImageError] = {}
+    unreadable: list[str] = []
     batch_size = min(batch_size, len(paths))
-    features, read = [], []
+    features = [jnp.zeros((0, model.config.projection_dim), jnp.float32)]
+    read: list[Path] = []
     bar = tqdm(total=len(paths), unit="image", disable=None)
     batches = load_images(
-        paths, model.preprocessor, batch_size=batch_size, on_error=unreadable.__setitem__
+        paths,
+        model.preprocessor,
+        batch_size=batch_size,
+        on_error=lambda path, error: unreadable.append(str(error)),
     )
     for batch in batches:
         features.append(
@@ -228,9 +275,6 @@ def encode_files(
         read.extend(batch.paths)
         bar.update(len(read) + len(unreadable) - bar.n)
     bar.close()
-    if not read:
-        first = next(iter(unreadable.values()))
-        raise DataError(f"none of the {len(paths)} images could be read; the first: {first}")
     return jnp.concatenate(features), read, unreadable
 
 

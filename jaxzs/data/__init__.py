@@ -9,7 +9,7 @@ from jaxzs.data.datasets import (
     template_set,
     template_set_names,
 )
-from jaxzs.data.folders import open_folder
+from jaxzs.data.folders import open_files, open_folder
 from jaxzs.data.images import (
     SUFFIXES,
     ImageBatch,
@@ -45,6 +45,7 @@ __all__ = [
     "from_arrays",
     "from_object",
     "load_images",
+    "open_files",
     "open_folder",
     "open_image",
     "open_npz",

@@ -67,6 +67,12 @@ def open_folder(
     return _by_table(root, table, rows, several)
 
 
+def open_files(paths: Sequence[Path]) -> FolderSource:
+    """Image files without labels, in the order given, e.g. of `find_images`."""
+    files = [str(path.absolute()) for path in paths]
+    return _folder(Path("/"), files, [()] * len(files), (), False, {WHOLE: range(len(files))})
+
+
 def _table_in(root: Path) -> Path | None:
     return next((root / name for name in _LABEL_FILES if (root / name).is_file()), None)
 
