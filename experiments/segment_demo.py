@@ -32,7 +32,7 @@ from jaxzs.patch.crf import dense_crf
 from jaxzs.patch.masks import segment_images
 from jaxzs.patch.metrics import segmentation_report
 from jaxzs.patch.overlay import write_mask_overlay
-from jaxzs.patch.segment import enlarge, label_map
+from jaxzs.patch.segmentation import enlarge, label_map
 from jaxzs.patch.texts import tag_texts
 
 NAMES = ["background", *SHAPES]

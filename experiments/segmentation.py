@@ -29,7 +29,7 @@ from jaxzs.errors import DataError
 from jaxzs.patch import Batching, default_attention_layers, tag_images
 from jaxzs.patch.masks import segment_images
 from jaxzs.patch.metrics import segmentation_report
-from jaxzs.patch.segment import default_affinity_layers
+from jaxzs.patch.segmentation import default_affinity_layers
 from jaxzs.patch.texts import default_cache, tag_texts
 
 CLIP_ES_TEMPLATE = "a clean origami {}."

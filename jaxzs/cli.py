@@ -48,6 +48,12 @@ COMMANDS = {
         "run",
         "find every class that is seen in each image, and where, without training",
     ),
+    "segment": Command(
+        "jaxzs.patch.segment_command",
+        "SegmentOptions",
+        "run",
+        "label every pixel of each image, from tags that are found or given, without training",
+    ),
     "extract": Command(
         "jaxzs.data.command",
         "ExtractOptions",

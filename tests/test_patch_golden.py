@@ -34,8 +34,8 @@ from jaxzs.patch import (
     tag,
 )
 from jaxzs.patch.boxes import above_threshold, component_reach, min_max, union_of_boxes
-from jaxzs.patch.local import local_positions
 from jaxzs.patch.reidentify import best_scores, crop_pixels, crop_region, region_tokens
+from jaxzs.patch.tower import local_positions
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from jaxzs.errors import DataError, ImageError
 from jaxzs.patch import default_attention_layers
 from jaxzs.patch.crf import _kernel_product, clip_es_colours, dense_crf
 from jaxzs.patch.metrics import segmentation_report
-from jaxzs.patch.segment import default_affinity_layers, enlarge, label_map, segment
+from jaxzs.patch.segmentation import default_affinity_layers, enlarge, label_map, segment
 
 CASES = ("0", "1", "4")
 

@@ -115,9 +115,11 @@ def test_scale_of_text_features_is_irrelevant(tagged):
 
 
 def test_bfloat16_is_close(tagged):
-    """bfloat16 products keep three digits; scores are probabilities, and no image loses its best tag."""
+    """Products to 8 bits, cosines to about 2e-3, times the scale 20: probabilities to a few hundredths."""
     found = run(params(), pixels(8, 7, 9), TEXTS, compute_dtype=jnp.bfloat16)
-    np.testing.assert_allclose(found.coarse, tagged.coarse, atol=0.02)
+    difference = np.abs(found.coarse - tagged.coarse)
+    assert 0 < difference.max() < 0.06
+    assert difference.mean() < 0.01
     assert (found.scores.argmax(1) == tagged.scores.argmax(1)).mean() >= 0.75
 
 

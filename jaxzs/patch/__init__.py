@@ -1,6 +1,8 @@
-"""Patch classification (TagCLIP, arXiv 2312.12828): tags and their places for images of any size."""
+"""Patch classification (TagCLIP, arXiv 2312.12828): tags, places and masks for images of any size."""
 
 from jaxzs.patch.batching import Batching, prepare_image
+from jaxzs.patch.cam import CamOutput, class_activation_maps
+from jaxzs.patch.crf import dense_crf
 from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
 from jaxzs.patch.images import ImageTags, tag_images
 from jaxzs.patch.local import (
@@ -12,32 +14,54 @@ from jaxzs.patch.local import (
     fuse_attention,
     local_tower,
 )
+from jaxzs.patch.masks import ImageMask, segment_images
 from jaxzs.patch.refine import Refined, dual_masking
 from jaxzs.patch.reidentify import Candidates, find_candidates, reidentify
+from jaxzs.patch.segmentation import (
+    Segmentation,
+    affinity,
+    default_affinity_layers,
+    enlarge,
+    label_map,
+    segment,
+)
 from jaxzs.patch.tags import Tags, decide, fuse_scores, tag
+from jaxzs.patch.texts import tag_texts
 
 __all__ = [
     "Batching",
+    "CamOutput",
     "Candidates",
     "Grid",
+    "ImageMask",
     "ImageTags",
     "LocalOutput",
     "Refined",
+    "Segmentation",
     "Tags",
+    "affinity",
     "attention_votes",
+    "class_activation_maps",
     "coarse_scores",
     "decide",
+    "default_affinity_layers",
     "default_attention_layers",
     "default_votes",
+    "dense_crf",
     "dual_masking",
+    "enlarge",
     "find_candidates",
     "full_grid",
     "fuse_attention",
     "fuse_scores",
     "grid_from_mask",
+    "label_map",
     "local_tower",
     "prepare_image",
     "reidentify",
+    "segment",
+    "segment_images",
     "tag",
     "tag_images",
+    "tag_texts",
 ]

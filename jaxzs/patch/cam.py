@@ -13,21 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.model import (
-    Numerics,
-    Params,
-    attend,
-    block,
-    dense,
-    layer_norm,
-    merge_heads,
-    mlp,
-    normalize,
-    project_qkv,
-    vision_embeddings,
-)
+from jaxzs.clip.layers import Numerics, Params, attend, block, dense, layer_norm, project_qkv
+from jaxzs.clip.model import normalize
 from jaxzs.patch.grid import Grid
-from jaxzs.patch.local import local_positions, padding_bias
+from jaxzs.patch.tower import embed_images, finish_block
 
 
 class CamOutput(NamedTuple):
@@ -68,13 +57,16 @@ def class_activation_maps(
       numerics: how products are computed.
     """
     tree, vision = params["vision_model"], config.vision
-    tables = grid if padded else Grid(*(part[:1] for part in grid))
-    positions = local_positions(
-        tree, vision, tables, half=half_positions, half_native=half_positions
+    x, bias = embed_images(
+        params,
+        pixels,
+        config,
+        grid,
+        padded=padded,
+        half_positions=half_positions,
+        half_native=half_positions,
+        numerics=numerics,
     )
-    x = vision_embeddings(tree, pixels, vision, positions, numerics)
-    x = layer_norm(tree["pre_layrnorm"], x, vision.layer_norm_eps)
-    bias = padding_bias(grid.patches) if padded else None
     layers, attention = tree["encoder"]["layers"], []
     for layer in range(vision.num_hidden_layers - 1):
         x, weights = block(layers[str(layer)], x, vision, bias, numerics)
@@ -89,9 +81,7 @@ def class_activation_maps(
         """[B,K+M] from what enters the last block's attention; x enters its residual and is held fixed."""
         q, k, v = project_qkv(last["self_attn"], y, vision.num_attention_heads, numerics)
         mixed, weights = attend(q, k, v, bias, numerics)
-        z = x + dense(last["self_attn"]["out_proj"], merge_heads(mixed), numerics)
-        inner = layer_norm(last["layer_norm2"], z, vision.layer_norm_eps)
-        z = z + mlp(last["mlp"], inner, vision.hidden_act, numerics)
+        z = finish_block(last, x, mixed, vision, numerics)
         z = layer_norm(tree["post_layernorm"], z, vision.layer_norm_eps)
         tokens = dense(params["visual_projection"], z, numerics)[
             :, 1:

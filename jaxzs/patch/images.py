@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxzs.clip import Model
-from jaxzs.clip.model import Params
+from jaxzs.clip.layers import Params
 from jaxzs.errors import ImageError
 from jaxzs.patch.batching import DEFAULT_BATCHING, Batching, Stack, stacks
 from jaxzs.patch.grid import full_grid

@@ -13,7 +13,7 @@ from jaxzs.clip import Model
 from jaxzs.errors import DataError, ImageError
 from jaxzs.patch.batching import DEFAULT_BATCHING, Batching, Stack, stacks
 from jaxzs.patch.crf import clip_es_colours, dense_crf
-from jaxzs.patch.segment import enlarge, label_map, segment
+from jaxzs.patch.segmentation import enlarge, label_map, segment
 
 
 class ImageMask(NamedTuple):

@@ -75,7 +75,15 @@ def _draw_photo(
         Patch(color=colour, label=f"{class_names[c]} {found.scores[c]:.2f}")
         for c, colour in zip(tags, colours, strict=True)
     ]
-    axis.legend(handles=legend, loc="lower left", fontsize=7, framealpha=0.75, borderpad=0.3)
+    # Below the photo: nothing that was found may hide behind it.
+    axis.legend(
+        handles=legend,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=2,
+        fontsize=7,
+        frameon=False,
+    )
     axis.set_title(f"{len(tags)} tags" if len(tags) != 1 else "1 tag", fontsize=9)
 
 
@@ -90,7 +98,7 @@ def _draw_heat(
     axis.imshow(
         heat,
         cmap="inferno",
-        alpha=np.clip(0.15 + 0.7 * heat, 0, 1),
+        alpha=0.85 * heat,
         extent=(-0.5, image.width - 0.5, image.height - 0.5, -0.5),
         interpolation="bilinear",
     )

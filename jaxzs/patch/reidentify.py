@@ -14,21 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.model import (
-    Numerics,
-    Params,
-    attend,
-    block,
-    dense,
-    layer_norm,
-    merge_heads,
-    mlp,
-    split_heads,
-    vision_embeddings,
-)
+from jaxzs.clip.layers import Numerics, Params, attend, block, dense, layer_norm, split_heads
+from jaxzs.clip.model import vision_embeddings
 from jaxzs.patch.boxes import min_max, tight_boxes
 from jaxzs.patch.grid import Grid, bilinear_taps, interpolate
 from jaxzs.patch.local import class_probabilities
+from jaxzs.patch.tower import finish_block
 
 _HIDDEN = -1000.0  # the original's additive mask
 
@@ -138,18 +129,16 @@ def region_tokens(
     bias = jnp.pad(row, ((0, 0), (0, 0), (0, regions.shape[1]), (0, 0)))  # other queries: free
     x = vision_embeddings(tree, crops, vision, None, numerics)
     x = layer_norm(tree["pre_layrnorm"], x, vision.layer_norm_eps)
-    layers, last = tree["encoder"]["layers"], vision.num_hidden_layers - 1
-    for layer in range(last):
+    layers, depth = tree["encoder"]["layers"], vision.num_hidden_layers
+    for layer in range(depth - 1):
         x, _ = block(layers[str(layer)], x, vision, bias, numerics)
-    y = layer_norm(layers[str(last)]["layer_norm1"], x, vision.layer_norm_eps)
-    attention, heads = layers[str(last)]["self_attn"], vision.num_attention_heads
-    q = dense(attention["q_proj"], y[:, :1], numerics) * (y.shape[-1] // heads) ** -0.5
-    k, v = (dense(attention[name], y, numerics) for name in ("k_proj", "v_proj"))
+    last, heads = layers[str(depth - 1)], vision.num_attention_heads
+    y = layer_norm(last["layer_norm1"], x, vision.layer_norm_eps)
+    q = dense(last["self_attn"]["q_proj"], y[:, :1], numerics) * (y.shape[-1] // heads) ** -0.5
+    k, v = (dense(last["self_attn"][name], y, numerics) for name in ("k_proj", "v_proj"))
     q, k, v = (split_heads(z, heads) for z in (q, k, v))
     mixed, _ = attend(q, k, v, row, numerics)
-    token = x[:, :1] + dense(attention["out_proj"], merge_heads(mixed), numerics)
-    y = layer_norm(layers[str(last)]["layer_norm2"], token, vision.layer_norm_eps)
-    token = token + mlp(layers[str(last)]["mlp"], y, vision.hidden_act, numerics)
+    token = finish_block(last, x[:, :1], mixed, vision, numerics)
     pooled = layer_norm(tree["post_layernorm"], token[:, 0], vision.layer_norm_eps)
     return dense(params["visual_projection"], pooled, numerics)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.model import Numerics, Params, Precision
+from jaxzs.clip.layers import Numerics, Params, Precision
 from jaxzs.errors import DataError, ImageError, LabelError
 from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
 from jaxzs.patch.local import (

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.model import Numerics, Params, Precision, resize_weights
+from jaxzs.clip.layers import Numerics, Params, Precision
+from jaxzs.clip.model import resize_weights
 from jaxzs.errors import DataError
 from jaxzs.patch.boxes import above_threshold, union_of_boxes
 from jaxzs.patch.cam import class_activation_maps, min_max_with_epsilon
