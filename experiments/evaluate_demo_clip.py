@@ -31,6 +31,7 @@ from experiments.demo_world.captions import (
 from experiments.demo_world.card import write_card
 from jaxzs import data, patch, proxy, zeroshot
 from jaxzs.clip import Model, encode_image, load
+from jaxzs.commands.demo import real_digits
 from jaxzs.patch.metrics import f1, mean_average_precision
 from jaxzs.report import markdown_table, write_record
 
@@ -40,14 +41,6 @@ STEPS = ("global", "patch max", "+ attention", "+ CWR")
 
 
 # --- classification -----------------------------------------------------------------------------------
-
-
-def real_digits() -> tuple[list[np.ndarray], np.ndarray]:
-    """scikit-learn's 1,797 scanned digits, white on black, 8 x 8."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return list(np.round(digits.images * (255 / 16)).astype(np.uint8)), digits.target
 
 
 def mnist(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
@@ -183,7 +176,7 @@ def main() -> None:
     classification = classification_tables(model, options.mnist, options.num)
     tagging = tagging_tables(model, options.num // 2)
     table = lambda head, columns, rows: (  # noqa: E731
-        f"{head}\n" + markdown_table(columns, [[k, *v] for k, v in rows.items()], digits=1)
+        f"{head}\n\n" + markdown_table(columns, [[k, *v] for k, v in rows.items()], digits=1)
     )
     tables = [table("accuracy in %, transductive", ["images", *METHODS], classification)]
     tables += [table(f"tagging, {k} in %", ["scenes", *STEPS], rows) for k, rows in tagging.items()]
