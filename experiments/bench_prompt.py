@@ -177,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=5, help="interleaved pairs of steps")
     parser.add_argument("--folder", type=Path, default=Path("bench_prompt_checkpoint"))
+    parser.add_argument("--layers", type=int, default=12, help="fewer only to see that it runs")
     parser.add_argument(
         "--only", choices=("jaxzs", "torch"), help="two steps of one, print peak MiB"
     )

@@ -19,6 +19,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,9 +114,9 @@ OFFICIAL = Settings({"text": 16, "image": 16, "joint": 4}, 16, 10, True, prompt.
 DEMO = Settings(
     {"text": 8, "image": 8, "joint": 4},
     8,
-    4,
+    3,
     False,
-    prompt.Optimisation(epochs=20, warmup_epochs=2),
+    prompt.Optimisation(epochs=8, warmup_epochs=1),
 )
 
 
@@ -136,7 +138,7 @@ class Task(NamedTuple):
 # --- data ---------------------------------------------------------------------------------------------
 
 
-def digits(model: Model, num_train: int = 400, num_test: int = 800) -> Task:
+def digits(model: Model, num_train: int = 200, num_test: int = 400) -> Task:
     """scikit-learn's real handwritten digits, in a fixed random order."""
     from sklearn.datasets import load_digits
 
@@ -151,7 +153,7 @@ def digits(model: Model, num_train: int = 400, num_test: int = 800) -> Task:
     return Task("digits", list(DIGITS), "a photo of the digit {}", *parts)
 
 
-def outlines(model: Model, num_train: int = 396, num_test: int = 792) -> Task:
+def outlines(model: Model, num_train: int = 220, num_test: int = 440) -> Task:
     """Outline shapes of the demo world: other seeds for training and test."""
     from experiments import demo_world
 
@@ -377,7 +379,7 @@ def run_task(model: Model, task: Task, settings: Settings, options: argparse.Nam
     text = [
         f"# {task.name}: prompt tuning with pseudolabels",
         "",
-        f"`python -m experiments.prompt_tuning --data {task.name}`: {protocol['train']} images to learn from, "
+        f"`python -m experiments.prompt_tuning {shlex.join(sys.argv[1:])}`: {protocol['train']} images to learn from, "
         f"{protocol['test']} to test on, seeds {', '.join(map(str, seeds))}; mean ± standard deviation, %. "
         "TRZSL: harmonic mean of seen and unseen classes.",
         f"Model {model.name}, {settings.optimisation.epochs} epochs a training, {settings.iterations} iterations, "

@@ -87,9 +87,10 @@ def prompts_of(values: dict[str, np.ndarray], prefix: str):
 def assert_near(actual, expected, relative: float) -> None:
     """Within `relative` of the largest reference value, leaf by leaf.
 
-    A leaf below 1e-4 of the largest leaf is rounding: the gradient of a key bias is zero in exact arithmetic.
+    A leaf below 1e-3 of the largest leaf is judged by that: the gradient of a key bias is zero in exact arithmetic, and
+    what is there is rounding.
     """
-    floor = 1e-4 * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    floor = 1e-3 * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
         assert a.shape == e.shape

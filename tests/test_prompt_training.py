@@ -118,7 +118,7 @@ def take(tree, r: int):
     return jax.tree.map(lambda x: x[r : r + 1], tree)
 
 
-@pytest.mark.parametrize("name", ["text", "multi"])
+@pytest.mark.parametrize("name", ["text", pytest.param("multi", marks=pytest.mark.slow)])
 def test_runs_together_equal_runs_alone(name):
     prompt, prompts, items, run, *rest = short(name, 3)
     shorter = [items[0], training.Items(*(x[:9] for x in items[1])), items[2]]  # 3, 2 and 3 batches
@@ -165,7 +165,7 @@ def test_growing_lists_share_one_program():
         training.train_chunk = original
 
 
-@pytest.mark.parametrize("name", ["image", "multi"])
+@pytest.mark.parametrize("name", ["image", pytest.param("multi", marks=pytest.mark.slow)])
 def test_data_parallel_equals_one_device(name):
     arguments = short(name)
     alone, losses = training.train(*arguments)

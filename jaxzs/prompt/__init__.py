@@ -9,7 +9,12 @@ tuned = prompt.fit(modality, frozen, images, [split], model.config, prompt.Plan(
 
 from jaxzs.prompt.evaluation import Evaluation, RobinHood, evaluate, plot_robin_hood, robin_hood
 from jaxzs.prompt.files import TunedPrompt, load_prompt, save_prompt
-from jaxzs.prompt.inference import classify, nearest_tokens
+from jaxzs.prompt.inference import (
+    PromptedEncoders,
+    classify,
+    nearest_tokens,
+    prompted_encoders,
+)
 from jaxzs.prompt.joint import JointPrompt, joint_prefixes
 from jaxzs.prompt.modality import Frozen, Modality, class_logits
 from jaxzs.prompt.objective import balance_weights, loss
@@ -32,6 +37,7 @@ __all__ = [
     "Optimisation",
     "Plan",
     "Progress",
+    "PromptedEncoders",
     "Record",
     "RobinHood",
     "Split",
@@ -54,6 +60,7 @@ __all__ = [
     "placeholder_ids",
     "plain_logits",
     "plot_robin_hood",
+    "prompted_encoders",
     "read_source",
     "robin_hood",
     "save_prompt",

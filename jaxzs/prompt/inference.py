@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs.clip import Model, Numerics
+from jaxzs.clip import Model, Numerics, normalize
 from jaxzs.errors import DataError
 from jaxzs.prompt.files import TunedPrompt
 from jaxzs.prompt.joint import JointPrompt
@@ -60,6 +60,47 @@ def classify(
         batch_size=batch_size,
         numerics=numerics,
     )[0]
+
+
+class PromptedEncoders(NamedTuple):
+    """What a tuned prompt makes of the two towers.
+
+    text_proxies [C,E] float32, L2-normalised. encode_image: pixels [B,S,S,3] -> [B,E] float32, not normalised, compiled
+    once per shape.
+    """
+
+    text_proxies: jax.Array
+    encode_image: Callable[[np.ndarray], jax.Array]
+
+
+def prompted_encoders(
+    model: Model,
+    tuned: TunedPrompt,
+    class_names: Sequence[str] | None = None,
+    *,
+    compute_dtype: Any = None,
+) -> PromptedEncoders:
+    """Text proxies and image encoder under a tuned prompt, to be used like those of the bare model.
+
+    So proxies can be learned on top of a tuned prompt. class_names: as in `classify`, with its errors.
+
+    >>> encoders = prompted_encoders(model, load_prompt("digits.safetensors", model))  # doctest: +SKIP
+    >>> encoders.encode_image(pixels) @ encoders.text_proxies.T  # doctest: +SKIP
+    """
+    numerics, modality = Numerics(compute_dtype), tuned.modality
+    names = class_names or tuned.class_names
+    frozen = freeze(model, modality, names, template=tuned.template, compute_dtype=compute_dtype)
+    prompts = jax.tree.map(jnp.asarray, tuned.prompts)
+
+    @jax.jit
+    def encode_image(pixels: jax.Array) -> jax.Array:
+        images = modality.constant_images(frozen.params, pixels, model.config, numerics)
+        return modality.image_features(prompts, frozen, images, model.config, numerics)
+
+    text = jax.jit(modality.class_features, static_argnums=(2, 3))(
+        prompts, frozen, model.config, numerics
+    )
+    return PromptedEncoders(normalize(text), encode_image)
 
 
 class NearToken(NamedTuple):
