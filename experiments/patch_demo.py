@@ -29,12 +29,12 @@ import jaxzs
 from experiments.demo_world import Scenes, scenes
 from experiments.demo_world.captions import BACKGROUND_NAMES, SHAPES
 from jaxzs import report
-from jaxzs.clip import logits_per_image
+from jaxzs.clip import encode_image
 from jaxzs.patch import Batching, tag_images
+from jaxzs.patch.local import class_probabilities
 from jaxzs.patch.metrics import calibrate_thresholds, tag_report
 from jaxzs.patch.overlay import write_overlay
 from jaxzs.patch.texts import tag_texts
-from jaxzs.zeroshot import image_features
 
 RESULTS = Path(__file__).parent / "results"
 WORLDS = {  # image size -> objects in a scene
@@ -58,11 +58,13 @@ def relative_tags(scores: np.ndarray, threshold: float = 0.5) -> np.ndarray:
 
 
 def global_scores(model: jaxzs.Model, world: Scenes, texts: jnp.ndarray) -> np.ndarray:
-    """Probability of each shape from the class token of the whole image, resized to the checkpoint's size."""
-    features = image_features(model, model.preprocess(list(world.images)))
-    logits = logits_per_image(features, texts, model.params["logit_scale"])
-    exponent = np.exp(np.asarray(logits) - np.asarray(logits).max(1, keepdims=True))
-    return (exponent / exponent.sum(1, keepdims=True))[:, : len(SHAPES)]
+    """Probability of each shape from the class token of the whole image, at its own size like everything else."""
+    scores = []
+    for start in range(0, len(world.images), 50):
+        pixels = jnp.asarray(model.preprocessor.normalize(world.images[start : start + 50]))
+        features = encode_image(model.params, pixels, model.config, interpolate_positions=True)
+        scores.append(class_probabilities(features, texts, model.params["logit_scale"]))
+    return np.concatenate(scores)[:, : len(SHAPES)]
 
 
 def tag_all(model: jaxzs.Model, world: Scenes, texts: jnp.ndarray, **options) -> list:
@@ -109,8 +111,8 @@ def options_table(
 def write_pictures(
     model: jaxzs.Model, texts: jnp.ndarray, folder: Path, num: int, seed: int
 ) -> None:
-    """Overlays of the first scenes of the 96 pixel world, enlarged for the eye after tagging."""
-    world = scenes(num, seed=seed, **WORLDS["96 px, 3 to 5 objects"])
+    """Overlays of the first scenes of the 128 pixel world, whatever they show."""
+    world = scenes(num, seed=seed, **WORLDS["128 px, 3 to 5 objects"])
     for tagged, pixels in zip(tag_all(model, world, texts), world.images, strict=True):
         write_overlay(
             folder / f"scene_{tagged.number}.png", Image.fromarray(pixels), tagged, SHAPES

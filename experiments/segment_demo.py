@@ -1,4 +1,4 @@
-"""Segmenting rendered scenes with the demo checkpoint: mIoU of patch argmax, CAM, CAM + affinity, + CRF.
+"""Segmenting rendered scenes with the demo checkpoint: mIoU of patch argmax, CAM, + affinity, + CRF, patch scores.
 
     python experiments/segment_demo.py [--images 100]
 
@@ -28,14 +28,14 @@ from experiments.demo_world.captions import BACKGROUND_NAMES, SHAPES
 from experiments.patch_demo import RESULTS, WORLDS, tag_all
 from jaxzs import report
 from jaxzs.patch import Batching
-from jaxzs.patch.crf import dense_crf
-from jaxzs.patch.masks import segment_images
+from jaxzs.patch.masks import pixel_labels, score_maps, segment_images
 from jaxzs.patch.metrics import segmentation_report
 from jaxzs.patch.overlay import write_mask_overlay
-from jaxzs.patch.segmentation import enlarge, label_map
+from jaxzs.patch.segmentation import enlarge
 from jaxzs.patch.texts import tag_texts
 
 NAMES = ["background", *SHAPES]
+STEPS = ("CAM", "CAM + affinity", "CAM + affinity + CRF", "scores", "scores + CRF")
 
 
 def patch_argmax(found: list, size: int) -> np.ndarray:
@@ -48,23 +48,27 @@ def patch_argmax(found: list, size: int) -> np.ndarray:
 
 
 def by_steps(
-    model: jaxzs.Model, world: Scenes, tags: list[list[int]], texts: Any, crf: dict[str, Any]
+    model: jaxzs.Model,
+    world: Scenes,
+    found: list,
+    tags: list[list[int]],
+    texts: Any,
+    crf: dict[str, Any],
 ) -> dict[str, np.ndarray]:
-    """Label maps [N,H,W] after each step."""
+    """Label maps [N,H,W] after each step: CLIP-ES, then the refined patch scores of the tags in its place."""
     F = len(SHAPES)
     masks = segment_images(
         model, world.images, tags, texts[:F], texts[F:], batching=Batching(batch_size=16)
     )
     masks = sorted(masks, key=lambda mask: mask.number)
-    size = world.images.shape[1]
-    steps: dict[str, list[np.ndarray]] = {"CAM": [], "+ affinity": [], "+ CRF": []}
-    for mask, image in zip(masks, world.images, strict=True):
-        large = enlarge(mask.maps, size, size).astype(np.float32)
-        scores = np.concatenate([1 - large.max(0, keepdims=True), large])
-        sharpened = np.asarray(dense_crf(scores, image, **crf)).argmax(0)
-        steps["CAM"].append(label_map(enlarge(mask.activation, size, size), mask.tags))
-        steps["+ affinity"].append(mask.labels)
-        steps["+ CRF"].append(np.concatenate([[0], mask.tags + 1])[sharpened])
+    steps: dict[str, list[np.ndarray]] = {name: [] for name in STEPS}
+    for mask, tagged, image in zip(masks, found, world.images, strict=True):
+        scores = score_maps(tagged, mask.tags)
+        steps["CAM"].append(pixel_labels(image, mask.activation, mask.tags))
+        steps["CAM + affinity"].append(mask.labels)
+        steps["CAM + affinity + CRF"].append(pixel_labels(image, mask.maps, mask.tags, crf=crf))
+        steps["scores"].append(pixel_labels(image, scores, mask.tags))
+        steps["scores + CRF"].append(pixel_labels(image, scores, mask.tags, crf=crf))
     return {name: np.stack(labels) for name, labels in steps.items()}
 
 
@@ -93,9 +97,9 @@ def main() -> None:
     }
     crf = {"stride": arguments.crf_stride}
     for kind, of_images in tags.items():
-        for step, labels in by_steps(model, world, of_images, texts, crf).items():
+        for step, labels in by_steps(model, world, found, of_images, texts, crf).items():
             figures[kind, step] = segmentation_report(labels, world.masks, NAMES)
-            if step != "+ CRF":
+            if step != "scores + CRF":
                 continue
             for number in range(arguments.pictures):
                 write_mask_overlay(

@@ -115,11 +115,11 @@ def test_scale_of_text_features_is_irrelevant(tagged):
 
 
 def test_bfloat16_is_close(tagged):
-    """Products to 8 bits, cosines to about 2e-3, times the scale 20: probabilities to a few hundredths."""
+    """Products to 8 bits, magnified by sharp attention and the scale 20: most patches keep their class."""
     found = run(params(), pixels(8, 7, 9), TEXTS, compute_dtype=jnp.bfloat16)
     difference = np.abs(found.coarse - tagged.coarse)
-    assert 0 < difference.max() < 0.06
-    assert difference.mean() < 0.01
+    assert 0 < difference.mean() < 0.005
+    assert (found.coarse.argmax(-1) == tagged.coarse.argmax(-1)).mean() > 0.95
     assert (found.scores.argmax(1) == tagged.scores.argmax(1)).mean() >= 0.75
 
 

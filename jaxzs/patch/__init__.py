@@ -14,7 +14,7 @@ from jaxzs.patch.local import (
     fuse_attention,
     local_tower,
 )
-from jaxzs.patch.masks import ImageMask, segment_images
+from jaxzs.patch.masks import ImageMask, pixel_labels, score_maps, segment_images
 from jaxzs.patch.refine import Refined, dual_masking
 from jaxzs.patch.reidentify import Candidates, find_candidates, reidentify
 from jaxzs.patch.segmentation import (
@@ -57,8 +57,10 @@ __all__ = [
     "grid_from_mask",
     "label_map",
     "local_tower",
+    "pixel_labels",
     "prepare_image",
     "reidentify",
+    "score_maps",
     "segment",
     "segment_images",
     "tag",

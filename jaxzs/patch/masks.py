@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip import Model
+from jaxzs.clip.preprocess import to_rgb
 from jaxzs.errors import DataError, ImageError
-from jaxzs.patch.batching import DEFAULT_BATCHING, Batching, Stack, stacks
+from jaxzs.patch.batching import DEFAULT_BATCHING, Batching, stacks
 from jaxzs.patch.crf import clip_es_colours, dense_crf
+from jaxzs.patch.images import ImageTags
 from jaxzs.patch.segmentation import enlarge, label_map, segment
 
 
@@ -88,7 +90,9 @@ def segment_images(
             maps, activation = (
                 part[row, : len(own), :rows, :columns] for part in (found.maps, found.activation)
             )
-            labels = _labels(stack, row, maps, own, background, crf, exact)
+            labels = pixel_labels(
+                stack.pieces[row].image, maps, own, background=background, crf=crf, exact=exact
+            )
             yield ImageMask(stack.pieces[row].number, own, labels, maps, activation)
 
 
@@ -101,26 +105,38 @@ def _padded_tags(tags: Sequence[np.ndarray], num_images: int) -> np.ndarray:
     return padded
 
 
-def _labels(
-    stack: Stack,
-    row: int,
+def score_maps(tagged: ImageTags, tags: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Maps of tags by their patch scores instead of activation maps: [K,rows,columns], each from 0 to 1.
+
+    Not in the paper. Refined scores say where a class is without a gradient, which suits models whose patches were
+    trained, as the demo checkpoint's were; CLIP's own gain from `segment_images`.
+    """
+    scores = np.moveaxis(tagged.refined, -1, 0)[np.asarray(tags, int)]
+    shifted = scores - scores.min((1, 2), keepdims=True)
+    return shifted / np.maximum(shifted.max((1, 2), keepdims=True), 1e-7)
+
+
+def pixel_labels(
+    image: Any,
     maps: np.ndarray,
-    tags: np.ndarray,
-    background: bool,
-    crf: Mapping[str, Any] | None,
-    exact: bool,
+    tags: Sequence[int] | np.ndarray,
+    *,
+    background: bool = True,
+    crf: Mapping[str, Any] | None = None,
+    exact: bool = False,
 ) -> np.ndarray:
-    """Labels of one image at its own size."""
-    piece = stack.pieces[row]
-    large = enlarge(maps, *piece.size)
+    """Labels of one image at its own size, [height,width] int32: maps [K,rows,columns] of its K tags.
+
+    image: PIL image or array. background, crf: as in `segment_images`. exact: give the CRF the colours that the
+    original gives it, wrapped around.
+    """
+    photo, tags = np.asarray(to_rgb(image)), np.asarray(tags, np.int32)
+    large = enlarge(maps, *photo.shape[:2])
     if crf is None or len(tags) == 0:
         return label_map(large, tags, background=background)
     scores = large.astype(np.float32)
     if background:
         scores = np.concatenate([1 - scores.max(0, keepdims=True), scores])
-    photo = np.asarray(piece.image)
-    best = np.asarray(dense_crf(scores, clip_es_colours(photo) if exact else photo, **crf)).argmax(
-        0
-    )
-    names = np.concatenate([[0], tags + 1]) if background else tags
-    return names.astype(np.int32)[best]
+    colours = clip_es_colours(photo) if exact else photo
+    best = np.asarray(dense_crf(scores, colours, **crf)).argmax(0)
+    return (np.concatenate([[0], tags + 1]) if background else tags).astype(np.int32)[best]

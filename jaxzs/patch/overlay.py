@@ -35,7 +35,7 @@ def draw_overlay(image: Image.Image, found: ImageTags, class_names: Sequence[str
     aspect = image.height / image.width
     side = 3.2
     figure = Figure(
-        figsize=(side * columns, rows * (side * min(max(aspect, 0.4), 2.5) + 0.45)),
+        figsize=(side * columns, rows * (side * min(max(aspect, 0.4), 2.5) + 0.8)),
         layout="constrained",
     )
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
@@ -55,7 +55,7 @@ def write_overlay(
     path = Path(path)
     figure = draw_overlay(image, found, class_names)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format=path.suffix.lstrip("."))
+        figure.savefig(temporary, dpi=80, format=path.suffix.lstrip("."))
 
 
 def _draw_photo(
@@ -172,4 +172,4 @@ def write_mask_overlay(
     if legend:
         axes[1].legend(handles=legend, loc="lower left", fontsize=7, framealpha=0.75)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format=path.suffix.lstrip("."))
+        figure.savefig(temporary, dpi=80, format=path.suffix.lstrip("."))

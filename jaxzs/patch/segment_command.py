@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +23,10 @@ from jaxzs.patch.command import (
     read_names,
 )
 
+if TYPE_CHECKING:
+    from jaxzs.clip import Model
+    from jaxzs.patch import ImageTags
+
 _CPU_KERNEL = 2e9  # kernel elements an iteration that a CPU is given: seconds for a photo
 _CLIP_ES_TEMPLATE = "a clean origami {}."
 
@@ -32,6 +37,8 @@ class SegmentOptions(PatchOptions):
     """Folder for palette masks (.png), overlays and masks.json."""
     tags: Path | None = None
     """Tags of the images, as `jaxzs tag --out FILE.json` writes them; by default they are found."""
+    maps: Literal["cam", "scores"] = "cam"
+    """Where tags are: activation maps (CLIP-ES), or patch scores, which suit the demo checkpoint better."""
     crf: bool = False
     """Sharpen the masks along the edges of the photo with a dense CRF."""
     crf_stride: int | None = None
@@ -47,11 +54,8 @@ def run(options: SegmentOptions) -> int:
         raise DataError(f"--box-threshold is {options.box_threshold}, expected 0 to 1")
     from tqdm import tqdm
 
-    from jaxzs.data import find_images
-    from jaxzs.patch.batching import Batching
-    from jaxzs.patch.masks import segment_images
+    from jaxzs.data import find_images, open_image
     from jaxzs.patch.overlay import write_mask_overlay, write_palette_mask
-    from jaxzs.patch.texts import default_cache, tag_texts
 
     paths = find_images(options.images)
     foreground, background, _ = read_names(options)
@@ -59,57 +63,42 @@ def run(options: SegmentOptions) -> int:
         raise LabelError(f"{len(foreground)} classes: a palette mask holds 255 and the background")
     model = load_model(options, foreground, background)
     unusable: dict[Path, ImageError] = {}
-    tags = _tags(options, model, paths, foreground, background, unusable)
-    template = options.templates or (_CLIP_ES_TEMPLATE,)
-    # The background names of the segmentation compete inside of the tagged image; one at least is needed.
-    others = background or ("background",)
-    texts = tag_texts(model, foreground, others, template, cache=default_cache())
-    usable = [path for path in paths if path in tags]
-    opened: list[Path] = []
-    found = segment_images(
-        model,
-        open_images(usable, opened, unusable),
-        [tags[path] for path in usable],
-        texts[: len(foreground)],
-        texts[len(foreground) :],
-        crf={"stride": _crf_stride(options, usable)} if options.crf else None,
-        batching=Batching(
-            batch_size=min(options.batch_size, max(1, len(usable))), max_patches=options.max_patches
-        ),
-        on_error=lambda number, error: unusable.__setitem__(opened[number], error),
-        box_threshold=options.box_threshold,
-        exact=options.exact,
-        keep_border=options.keep_border,
-        compute_dtype=compute_dtype(options),
-    )
+    masks_found: Iterator[tuple[Path, np.ndarray, np.ndarray]]
+    given = None if options.tags is None else _read_tags(options.tags, paths, foreground)
+    crf = {"stride": _crf_stride(options, paths)} if options.crf else None
+    if options.maps == "scores":
+        masks_found = _by_scores(
+            options, model, paths, foreground, background, given, crf, unusable
+        )
+    else:
+        masks_found = _by_activation(
+            options, model, paths, foreground, background, given, crf, unusable
+        )
     masks = picture_names(paths, options.out / "masks")
     overlays = picture_names(paths, options.out / "overlays")
     names, rows = ["background", *foreground], {}
-    for mask in tqdm(found, total=len(usable), unit="image", disable=None):
-        path = opened[mask.number]
-        write_palette_mask(masks[path], mask.labels)
-        write_mask_overlay(overlays[path], _rgb(path), mask.labels, names)
-        rows[path] = _record(path, masks[path], mask.tags, mask.labels, foreground)
+    for path, tags, labels in tqdm(masks_found, total=len(paths), unit="image", disable=None):
+        write_palette_mask(masks[path], labels)
+        write_mask_overlay(overlays[path], open_image(path).convert("RGB"), labels, names)
+        rows[path] = _record(path, masks[path], tags, labels, foreground)
     if not rows:
         first = next(iter(unusable.values()))
         raise DataError(f"none of the {len(paths)} images could be used; the first: {first}")
-    _write(options, model, foreground, others, [rows[path] for path in paths if path in rows])
+    _write(options, model, foreground, background, [rows[path] for path in paths if path in rows])
     print(f"{len(rows)} masks and overlays written to {options.out}")
     print_unusable(unusable, len(paths))
     return 1 if unusable else 0
 
 
-def _tags(
+def _tagged(
     options: SegmentOptions,
-    model: Any,
+    model: Model,
     paths: Sequence[Path],
     foreground: Sequence[str],
     background: Sequence[str],
     unusable: dict[Path, ImageError],
-) -> dict[Path, list[int]]:
-    """Class numbers of each usable image: read from a file, or found."""
-    if options.tags is not None:
-        return _read_tags(options.tags, paths, foreground)
+) -> Iterator[tuple[Path, ImageTags]]:
+    """Path and tags of each usable image, as they are found."""
     from jaxzs.patch import Batching, tag_images
     from jaxzs.patch.texts import default_cache, tag_texts
 
@@ -128,7 +117,84 @@ def _tags(
         keep_border=options.keep_border,
         compute_dtype=compute_dtype(options),
     )
-    return {opened[tagged.number]: np.flatnonzero(tagged.tags).tolist() for tagged in found}
+    for tagged in found:
+        yield opened[tagged.number], tagged
+
+
+def _by_scores(
+    options: SegmentOptions,
+    model: Model,
+    paths: Sequence[Path],
+    foreground: Sequence[str],
+    background: Sequence[str],
+    given: dict[Path, list[int]] | None,
+    crf: dict[str, int] | None,
+    unusable: dict[Path, ImageError],
+) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+    """Path, tags and labels of each usable image, from the scores of its patches."""
+    from jaxzs.data import open_image
+    from jaxzs.patch.masks import pixel_labels, score_maps
+
+    for path, tagged in _tagged(options, model, paths, foreground, background, unusable):
+        tags = np.flatnonzero(tagged.tags) if given is None else np.asarray(given[path], int)
+        maps = score_maps(tagged, tags)
+        yield path, tags, pixel_labels(open_image(path), maps, tags, crf=crf, exact=options.exact)
+
+
+def _by_activation(
+    options: SegmentOptions,
+    model: Model,
+    paths: Sequence[Path],
+    foreground: Sequence[str],
+    background: Sequence[str],
+    given: dict[Path, list[int]] | None,
+    crf: dict[str, int] | None,
+    unusable: dict[Path, ImageError],
+) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+    """Path, tags and labels of each usable image, from activation maps (CLIP-ES)."""
+    from jaxzs.patch import Batching, segment_images
+    from jaxzs.patch.texts import default_cache, tag_texts
+
+    tags = given
+    if tags is None:
+        found = _tagged(options, model, paths, foreground, background, unusable)
+        tags = {path: np.flatnonzero(tagged.tags).tolist() for path, tagged in found}
+    template = options.templates or (_CLIP_ES_TEMPLATE,)
+    others = background or ("background",)  # one name at least must compete with the tags
+    texts = tag_texts(model, foreground, others, template, cache=default_cache())
+    usable = [path for path in paths if path in tags]
+    opened: list[Path] = []
+    masks = segment_images(
+        model,
+        open_images(usable, opened, unusable),
+        _InOrderOfOpening(tags, opened),
+        texts[: len(foreground)],
+        texts[len(foreground) :],
+        crf=crf,
+        batching=Batching(
+            batch_size=min(options.batch_size, max(1, len(usable))), max_patches=options.max_patches
+        ),
+        on_error=lambda number, error: unusable.__setitem__(opened[number], error),
+        box_threshold=options.box_threshold,
+        exact=options.exact,
+        keep_border=options.keep_border,
+        compute_dtype=compute_dtype(options),
+    )
+    for mask in masks:
+        yield opened[mask.number], mask.tags, mask.labels
+
+
+class _InOrderOfOpening(Sequence):
+    """Tags by the number under which an image was read: unreadable files have none."""
+
+    def __init__(self, tags: dict[Path, list[int]], opened: list[Path]) -> None:
+        self.tags, self.opened = tags, opened
+
+    def __len__(self) -> int:
+        return len(self.opened)
+
+    def __getitem__(self, number: Any) -> list[int]:
+        return self.tags[self.opened[number]]
 
 
 def _read_tags(
@@ -169,15 +235,9 @@ def _crf_stride(options: SegmentOptions, paths: Sequence[Path]) -> int:
         return 1
     pixels = []
     for path in paths:
-        with Image.open(path) as image:
+        with contextlib.suppress(OSError), Image.open(path) as image:  # unreadable: said elsewhere
             pixels.append(image.width * image.height)
     return max(1, round(max(pixels, default=1) / _CPU_KERNEL**0.5))
-
-
-def _rgb(path: Path) -> Any:
-    from jaxzs.data import open_image
-
-    return open_image(path).convert("RGB")
 
 
 def _record(
@@ -190,7 +250,7 @@ def _record(
 
 def _write(
     options: SegmentOptions,
-    model: Any,
+    model: Model,
     foreground: Sequence[str],
     background: Sequence[str],
     rows: Sequence[dict[str, Any]],
@@ -204,6 +264,7 @@ def _write(
             "fingerprint": model.fingerprint,
             "labels": {str(c): name for c, name in enumerate(["background", *foreground])},
             "background_names": list(background),
+            "maps": options.maps,
             "crf": options.crf,
             "results": list(rows),
         },
