@@ -7,8 +7,9 @@ as InMaP (arXiv 2310.19752) uses it.
 from __future__ import annotations
 
 import collections
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -139,22 +140,29 @@ def text_proxies(
 
 
 def image_features(
-    model: Model, pixels: np.ndarray, *, batch_size: int = 64, compute_dtype: Any = None
+    model: Model,
+    pixels: np.ndarray,
+    *,
+    batch_size: int = 64,
+    compute_dtype: Any = None,
+    encode: Callable[[np.ndarray], jax.Array] | None = None,
 ) -> jax.Array:
     """Encode preprocessed images in batches of one shape: pixels [N,S,S,3] -> [N,E] float32, L2-normalised.
 
+    encode: another encoder of pixels than the model's own, e.g. `prompt.prompted_encoders(...).encode_image`.
     Raises `DataError` for an empty set.
     """
     if len(pixels) == 0:
         raise DataError("there are no images to encode")
+    encode = encode or functools.partial(
+        encode_image, model.params, config=model.config, compute_dtype=compute_dtype
+    )
     batch_size = min(batch_size, len(pixels))
     features = []
     for start in range(0, len(pixels), batch_size):
         batch = pixels[start : start + batch_size]
-        encoded = encode_image(
-            model.params, _fill_up(batch, batch_size), model.config, compute_dtype=compute_dtype
-        )
-        features.append(encoded[: len(batch)])
+        filled = _fill_up(batch, batch_size)
+        features.append(encode(filled)[: len(batch)])
     return normalize(jnp.concatenate(features))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import jaxzs
+from jaxzs import prompt
 from jaxzs.classify import check_number_of_classes, classify
 from jaxzs.cli import COMMANDS, main
 from jaxzs.errors import DataError, LabelError
@@ -127,6 +129,26 @@ def test_stored_features_give_equal_results_and_are_not_computed_again(
     assert plain[0] == 1
     monkeypatch.setattr("jaxzs.clip.model._encode_image", None)  # whoever calls it now fails
     assert run(capsys, "classify", tmp_path / "images", *options) == stored
+
+
+@pytest.mark.parametrize("modality", [prompt.TextPrompt(4), prompt.VisualPrompt(4)])
+def test_classify_with_a_tuned_prompt(modality, pictures, tiny_checkpoint, tmp_path, capsys):
+    model = jaxzs.load(tiny_checkpoint)
+    names = ("dark", "bright")
+    prompts = modality.init(jax.random.key(0), model.config)
+    tuned = prompt.TunedPrompt(modality, prompts, names, "a {}", model.fingerprint)
+    prompt.save_prompt(tmp_path / "prompt.safetensors", tuned)
+    options = ["--model", tiny_checkpoint, "--prompt", tmp_path / "prompt.safetensors"]
+    options += ["--out", tmp_path / "results.json"]
+    code, printed, _ = run(capsys, "classify", pictures, *options)
+    assert code == 0
+    assert "method zero-shot" in printed
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    pixels = model.preprocess([np.asarray(Image.open(row["path"])) for row in results])
+    expected = jax.nn.softmax(prompt.classify(model, tuned, pixels), axis=-1).max(axis=1)
+    scores = [row["score"] for row in results]
+    # Cosines of float32 features agree to 1e-6; the logit scale of 14 and the large test weights amplify that.
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=3e-5)
 
 
 def test_one_image_is_classified_zero_shot_and_says_so(pictures, tiny_checkpoint, capsys):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from jaxzs.classify import Classification
     from jaxzs.clip import Model
+    from jaxzs.prompt import TunedPrompt
+
+    Encoder = Callable[[np.ndarray], jax.Array]
 
 _SHOWN = 20  # lines of results on the terminal when they also go to a file
 
@@ -38,8 +41,10 @@ class ClassifyOptions:
     """The embedded demo checkpoint, a folder, or a hub id such as openai/clip-vit-base-patch32."""
     revision: str | None = None
     """Commit, branch or tag of a hub id."""
-    method: Literal["proxy", "zero-shot"] = "proxy"
-    """Learn proxies from these images, or compare with the text as it is."""
+    prompt: Path | None = None
+    """A prompt that `jaxzs tune` has learned; its class names unless others are given, and no templates."""
+    method: Literal["proxy", "zero-shot"] | None = None
+    """Learn proxies from these images (the default), or compare with the text as it is (the default with --prompt)."""
     templates: tuple[str, ...] = ()
     """Sentences with {} for the class name, or sets of them: simple, imagenet7, imagenet80, tagclip85. By default
     those of the data set, or "a photo of a {}."."""
@@ -68,23 +73,29 @@ def run(options: ClassifyOptions) -> int:
     from jaxzs.classify import check_number_of_classes, classify
     from jaxzs.clip import load
     from jaxzs.data import class_from_subfolder, find_images
+    from jaxzs.prompt import load_prompt, prompted_encoders
 
     paths = find_images(options.images)
     folders = class_from_subfolder(paths, options.images[0]) if len(options.images) == 1 else None
-    classes = _classes(options, folders)
     model = load(options.model, revision=options.revision)
+    tuned = None if options.prompt is None else load_prompt(options.prompt, model)
+    classes = _classes(options, folders, tuned)
     check_number_of_classes(len(classes.names), model.config.projection_dim)
     if not options.force:
         model.check_words(classes.names)
-    features, read, unreadable = _encode(options, model, paths)
-    text = zeroshot.text_proxies(
-        model, classes.names, classes.templates, compute_dtype=_dtype(options), progress=True
-    )
+    encode = None
+    if tuned is None:
+        text = zeroshot.text_proxies(
+            model, classes.names, classes.templates, compute_dtype=_dtype(options), progress=True
+        )
+    else:
+        text, encode = prompted_encoders(model, tuned, classes.names, compute_dtype=_dtype(options))
+    features, read, unreadable = _encode(options, model, paths, encode)
     result = classify(
         model,
         features,
         text,
-        method=options.method,
+        method=options.method or ("proxy" if tuned is None else "zero-shot"),
         gamma="auto" if options.gamma == "auto" else float(options.gamma),
         top=options.top,
         seed=options.seed,
@@ -125,6 +136,8 @@ def _check_options(options: ClassifyOptions) -> None:
     given = [options.labels, options.labels_file, options.dataset]
     if sum(value is not None for value in given) > 1:
         raise LabelError("give only one of --labels, --labels-file and --dataset")
+    if options.prompt is not None and (options.templates or options.store):
+        raise DataError("--prompt replaces --templates, and its features are not kept in a --store")
     if options.gamma != "auto":
         try:
             valid = 0 <= float(options.gamma) <= 1
@@ -152,8 +165,10 @@ class _Classes(NamedTuple):
     place: Callable[[str], int | None]
 
 
-def _classes(options: ClassifyOptions, folders: Sequence[str] | None) -> _Classes:
-    """As given, of a known data set, or the names of the subfolders."""
+def _classes(
+    options: ClassifyOptions, folders: Sequence[str] | None, tuned: TunedPrompt | None
+) -> _Classes:
+    """As given, of a known data set, of the tuned prompt, or the names of the subfolders."""
     from jaxzs import data, zeroshot
 
     templates = tuple(
@@ -170,6 +185,8 @@ def _classes(options: ClassifyOptions, folders: Sequence[str] | None) -> _Classe
         names = tuple(name.strip() for name in options.labels.split(","))
     elif options.labels_file is not None:
         names = read_labels(options.labels_file)
+    elif tuned is not None:
+        names = tuned.class_names
     elif folders is not None:
         names = tuple(dict.fromkeys(folder.replace("_", " ") for folder in folders))
         print(f"class names taken from the subfolders: {', '.join(names)}", file=sys.stderr)
@@ -204,14 +221,16 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _encode(
-    options: ClassifyOptions, model: Model, paths: Sequence[Path]
+    options: ClassifyOptions, model: Model, paths: Sequence[Path], encode: Encoder | None
 ) -> tuple[jax.Array, list[Path], list[str]]:
     """Features [N,E] of the images that can be read, their paths, and why the others cannot.
 
-    Raises `DataError` when no image can be read.
+    encode: instead of the model's own encoder. Raises `DataError` when no image can be read.
     """
     if options.store is None:
-        features, read, unreadable = encode_files(model, paths, options.batch_size, _dtype(options))
+        features, read, unreadable = encode_files(
+            model, paths, options.batch_size, _dtype(options), encode
+        )
     else:
         features, read, unreadable = _stored(options, model, paths)
     if not read:
@@ -245,7 +264,11 @@ def _stored(
 
 
 def encode_files(
-    model: Model, paths: Sequence[Path], batch_size: int, compute_dtype: Any = None
+    model: Model,
+    paths: Sequence[Path],
+    batch_size: int,
+    compute_dtype: Any = None,
+    encode: Encoder | None = None,
 ) -> tuple[jax.Array, list[Path], list[str]]:
     """Features [N,E] of the readable images, their paths, and why the others cannot be read.
 
@@ -270,7 +293,13 @@ def encode_files(
     )
     for batch in batches:
         features.append(
-            image_features(model, batch.pixels, batch_size=batch_size, compute_dtype=compute_dtype)
+            image_features(
+                model,
+                batch.pixels,
+                batch_size=batch_size,
+                compute_dtype=compute_dtype,
+                encode=encode,
+            )
         )
         read.extend(batch.paths)
         bar.update(len(read) + len(unreadable) - bar.n)
