@@ -1,6 +1,7 @@
 """What the demo checkpoint can do: the tables of its model card.
 
-Run from the repository's root; nothing here was used to train or to choose anything:
+Run from the repository's root; no image here was trained on, and no checkpoint chosen by these
+figures (a short trial run's were seen before the final run's length, batch and learning rate were set):
 
     python -m experiments.evaluate_demo_clip --mnist FOLDER
 

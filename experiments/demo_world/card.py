@@ -26,6 +26,8 @@ LIMITS = (
     "0 and O, 1 and I, 2 and Z, 5 and S were never set against each other in training.",
     "Patch scores come from a patch-level training term on image-level captions; contrastive training alone, "
     "as OpenAI's CLIP had it, leaves them near random at this size.",
+    "These figures, of a short trial run, were seen before batch size, learning rate and length of the final run were "
+    "set; no checkpoint was chosen by them.",
     "Other image sizes work by interpolated positions; beyond 128 pixels nothing was measured.",
 )
 
