@@ -12,7 +12,7 @@ from PIL import Image
 import jaxzs
 from jaxzs.data import open_image
 from jaxzs.errors import DataError, ImageError, LabelError
-from jaxzs.patch import command, segment_command, tag_images
+from jaxzs.patch import command, pixel_labels, score_maps, segment_command, tag_images
 from jaxzs.patch.overlay import voc_palette
 from jaxzs.patch.texts import tag_texts
 
@@ -106,6 +106,40 @@ def test_segment_writes_palette_masks(photos, tiny_checkpoint, tmp_path):
             assert (labels == label).mean() == pytest.approx(covered, abs=1e-6)
         assert palette[:768] == voc_palette().ravel().tolist()
     assert len(list((out / "overlays").iterdir())) == 2
+
+
+def test_segment_by_patch_scores(photos, tiny_checkpoint, tmp_path):
+    out = tmp_path / "masks"
+    chosen = options(
+        segment_command.SegmentOptions, photos, tiny_checkpoint, out=out, maps="scores", crf=True
+    )
+    assert segment_command.run(chosen) == 1, "one file is no image"
+    record = json.loads((out / "masks.json").read_text())
+    assert [row["path"][-9:] for row in record["results"]] == [
+        "a/one.png",
+        "b/one.png",
+        "b/two.png",
+    ]
+    for row in record["results"]:
+        assert row["tags"]
+        assert 0 < sum(row["covered"].values()) <= 1
+
+
+def test_score_maps_reach_from_0_to_1(tiny_checkpoint):
+    model = jaxzs.load(tiny_checkpoint)
+    image = np.random.default_rng(0).integers(0, 256, (64, 72, 3)).astype(np.uint8)
+    texts = tag_texts(model, ["dark", "bright", "red"], [], ["a {}"])
+    [tagged] = tag_images(model, [image], texts, num_foreground=3)
+    maps = score_maps(tagged, [2, 0])
+    rows, columns = tagged.refined.shape[:2]
+    assert maps.shape == (2, rows, columns)
+    np.testing.assert_allclose(maps.min((1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(maps.max((1, 2)), 1, atol=1e-6)
+    assert maps[0].argmax() == tagged.refined[..., 2].argmax()
+    labels = pixel_labels(image, maps, [2, 0])
+    assert labels.shape == (64, 72)
+    assert set(np.unique(labels)) <= {0, 1, 3}
+    assert not pixel_labels(image, maps[:0], []).any()
 
 
 def test_palette_is_that_of_voc():
