@@ -206,7 +206,7 @@ def chunk_batches(
     learning_rate = np.zeros((T, R), np.float32)
     for r, own in enumerate(items):
         per_epoch = steps_per_epoch(len(own.images), B)
-        rows[:, r] = own.images[0]  # padding repeats an image of the list: nothing else is ever touched
+        rows[:, r] = own.images[0]  # padding repeats one of the list: no other image is touched
         shuffled_list, of_epoch = np.zeros(0, int), -1
         for t in range(min(T, optimisation.epochs * per_epoch - first_step)):
             epoch, position = divmod(first_step + t, per_epoch)
