@@ -1,0 +1,65 @@
+"""`jaxzs extract` and `jaxzs datasets` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxzs import features
+from jaxzs.cli import main
+
+
+def paint(folder: Path) -> Path:
+    for number in range(5):
+        path = folder / ("cat" if number % 2 else "dog") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (50 * number, 0, 90)).save(path)
+    return folder
+
+
+def test_extract_and_continue(tmp_path, capsys):
+    images, out = paint(tmp_path / "images"), tmp_path / "stores"
+    assert main(["extract", str(images), "--out", str(out), "--batch-size", "8"]) == 0
+    printed = capsys.readouterr().out
+    store = features.open_store(out)
+    assert f"5 images x {store.settings['embedding']} features (float32)" in printed
+    assert "2 classes: cat, dog" in printed
+    assert str(store.path) in printed
+    assert store.arrays().labels.tolist() == [0, 0, 1, 1, 1]
+    assert np.isfinite(store.arrays().features).all()
+
+    (images / "cat" / "9.png").write_bytes(b"no picture")
+    assert main(["extract", str(images), "--out", str(out), "--batch-size", "8"]) == 1
+    captured = capsys.readouterr()
+    assert "5 images" in captured.out
+    assert "9.png" in captured.err
+    assert len(list(out.iterdir())) == 2  # other images, another store
+
+
+def test_wrong_input_is_one_line(tmp_path, capsys):
+    assert main(["extract", str(tmp_path / "nowhere")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("jaxzs extract: no images at")
+    assert message.count("\n") == 1
+
+
+def test_datasets_are_listed(capsys):
+    assert main(["datasets"]) == 0
+    assert "oxford_pets" in capsys.readouterr().out
+    assert main(["datasets", "voc2012"]) == 0
+    shown = capsys.readouterr().out
+    assert "PASCAL VOC 2012: 20 classes, several per image" in shown
+    assert "https://github.com/linyq2117/TagCLIP clip_text.py" in shown
+    assert "background: ground, land" in shown
+    assert main(["datasets", "voc2013"]) == 2
+    assert "voc2012" in capsys.readouterr().err
+
+
+def test_a_file_of_the_user_is_shown(tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"class_names": ["a b", "c"]}))
+    assert main(["datasets", str(path)]) == 0
+    assert "mine: 2 classes" in capsys.readouterr().out
