@@ -178,6 +178,18 @@ def test_crf_strided_is_close():
     assert (exact.argmax(0) == strided.argmax(0)).mean() > 0.95
 
 
+def test_crf_labels_as_the_permutohedral_lattice_does():
+    """pydensecrf approximates the kernels: label maps are compared, not values."""
+    lattice = pytest.importorskip("pydensecrf.densecrf", reason="pip install pydensecrf2")
+    probabilities, image = scene(50, 61)
+    field = lattice.DenseCRF2D(61, 50, 3)
+    field.setUnaryEnergy(-np.log(np.clip(probabilities, 1e-5, 1)).reshape(3, -1))
+    field.addPairwiseGaussian(sxy=1, compat=3)
+    field.addPairwiseBilateral(sxy=67, srgb=3, rgbim=image, compat=4)
+    expected = np.array(field.inference(10)).reshape(3, 50, 61).argmax(0)
+    assert (dense_crf(probabilities, image).argmax(0) == expected).mean() > 0.99
+
+
 def test_crf_has_a_gradient():
     probabilities, image = scene(6, 7)
     slope = jax.grad(lambda p: dense_crf(p, image, iterations=2)[1].sum())(
