@@ -82,13 +82,14 @@ def test_class_that_nobody_predicts_where_the_plain_scheme_underflows(gamma):
 
 def test_gamma_one_is_exactly_softmax():
     s = similarities()
-    expected = jax.jit(lambda s, tau: jax.nn.softmax(s / tau, axis=-1))(s, jnp.float32(0.01))
-    np.testing.assert_array_equal(proxy.pseudo_labels(s, gamma=1.0), expected)
     x, z = features()
     np.testing.assert_array_equal(proxy.sinkhorn_potentials(x, z, gamma=1.0), 0)
+    # another program may round s / tau differently: logits up to 35, so 35 x 6e-8 in each, and twice that in a label
+    expected = jax.nn.softmax(s / np.float32(0.01), axis=-1)
+    np.testing.assert_allclose(proxy.pseudo_labels(s, gamma=1.0), expected, rtol=5e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10)
 @given(
     seed=st.integers(0, 10_000),
     gamma=st.sampled_from([0.0, 0.25, 0.7, 1.0]),
@@ -106,7 +107,7 @@ def test_rows_are_distributions_and_columns_reach_their_target(seed, gamma, temp
     np.testing.assert_allclose(labels.mean(0), q / q.sum(), atol=2e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10_000), shift=st.floats(-0.5, 0.5))
 def test_order_of_classes_and_rows_and_a_common_shift_do_not_matter(seed, shift):
     s = similarities(seed)

@@ -11,6 +11,10 @@ from jax.typing import ArrayLike
 from jaxzs.proxy.rows import EXACT, Rows, count, normalize
 from jaxzs.proxy.sinkhorn import round_labels, similarity_of, soft_labels
 
+FROM_THE_MEAN = (
+    1e-5  # a class mean nearer to the overall mean of unit vectors than this is equal to it
+)
+
 
 class LabelSums(NamedTuple):
     """All that the solvers need to know of labels P and features X."""
@@ -58,10 +62,11 @@ def precondition(sums: LabelSums, ridge: ArrayLike) -> jax.Array:
     """
     dim = sums.total.shape[0]
     scaled = sums.gram / jnp.maximum(jnp.trace(sums.gram), 1e-24)
-    scaled = scaled + jnp.asarray(ridge, jnp.float32) / dim * jnp.eye(dim, dtype=jnp.float32)
-    return jax.scipy.linalg.cho_solve(
-        jax.scipy.linalg.cho_factor(scaled, lower=True), jnp.eye(dim, dtype=jnp.float32)
-    )
+    identity = jnp.eye(dim, dtype=jnp.float32)
+    factor = jnp.linalg.cholesky(scaled + jnp.asarray(ridge, jnp.float32) / dim * identity)
+    # L^-1 and one product take half the time of solving with L and then with L^T
+    inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+    return jnp.matmul(inverse.T, inverse, precision=EXACT.precision)
 
 
 def closed_form(sums: LabelSums, inverse: jax.Array) -> jax.Array:
@@ -71,4 +76,7 @@ def closed_form(sums: LabelSums, inverse: jax.Array) -> jax.Array:
     """
     means = sums.labelled / jnp.maximum(sums.mass, 1e-12)[:, None]
     centred = means - (sums.total / jnp.maximum(sums.num_images, 1))[None, :]
+    # of a class that holds all the images only rounding errors would be left: it keeps its mean
+    away = jnp.linalg.norm(centred, axis=-1, keepdims=True) > FROM_THE_MEAN
+    centred = jnp.where(away, centred, means)
     return normalize(jnp.matmul(normalize(centred), inverse, precision=EXACT.precision))

@@ -49,11 +49,12 @@ def learn_proxies(
     soft_labels [N,C] from `pseudo_labels`; rows with an entry strictly above `confidence` become one-hot, once.
     temperature tau_i > 0: 0.04 in the paper, 4/s for a checkpoint of logit scale s. mask [N] bool, False for
     padding. `solver`: "fast", preconditioned Riemannian conjugate gradient from the closed form, `iterations`
-    steps (default 28, or 47 where N < 2C: at most 30 and 50 passes), stopped early when a step lowers the
-    objective by less than `tolerance` of its value; "reference", the paper's gradient descent (default 2000
-    iterations); "closed_form", discriminant analysis on the labels. product_dtype=bfloat16 speeds up "fast"
-    (accumulated in float32); keep float32 for "reference", whose step halving reacts to rounding. `ridge`
-    is the closed form's regularisation, 1 to 3. Returns a `ProxyResult`; predict with argmax(X W^T).
+    steps (default 28, or 47 where N < 2C: at most 30 and 50 passes), fewer where the gradient is down to its
+    rounding errors or a step lowers the objective by less than `tolerance` of its value; "reference", the
+    paper's gradient descent (default 2000 iterations); "closed_form", discriminant analysis on the labels.
+    product_dtype=bfloat16 speeds up "fast" (accumulated in float32); keep float32 for "reference", whose step
+    halving reacts to rounding. `ridge` is the closed form's regularisation, 1 to 3. Returns a `ProxyResult`;
+    predict with argmax(X W^T).
     Raises DataError (shapes, values), ConfigError (options). InMaP, arXiv 2310.19752, equations 4 to 6.
 
     >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])

@@ -132,17 +132,16 @@ def fast(
     the second-order model along its direction, at most LONGEST_STEP far. The model's curvature is a sum of
     variances, which rounding does not touch; differences of objectives, on which line searches usually rest,
     drown in it after ten steps and make equal runs part. Where the objective does not fall (Armijo), the step
-    is taken back and damped. Stops after `steps`, or once a step gains no more than `tolerance` of the objective,
-    if that is above 0.
+    is taken back and damped. Stops after `steps`, once the gradient is no longer than its own rounding errors, or
+    once a step gains no more than `tolerance` of the objective, if that is above 0.
     """
     longest = FAST_STEPS_FEW_IMAGES if steps is None else steps
     limit = jnp.int32(longest)
     if steps is None:
         few = sums.num_images < 2 * start.shape[0]
         limit = jnp.where(few, jnp.int32(FAST_STEPS_FEW_IMAGES), jnp.int32(FAST_STEPS))
-    noise = (
-        jnp.finfo(jnp.float32).eps / temperature
-    )  # rounding of an objective made of logits up to 1 / tau
+    # rounding of an objective made of logits up to 1 / tau, and of its gradient (Q - P)^T X / (n tau)
+    noise = jnp.finfo(jnp.float32).eps / temperature
 
     def at(proxies: jax.Array, cache: Any) -> _Point:
         objective, gradient = _evaluate(sweeps, cache, proxies, sums, temperature)
@@ -168,30 +167,33 @@ def fast(
         damped = jnp.clip(-slope * t / (2 * jnp.maximum(-gain - slope * t, 1e-30)), 0.1, 0.5)
 
         point = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
+        norm = jnp.linalg.norm(point.gradient)
+        stalled = (tolerance > 0) & accepted & (gain <= tolerance * jnp.abs(new.objective))
         after = jnp.arange(longest + 1) >= step
         return _FastState(
             step=step,
-            done=(tolerance > 0) & accepted & (gain <= tolerance * jnp.abs(new.objective)),
+            done=stalled | (norm <= noise),
             point=point,
             direction=jnp.where(accepted, _conjugate(old, new, direction), direction),
             damping=jnp.where(accepted, jnp.float32(1), state.damping * damped),
             objectives=jnp.where(after, point.objective, state.objectives),
-            norms=jnp.where(after, jnp.linalg.norm(point.gradient), state.norms),
+            norms=jnp.where(after, norm, state.norms),
             passes=state.passes + _passes_of_step(sweeps, step),
         )
 
     first = at(start, sweeps.start(start))
+    norm = jnp.linalg.norm(first.gradient)
     last = jax.lax.while_loop(
         running,
         descend,
         _FastState(
             step=jnp.zeros((), jnp.int32),
-            done=jnp.zeros((), bool),
+            done=norm <= noise,
             point=first,
             direction=-first.preconditioned,
             damping=jnp.ones((), jnp.float32),
             objectives=jnp.full((longest + 1,), first.objective),
-            norms=jnp.full((longest + 1,), jnp.linalg.norm(first.gradient)),
+            norms=jnp.full((longest + 1,), norm),
             passes=jnp.ones((), jnp.float32),
         ),
     )
