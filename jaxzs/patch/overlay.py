@@ -154,22 +154,30 @@ def write_palette_mask(path: str | Path, labels: np.ndarray) -> None:
 def write_mask_overlay(
     path: str | Path, image: Image.Image, labels: np.ndarray, names: Sequence[str]
 ) -> None:
-    """The photo, and beside it the photo under its label map with a legend. names: of label 0 and up."""
+    """The photo, and beside it the greyed photo under its label map with a legend. names: of label 0 and up."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     path, palette = Path(path), voc_palette() / 255
-    height = 3.6 * min(max(image.height / image.width, 0.4), 2.5)
+    height = 3.6 * min(max(image.height / image.width, 0.4), 2.5) + 0.5
     figure = Figure(figsize=(7.2, height), layout="constrained")
     axes = figure.subplots(1, 2)
+    axes[0].imshow(image)
+    axes[1].imshow(image.convert("L"), cmap="gray", vmin=-80, vmax=335)  # colours are labels here
     for axis in axes:
-        axis.imshow(image)
         axis.axis("off")
-    cover = np.concatenate([palette[labels], np.where(labels > 0, 0.6, 0.0)[..., None]], axis=-1)
+    cover = np.concatenate([palette[labels], np.where(labels > 0, 0.7, 0.0)[..., None]], axis=-1)
     axes[1].imshow(cover, interpolation="nearest")
     present = [label for label in np.unique(labels) if label > 0]
     legend = [Patch(color=palette[label], label=names[label]) for label in present]
     if legend:
-        axes[1].legend(handles=legend, loc="lower left", fontsize=7, framealpha=0.75)
+        axes[1].legend(
+            handles=legend,
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0.0),
+            ncols=4,
+            fontsize=7,
+            frameon=False,
+        )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=80, format=path.suffix.lstrip("."))
