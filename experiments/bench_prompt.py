@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -141,7 +140,7 @@ def torch_step(given: dict[str, Any], folder: Path) -> Callable[[], tuple]:
         value.backward()
         gradient = prefix.grad.numpy().copy()
         sgd.step()
-        return float(value), gradient
+        return value.item(), gradient
 
     return step
 
@@ -154,6 +153,13 @@ def timed(step: Callable[[], tuple]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     step()
     return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def high_water_mark() -> float:
+    """Peak resident MiB of this process alone; getrusage would count what its parent held when it forked."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def peak_memory(which: str, folder: Path, layers: int) -> float:
@@ -188,7 +194,7 @@ def main() -> None:
     if options.only:
         step = jaxzs_step(given) if options.only == "jaxzs" else torch_step(given, options.folder)
         step(), step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(high_water_mark())
         return
     ours, theirs = jaxzs_step(given), torch_step(given, options.folder)
     (loss, gradient), (expected, reference) = ours(), theirs()
@@ -218,6 +224,10 @@ def main() -> None:
         "jax": jax.__version__,
         "device": str(jax.devices()[0]),
     }
+    print(
+        f"ratio {figures['ratio_wall']:.1f} by wall time, {figures['ratio_cpu']:.1f} by CPU time",
+        flush=True,
+    )
     if not options.no_memory:
         figures["peak_mib"] = {
             name: peak_memory(name, options.folder, options.layers) for name in ("jaxzs", "torch")
