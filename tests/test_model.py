@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -21,6 +20,7 @@ from jaxzs.errors import ImageError, TextError
 # FlaxCLIPModel in float32 is itself within 1e-5 of float64 on these weights (values of order 1 to 5); two correct
 # float32 implementations that sum in another order stay within 2e-5 of each other.
 ATOL = 2e-5
+GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = ("quickgelu_legacy_eos", "gelu_first_eos", "odd_sizes")
 
 
