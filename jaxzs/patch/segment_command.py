@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -63,17 +63,10 @@ def run(options: SegmentOptions) -> int:
         raise LabelError(f"{len(foreground)} classes: a palette mask holds 255 and the background")
     model = load_model(options, foreground, background)
     unusable: dict[Path, ImageError] = {}
-    masks_found: Iterator[tuple[Path, np.ndarray, np.ndarray]]
     given = None if options.tags is None else _read_tags(options.tags, paths, foreground)
     crf = {"stride": _crf_stride(options, paths)} if options.crf else None
-    if options.maps == "scores":
-        masks_found = _by_scores(
-            options, model, paths, foreground, background, given, crf, unusable
-        )
-    else:
-        masks_found = _by_activation(
-            options, model, paths, foreground, background, given, crf, unusable
-        )
+    job = _Job(options, model, paths, foreground, background, given, crf, unusable)
+    masks_found = _by_scores(job) if options.maps == "scores" else _by_activation(job)
     masks = picture_names(paths, options.out / "masks")
     overlays = picture_names(paths, options.out / "overlays")
     names, rows = ["background", *foreground], {}
@@ -90,95 +83,93 @@ def run(options: SegmentOptions) -> int:
     return 1 if unusable else 0
 
 
-def _tagged(
-    options: SegmentOptions,
-    model: Model,
-    paths: Sequence[Path],
-    foreground: Sequence[str],
-    background: Sequence[str],
-    unusable: dict[Path, ImageError],
-) -> Iterator[tuple[Path, ImageTags]]:
+class _Job(NamedTuple):
+    """What both kinds of maps start from. given: tags from a file. unusable: filled as images are read."""
+
+    options: SegmentOptions
+    model: Model
+    paths: Sequence[Path]
+    foreground: Sequence[str]
+    background: Sequence[str]
+    given: dict[Path, list[int]] | None
+    crf: dict[str, int] | None
+    unusable: dict[Path, ImageError]
+
+
+def _tagged(job: _Job) -> Iterator[tuple[Path, ImageTags]]:
     """Path and tags of each usable image, as they are found."""
     from jaxzs.patch import Batching, tag_images
     from jaxzs.patch.texts import default_cache, tag_texts
 
     opened: list[Path] = []
     found = tag_images(
-        model,
-        open_images(paths, opened, unusable),
-        tag_texts(model, foreground, background, options.templates or None, cache=default_cache()),
-        num_foreground=len(foreground),
-        batching=Batching(
-            batch_size=min(options.batch_size, len(paths)), max_patches=options.max_patches
+        job.model,
+        open_images(job.paths, opened, job.unusable),
+        tag_texts(
+            job.model,
+            job.foreground,
+            job.background,
+            job.options.templates or None,
+            cache=default_cache(),
         ),
-        on_error=lambda number, error: unusable.__setitem__(opened[number], error),
-        relative_threshold=options.threshold,
-        exact=options.exact,
-        keep_border=options.keep_border,
-        compute_dtype=compute_dtype(options),
+        num_foreground=len(job.foreground),
+        batching=Batching(
+            batch_size=min(job.options.batch_size, len(job.paths)),
+            max_patches=job.options.max_patches,
+        ),
+        on_error=lambda number, error: job.unusable.__setitem__(opened[number], error),
+        relative_threshold=job.options.threshold,
+        exact=job.options.exact,
+        keep_border=job.options.keep_border,
+        compute_dtype=compute_dtype(job.options),
     )
     for tagged in found:
         yield opened[tagged.number], tagged
 
 
-def _by_scores(
-    options: SegmentOptions,
-    model: Model,
-    paths: Sequence[Path],
-    foreground: Sequence[str],
-    background: Sequence[str],
-    given: dict[Path, list[int]] | None,
-    crf: dict[str, int] | None,
-    unusable: dict[Path, ImageError],
-) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+def _by_scores(job: _Job) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
     """Path, tags and labels of each usable image, from the scores of its patches."""
     from jaxzs.data import open_image
     from jaxzs.patch.masks import pixel_labels, score_maps
 
-    for path, tagged in _tagged(options, model, paths, foreground, background, unusable):
-        tags = np.flatnonzero(tagged.tags) if given is None else np.asarray(given[path], int)
+    for path, tagged in _tagged(job):
+        own = np.flatnonzero(tagged.tags) if job.given is None else job.given[path]
+        tags = np.asarray(own, int)
         maps = score_maps(tagged, tags)
-        yield path, tags, pixel_labels(open_image(path), maps, tags, crf=crf, exact=options.exact)
+        image = open_image(path)
+        yield path, tags, pixel_labels(image, maps, tags, crf=job.crf, exact=job.options.exact)
 
 
-def _by_activation(
-    options: SegmentOptions,
-    model: Model,
-    paths: Sequence[Path],
-    foreground: Sequence[str],
-    background: Sequence[str],
-    given: dict[Path, list[int]] | None,
-    crf: dict[str, int] | None,
-    unusable: dict[Path, ImageError],
-) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+def _by_activation(job: _Job) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
     """Path, tags and labels of each usable image, from activation maps (CLIP-ES)."""
     from jaxzs.patch import Batching, segment_images
     from jaxzs.patch.texts import default_cache, tag_texts
 
-    tags = given
+    tags = job.given
     if tags is None:
-        found = _tagged(options, model, paths, foreground, background, unusable)
+        found = _tagged(job)
         tags = {path: np.flatnonzero(tagged.tags).tolist() for path, tagged in found}
-    template = options.templates or (_CLIP_ES_TEMPLATE,)
-    others = background or ("background",)  # one name at least must compete with the tags
-    texts = tag_texts(model, foreground, others, template, cache=default_cache())
-    usable = [path for path in paths if path in tags]
+    template = job.options.templates or (_CLIP_ES_TEMPLATE,)
+    others = job.background or ("background",)  # one name at least must compete with the tags
+    texts = tag_texts(job.model, job.foreground, others, template, cache=default_cache())
+    usable = [path for path in job.paths if path in tags]
     opened: list[Path] = []
     masks = segment_images(
-        model,
-        open_images(usable, opened, unusable),
+        job.model,
+        open_images(usable, opened, job.unusable),
         _InOrderOfOpening(tags, opened),
-        texts[: len(foreground)],
-        texts[len(foreground) :],
-        crf=crf,
+        texts[: len(job.foreground)],
+        texts[len(job.foreground) :],
+        crf=job.crf,
         batching=Batching(
-            batch_size=min(options.batch_size, max(1, len(usable))), max_patches=options.max_patches
+            batch_size=min(job.options.batch_size, max(1, len(usable))),
+            max_patches=job.options.max_patches,
         ),
-        on_error=lambda number, error: unusable.__setitem__(opened[number], error),
-        box_threshold=options.box_threshold,
-        exact=options.exact,
-        keep_border=options.keep_border,
-        compute_dtype=compute_dtype(options),
+        on_error=lambda number, error: job.unusable.__setitem__(opened[number], error),
+        box_threshold=job.options.box_threshold,
+        exact=job.options.exact,
+        keep_border=job.options.keep_border,
+        compute_dtype=compute_dtype(job.options),
     )
     for mask in masks:
         yield opened[mask.number], mask.tags, mask.labels
