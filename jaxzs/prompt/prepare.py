@@ -45,7 +45,7 @@ def freeze(
       TextError: a name too long for the context.
 
     >>> model = jaxzs.load("demo")
-    >>> freeze(model, TextPrompt(4), ["circle", "square"]).text_features.shape[0]
+    >>> freeze(model, jaxzs.prompt.TextPrompt(4), ["circle", "square"]).text_features.shape[0]
     2
     """
     names = [str(name).replace("_", " ") for name in class_names]
