@@ -51,8 +51,8 @@ for line in sys.stdin:
     start, features = time.perf_counter(), []
     with torch.inference_mode():
         for pixels in loader:
-            out = model.get_image_features(pixel_values=pixels)
-            features.append(getattr(out, "pooler_output", out).numpy())
+            answer = model.get_image_features(pixel_values=pixels)
+            features.append(getattr(answer, "pooler_output", answer).numpy())
     seconds = time.perf_counter() - start
     np.save(out, np.concatenate(features))
     print(json.dumps({"seconds": seconds, "images": len(paths)}), flush=True)
