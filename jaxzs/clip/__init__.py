@@ -2,9 +2,9 @@
 
 from jaxzs.clip.config import CLIPConfig, TextConfig, VisionConfig
 from jaxzs.clip.hub import find_checkpoint
+from jaxzs.clip.layers import Numerics
 from jaxzs.clip.load import Model, load
 from jaxzs.clip.model import (
-    Numerics,
     TowerOutput,
     contrastive_loss,
     encode_image,

@@ -16,22 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip.config import CLIPConfig, TextConfig, VisionConfig
-from jaxzs.clip.layers import (  # noqa: F401
-    Array,
-    Numerics,
-    Params,
-    Precision,
-    activation,
-    attend,
-    block,
-    dense,
-    layer_norm,
-    merge_heads,
-    mlp,
-    project_qkv,
-    split_heads,
-    transformer,
-)
+from jaxzs.clip.layers import Array, Numerics, Params, Precision, dense, layer_norm, transformer
 from jaxzs.errors import ImageError, TextError
 
 _STATIC = ("config", "compute_dtype", "precision")

@@ -22,7 +22,8 @@ import jaxzs
 from jaxzs import parallel
 from jaxzs.clip import Model
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.model import Numerics, dense, vision_tower
+from jaxzs.clip.layers import Numerics, dense
+from jaxzs.clip.model import vision_tower
 from jaxzs.data.batches import Batch, batches, shard
 from jaxzs.data.sources import Source, digest
 from jaxzs.errors import ConfigError, DataError

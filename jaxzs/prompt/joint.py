@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig, TextConfig
-from jaxzs.clip.model import Numerics, Params, block, dense
+from jaxzs.clip.layers import Numerics, Params, block, dense
 from jaxzs.prompt.modality import Frozen, Prompts
 from jaxzs.prompt.text import TextPrompt
 from jaxzs.prompt.visual import VisualPrompt, read_prompted

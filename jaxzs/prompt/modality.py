@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.model import Numerics, Params, logits_per_image
+from jaxzs.clip.layers import Numerics, Params
+from jaxzs.clip.model import logits_per_image
 
 Prompts = Any  # a pytree of float32 arrays, the only thing that is trained
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.model import Numerics
+from jaxzs.clip.layers import Numerics
 from jaxzs.errors import DataError
 from jaxzs.prompt import resuming
 from jaxzs.prompt.evaluation import evaluate

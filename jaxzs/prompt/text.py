@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip.config import CLIPConfig, TextConfig
-from jaxzs.clip.model import Numerics, Params, Precision, encode_image, end_positions
+from jaxzs.clip.layers import Numerics, Params, Precision
+from jaxzs.clip.model import encode_image, end_positions
 from jaxzs.errors import TextError
 from jaxzs.prompt.modality import Frozen, Prompts
 from jaxzs.prompt.towers import read_text, read_text_with_context

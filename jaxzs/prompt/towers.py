@@ -8,19 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig, TextConfig, VisionConfig
-from jaxzs.clip.model import (
+from jaxzs.clip.layers import (
     Numerics,
     Params,
     attend,
     block,
-    causal_bias,
     dense,
     layer_norm,
     merge_heads,
     mlp,
-    pool,
     project_qkv,
 )
+from jaxzs.clip.model import causal_bias, pool
 
 
 def blocks(

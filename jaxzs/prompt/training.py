@@ -22,7 +22,8 @@ import optax
 
 from jaxzs import parallel
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.model import Numerics, logits_per_image
+from jaxzs.clip.layers import Numerics
+from jaxzs.clip.model import logits_per_image
 from jaxzs.errors import DataError, JaxzsError
 from jaxzs.prompt.modality import Frozen, Modality, Prompts, class_logits
 from jaxzs.prompt.objective import loss

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.model import Numerics, Params, Precision, vision_embeddings
+from jaxzs.clip.layers import Numerics, Params, Precision
+from jaxzs.clip.model import vision_embeddings
 from jaxzs.prompt.modality import Frozen, Prompts
 from jaxzs.prompt.towers import read_image
 
