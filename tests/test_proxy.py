@@ -400,3 +400,12 @@ def test_rows_that_do_not_divide_over_the_devices(data_mesh):
     x, z, _ = data(n=90)
     with pytest.raises(DataError, match="90 rows do not divide over the 8 devices"):
         proxy.fit(x, z, mesh=data_mesh)
+
+
+def test_inside_jit_with_text_proxies_of_the_outside():
+    features = jax.random.normal(jax.random.key(0), (64, 8))
+    text = jax.random.normal(jax.random.key(1), (4, 8))
+    for text_proxies in (text, np.asarray(text)):
+        inside = jax.jit(lambda x, z=text_proxies: proxy.fit(x, z, iterations=3).proxies)(features)
+        outside = proxy.fit(features, text_proxies, iterations=3).proxies
+        np.testing.assert_allclose(inside, outside, rtol=0, atol=1e-5)  # three steps, fused anew

@@ -44,8 +44,10 @@ def row_mask(mask: Any, num_rows: int) -> jax.Array:
     mask = jnp.asarray(mask)
     if mask.dtype != jnp.bool_:
         raise DataError(f"mask has dtype {mask.dtype}; expected bool, True for rows that count")
-    if concrete(mask) and not bool(jnp.any(mask)):
-        raise DataError("mask leaves no row; expected at least one True")
+    if concrete(mask):
+        with jax.ensure_compile_time_eval():  # the caller may be tracing something else
+            if not bool(jnp.any(mask)):
+                raise DataError("mask leaves no row; expected at least one True")
     return mask
 
 
@@ -53,13 +55,14 @@ def finite(x: jax.Array, name: str, mask: jax.Array | None = None) -> None:
     """No NaN and no infinity, padding aside."""
     if not concrete(x) or (mask is not None and not concrete(mask)):
         return
-    bad = ~jnp.all(jnp.isfinite(x), axis=-1)
-    bad = bad if mask is None else bad & mask
-    if bool(jnp.any(bad)):
-        raise DataError(
-            f"{name} holds values that are not finite, first in row {int(jnp.argmax(bad))} "
-            f"({int(jnp.sum(bad))} rows in all); leave those rows out or mask them"
-        )
+    with jax.ensure_compile_time_eval():  # the caller may be tracing something else
+        bad = ~jnp.all(jnp.isfinite(x), axis=-1)
+        bad = bad if mask is None else bad & mask
+        if bool(jnp.any(bad)):
+            raise DataError(
+                f"{name} holds values that are not finite, first in row {int(jnp.argmax(bad))} "
+                f"({int(jnp.sum(bad))} rows in all); leave those rows out or mask them"
+            )
 
 
 def classes(num_classes: int) -> None:
