@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -28,6 +30,14 @@ settings.load_profile("jaxzs")
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_compiled_programs() -> Iterator[None]:
+    """Forget compiled programs after each file: each takes memory maps, of which a process has 65,530."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
