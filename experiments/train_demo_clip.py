@@ -33,6 +33,7 @@ from experiments.demo_world.card import training_facts, write_card
 from experiments.demo_world.tokenizer import write_tokenizer
 from jaxzs.clip import CLIPConfig, TextConfig, VisionConfig, random_params, write_checkpoint
 from jaxzs.clip.preprocess import ImagePreprocessor
+from jaxzs.files import atomic_path
 
 LOG_EVERY = 50  # steps
 # glibc gives large arrays back to the system after every use and faults them in again: a third of the CPU time.
@@ -153,12 +154,8 @@ def save_state(path: Path, state: Any, progress: dict[str, Any]) -> None:
 
     host = jax.tree.map(np.asarray, state)
     content = {"state": serialization.to_state_dict(host), "progress": json.dumps(progress)}
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(serialization.msgpack_serialize(content))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(serialization.msgpack_serialize(content))
 
 
 def load_state(path: Path, state: Any) -> tuple[Any, dict[str, Any]]:
