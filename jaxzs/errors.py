@@ -35,3 +35,7 @@ class DataError(JaxzsError):
 
 class DependencyError(JaxzsError):
     """An optional package is absent; the message gives the install command."""
+
+
+class RecordError(JaxzsError):
+    """A file is not the record of a run, is damaged, or is of a schema that this version does not know."""

@@ -1,0 +1,181 @@
+"""What a run has measured, in the four shapes that tables and plots are made of.
+
+All numbers are in percent except objectives and gradient norms. `data`, `method` and `protocol` are short names that
+become rows, columns and legends, so runs that are to stand side by side spell them alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from jaxzs.errors import RecordError
+
+_Shape = TypeVar("_Shape")
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One number of a table: accuracy, harmonic mean, mAP, mIoU, ... in percent.
+
+    protocol: what the number is of, e.g. "transductive", "held out", "UL". deviation: standard deviation over runs.
+    """
+
+    data: str
+    method: str
+    figure: str
+    value: float
+    protocol: str = ""
+    deviation: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PerClass:
+    """Accuracy of each class in percent, zero-shot and with a method: lists as long as `classes`."""
+
+    data: str
+    method: str
+    classes: tuple[str, ...]
+    zero_shot: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    protocol: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Convergence:
+    """Objective of a proxy solver, and the norm of its gradient, after so many passes over the features."""
+
+    data: str
+    method: str
+    passes: tuple[float, ...]
+    objective: tuple[float, ...]
+    gradient_norm: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pseudolabels:
+    """Pseudolabels of a strategy: k per class, and how many percent of them are right, iteration by iteration."""
+
+    data: str
+    method: str
+    k: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    protocol: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All that a run, or a part of it, has measured. metrics: JSON values as the experiment likes them.
+
+    >>> Results(figures=(Figure("digits", "zero-shot", "accuracy", 83.1),)).as_json()["figures"][0]["value"]
+    83.1
+    """
+
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    figures: tuple[Figure, ...] = ()
+    per_class: tuple[PerClass, ...] = ()
+    convergence: tuple[Convergence, ...] = ()
+    pseudolabels: tuple[Pseudolabels, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """`metrics`, and every list that is not empty."""
+        lists = {
+            name: [_without_none(dataclasses.asdict(one)) for one in getattr(self, name)]
+            for name in SHAPES
+            if getattr(self, name)
+        }
+        return {"metrics": dict(self.metrics), **lists}
+
+
+SHAPES: dict[str, type] = {
+    "figures": Figure,
+    "per_class": PerClass,
+    "convergence": Convergence,
+    "pseudolabels": Pseudolabels,
+}
+
+
+def joined(parts: Iterable[Results]) -> Results:
+    """The lists of several results behind each other; metrics are left out."""
+    parts = list(parts)
+    lists: dict[str, Any] = {
+        name: tuple(one for part in parts for one in getattr(part, name)) for name in SHAPES
+    }
+    return Results(**lists)
+
+
+def parse(values: Mapping[str, Any], where: str) -> Results:
+    """The inverse of `Results.as_json`. Raises `RecordError` naming the place `where` something is unfit."""
+    lists: dict[str, Any] = {}
+    for name, shape in SHAPES.items():
+        listed = values.get(name, [])
+        if not isinstance(listed, list):
+            raise RecordError(f"{where}: {name} is {_kind(listed)}, expected a list")
+        lists[name] = tuple(
+            _parse_one(shape, value, f"{where}: {name}[{i}]") for i, value in enumerate(listed)
+        )
+    metrics = values.get("metrics", {})
+    if not isinstance(metrics, dict):
+        raise RecordError(f"{where}: metrics is {_kind(metrics)}, expected an object")
+    return Results(metrics, **lists)
+
+
+def _parse_one(shape: type[_Shape], value: Any, where: str) -> _Shape:
+    if not isinstance(value, dict):
+        raise RecordError(f"{where} is {_kind(value)}, expected an object")
+    fields = {field.name: field for field in dataclasses.fields(shape)}  # type: ignore[arg-type]
+    unknown = sorted(set(value) - set(fields))
+    if unknown:
+        raise RecordError(f"{where} has {unknown[0]!r}, expected only {', '.join(fields)}")
+    parsed = {}
+    for name, field in fields.items():
+        if name in value:
+            parsed[name] = _PARSERS[str(field.type)](value[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING:
+            raise RecordError(f"{where} lacks {name!r}")
+    if len({len(entry) for entry in parsed.values() if isinstance(entry, tuple)}) > 1:
+        raise RecordError(f"{where}: its lists differ in length")
+    return shape(**parsed)
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise RecordError(f"{where} is {_kind(value)}, expected a text")
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RecordError(f"{where} is {_kind(value)}, expected a finite number")
+    return value
+
+
+def _several(one: Callable[[Any, str], Any]) -> Callable[[Any, str], tuple[Any, ...]]:
+    def parse_all(value: Any, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple):
+            raise RecordError(f"{where} is {_kind(value)}, expected a list")
+        return tuple(one(entry, f"{where}[{i}]") for i, entry in enumerate(value))
+
+    return parse_all
+
+
+_PARSERS: dict[str, Callable[[Any, str], Any]] = {  # by the annotations of the shapes above
+    "str": _text,
+    "float": _number,
+    "float | None": lambda value, where: None if value is None else _number(value, where),
+    "tuple[str, ...]": _several(_text),
+    "tuple[float, ...]": _several(_number),
+    "tuple[float, ...] | None": lambda value, where: (
+        None if value is None else _several(_number)(value, where)
+    ),
+}
+
+
+def _kind(value: Any) -> str:
+    return repr(value) if isinstance(value, int | float | str | None) else type(value).__name__
+
+
+def _without_none(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry for name, entry in value.items() if entry is not None}

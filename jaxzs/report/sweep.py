@@ -1,0 +1,136 @@
+"""Sweeps that can be stopped and go on: one record whose cells are written as they are finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxzs.errors import RecordError
+from jaxzs.report import results as shapes
+from jaxzs.report.records import json_values, model_entry, read_record, write_record
+from jaxzs.report.results import Results
+from jaxzs.report.timing import measured
+
+if TYPE_CHECKING:
+    from jaxzs.clip import Model
+
+
+def identity(
+    settings: Mapping[str, Any],
+    model: Mapping[str, Any] | None,
+    data: Mapping[str, Any] | None,
+) -> str:
+    """Hash of settings and of the fingerprints of model and data: equal ones need not be computed twice.
+
+    Their names do not count, nor do versions, device and time.
+    """
+    parts = [settings, *((entry or {}).get("fingerprint") for entry in (model, data))]
+    text = json.dumps(json_values(parts), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Sweep:
+    """A record that grows cell by cell.
+
+    path: of the record; None keeps it in memory. command, settings, model, data: of the whole record, as in
+    `write_record`. skip_existing: cells that the file holds already, made with the same settings and fingerprints, are
+    taken from it; any difference computes them again, and a file that cannot be read is said and begun anew.
+
+    >>> sweep = Sweep(None, command="example", settings={"seed": 0})
+    >>> dict(sweep.cell("sum", lambda: Results({"sum": 3})).metrics)
+    {'sum': 3}
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        *,
+        command: str,
+        settings: Mapping[str, Any],
+        model: Model | None = None,
+        data: Mapping[str, Any] | None = None,
+        skip_existing: bool = False,
+        notify: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.command, self.settings, self.model, self.data = command, settings, model, data
+        self.notify = notify
+        self.record: dict[str, Any] = {}
+        self._model = None if model is None else model_entry(model)
+        self._before = self._existing() if skip_existing else {}
+        whole = {"settings": json_values(settings), "model": self._model, "data": data}
+        # Of an equal record also the cells stay that this run does not ask for.
+        same = self._before and all(
+            json_values(self._before["raw"].get(name)) == value for name, value in whole.items()
+        )
+        self.cells: dict[str, Any] = dict(self._before["cells"]) if same else {}
+
+    def cell(
+        self,
+        key: str,
+        compute: Callable[[], Results],
+        *,
+        settings: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> Results:
+        """What a cell has measured: from the file, or computed now, measured in seconds, and written at once.
+
+        settings: those of this cell beyond the sweep's. data: of this cell, where cells have their own.
+        """
+        own = identity({**self.settings, **(settings or {})}, self._model, data or self.data)
+        kept = self._before.get("cells", {}).get(key)
+        if kept is not None and kept["identity"] == own:
+            self.notify(f"{key}: kept from {self.path}")
+            self.cells[key] = kept
+            return shapes.parse(kept, f"{self.path}: cells[{key!r}]")
+        if kept is not None:
+            self.notify(f"{key}: {self.path} has it with other settings or data; computed anew")
+        with measured() as seconds:
+            found = compute()
+        cell: dict[str, Any] = {"identity": own, "seconds": seconds}
+        if settings:
+            cell["settings"] = dict(settings)
+        if data is not None:
+            cell["data"] = dict(data)
+        self.cells[key] = json_values({**cell, **found.as_json()})
+        self._write(Results())
+        return found
+
+    def finish(self, results: Results | None = None, **more: Any) -> dict[str, Any]:
+        """Write the record with what belongs to no cell; returns it. `more` as in `write_record`."""
+        return self._write(results or Results(), **more)
+
+    def _write(self, results: Results, **more: Any) -> dict[str, Any]:
+        seconds: dict[str, float] = {}
+        for cell in self.cells.values():
+            for name, value in cell["seconds"].items():
+                seconds[name] = round(seconds.get(name, 0.0) + value, 3)
+        self.record = write_record(
+            self.path,
+            command=self.command,
+            settings=self.settings,
+            results=results,
+            model=self.model,
+            data=self.data,
+            seconds=seconds,
+            cells=self.cells,
+            **more,
+        )
+        return self.record
+
+    def _existing(self) -> dict[str, Any]:
+        """Cells and raw values of the file at `path`; empty without one."""
+        if self.path is None or not self.path.exists():
+            return {}
+        try:
+            record = read_record(self.path)
+        except RecordError as error:
+            self.notify(f"{error}; nothing of it is kept")
+            return {}
+        if not record.cells:
+            self.notify(f"{self.path} has no cells that could be kept")
+        return {"cells": dict(record.cells), "raw": record.raw}
