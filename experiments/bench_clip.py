@@ -24,12 +24,6 @@ import numpy as np
 from jaxzs import clip
 from jaxzs.report import markdown_table, write_record
 
-CONFIGS = {
-    "ViT-B/32": clip.CLIPConfig(),
-    "ViT-B/16": clip.CLIPConfig(vision=clip.VisionConfig(patch_size=16)),
-    "ViT-L/14": clip.CLIPConfig(vision=clip.VisionConfig(1024, 4096, 24, 16, 224, 14)),
-}
-
 
 def torch_encoder(folder: Path, pixels: np.ndarray, dtype_name: str) -> Callable[[], np.ndarray]:
     """The same checkpoint in transformers' CLIPModel; returns a call that encodes `pixels`."""
@@ -77,13 +71,13 @@ def interleave(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=CONFIGS, default="ViT-B/32")
+    parser.add_argument("--model", choices=clip.ARCHITECTURES, default="ViT-B/32")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
-    config = CONFIGS[options.model]
+    config = clip.ARCHITECTURES[options.model]
     params = clip.random_params(jax.random.key(0), config)
     size = config.vision.image_size
     rng = np.random.default_rng(0)

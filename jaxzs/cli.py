@@ -66,6 +66,12 @@ COMMANDS = {
         "run_datasets",
         "list the data sets whose class names and templates are known, or show one",
     ),
+    "bench": Command(
+        "jaxzs.commands.bench",
+        "BenchOptions",
+        "run",
+        "measure how fast this machine runs each part",
+    ),
 }
 
 FINISHED, INCOMPLETE, FAILED, INTERRUPTED = 0, 1, 2, 130

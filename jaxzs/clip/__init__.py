@@ -1,6 +1,6 @@
 """The model: configuration, weights in and out, encoders, image and text preprocessing."""
 
-from jaxzs.clip.config import CLIPConfig, TextConfig, VisionConfig
+from jaxzs.clip.config import ARCHITECTURES, CLIPConfig, TextConfig, VisionConfig
 from jaxzs.clip.hub import find_checkpoint
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.load import Model, load
@@ -20,6 +20,7 @@ from jaxzs.clip.tokenizer import Tokenizer
 from jaxzs.clip.weights import fingerprint, read_checkpoint, write_checkpoint
 
 __all__ = [
+    "ARCHITECTURES",
     "CLIPConfig",
     "ImagePreprocessor",
     "Model",

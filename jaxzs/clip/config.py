@@ -29,7 +29,11 @@ ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Text transformer; the defaults are those that HuggingFace leaves out of config.json."""
+    """Text transformer; the defaults are those that HuggingFace leaves out of config.json.
+
+    >>> clip.TextConfig().max_position_embeddings, clip.TextConfig(hidden_size=768).hidden_act
+    (77, 'quick_gelu')
+    """
 
     hidden_size: int = 512
     intermediate_size: int = 2048
@@ -48,7 +52,12 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Vision transformer; the defaults are those that HuggingFace leaves out of config.json."""
+    """Vision transformer; the defaults are those that HuggingFace leaves out of config.json.
+
+    >>> vision = clip.VisionConfig(image_size=224, patch_size=16)
+    >>> vision.grid, vision.num_patches
+    ((14, 14), 196)
+    """
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -75,8 +84,12 @@ class VisionConfig:
 class CLIPConfig:
     """Both towers and the width of the shared space. `projection_dim` at the top rules, as in HuggingFace.
 
-    >>> CLIPConfig.from_hf({"model_type": "clip"}).vision.patch_size
-    32
+    >>> config = clip.CLIPConfig.from_hf({"model_type": "clip", "vision_config": {"patch_size": 16}})
+    >>> config.vision.patch_size, config.vision.hidden_size, config.projection_dim
+    (16, 768, 512)
+    >>> clip.CLIPConfig.from_hf({"model_type": "siglip"})
+    Traceback (most recent call last):
+    jaxzs.errors.ConfigError: config: model_type is 'siglip', expected 'clip'. ...
     """
 
     text: TextConfig = TextConfig()
@@ -192,3 +205,14 @@ def _check(config: CLIPConfig) -> None:
             f"text: eos_token_id {config.text.eos_token_id} lies outside the vocabulary of "
             f"{config.text.vocab_size} tokens; set it in text_config"
         )
+
+
+_LARGE_TEXT = TextConfig(768, 3072, 12, 12)
+
+# The published shapes of OpenAI's CLIP, for measuring and compiling without their weights.
+ARCHITECTURES: Mapping[str, CLIPConfig] = {
+    "ViT-B/32": CLIPConfig(),
+    "ViT-B/16": CLIPConfig(vision=VisionConfig(patch_size=16)),
+    "ViT-L/14": CLIPConfig(_LARGE_TEXT, VisionConfig(1024, 4096, 24, 16, 224, 14), 768),
+    "ViT-L/14@336": CLIPConfig(_LARGE_TEXT, VisionConfig(1024, 4096, 24, 16, 336, 14), 768),
+}

@@ -1,0 +1,320 @@
+"""`jaxzs bench`: how fast this machine runs each part of the library, compile time apart from steady state."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from jaxzs.errors import DataError
+
+if TYPE_CHECKING:
+    from jaxzs.clip import CLIPConfig
+
+Part = Literal["image", "text", "proxy", "prompt", "tag"]
+PARTS: tuple[Part, ...] = ("image", "text", "proxy", "prompt", "tag")
+Shape = Literal["ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336"]
+
+_TEXT_LENGTH = 16  # tokens of a usual prompt, start and end included
+_PROMPT_CLASSES, _PROMPT_BATCH, _PROMPT_STEPS = 50, 16, 4
+_TAG_FOREGROUND, _TAG_NAMES = 20, 45  # as for VOC
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    parts: Annotated[tuple[Part, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PARTS")] = PARTS
+    """What to measure: image (encoder), text (encoder), proxy (a whole fit), prompt (textual tuning), tag (TagCLIP)."""
+    model: str = "demo"
+    """The embedded demo checkpoint, a folder, or a hub id such as openai/clip-vit-base-patch32."""
+    revision: str | None = None
+    """Commit, branch or tag of a hub id."""
+    shape: Shape | None = None
+    """Random weights of this published shape instead of a model: speed does not depend on the weights."""
+    batch_size: int = 32
+    """Images or texts encoded at once; images tagged at once."""
+    images: int = 10_000
+    """Images that proxies are learned from."""
+    classes: int = 100
+    """Classes that proxies are learned for."""
+    bfloat16: bool = False
+    """Bfloat16 products in the encoders."""
+    rounds: int = 5
+    """Repetitions after the first; the median is reported."""
+    out: Path | None = None
+    """Write the record to this .json file."""
+    json: bool = False
+    """Print the record instead of a table."""
+
+
+class _Measured(NamedTuple):
+    """A call that runs the part once, and how many `unit`s that is."""
+
+    call: Callable[[], Any]
+    count: int
+    unit: str
+
+
+class _Model(NamedTuple):
+    """What is measured: parameters, configuration, and the name to report."""
+
+    params: Any
+    config: CLIPConfig
+    name: str
+    fingerprint: str | None
+
+
+def run(options: BenchOptions) -> int:
+    """Measure, print, and write the record; returns 0."""
+    _check(options)
+    from jaxzs.report import environment, write_record
+
+    model = _model(options)
+    timed = {}
+    for part in dict.fromkeys(options.parts):
+        print(f"{part} ...", file=sys.stderr, flush=True)
+        timed[part] = _time(_MEASURED[part](model, options), options.rounds)
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(options).items()
+        if name not in ("out", "json", "revision")
+    }
+    record: dict[str, Any] = {
+        "command": "jaxzs bench",
+        "settings": settings,
+        "metrics": timed,
+        "seconds": {
+            f"{part}, {when}": of[when] for part, of in timed.items() for when in ("compile", "run")
+        },
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "device_memory": _device_memory(),
+    }
+    if options.out is not None:
+        record = write_record(options.out, **record)
+    else:
+        record = {**record, **environment()}
+    print(json.dumps(record, indent=1) if options.json else _table(model.name, record))
+    return 0
+
+
+def _check(options: BenchOptions) -> None:
+    for name in ("batch_size", "images", "classes", "rounds"):
+        if getattr(options, name) < 1:
+            flag = name.replace("_", "-")
+            raise DataError(f"--{flag} is {getattr(options, name)}, expected at least 1")
+    if options.classes < 2 and "proxy" in options.parts:
+        raise DataError("--classes is 1, expected at least 2 to learn proxies for")
+    if options.shape is not None and options.model != "demo":
+        raise DataError("give only one of --model and --shape (random weights)")
+    if options.out is not None and options.out.suffix.lower() != ".json":
+        raise DataError(f"--out {options.out}: the name must end in .json")
+
+
+def _model(options: BenchOptions) -> _Model:
+    import jax
+
+    from jaxzs import clip
+
+    if options.shape is None:
+        loaded = clip.load(options.model, revision=options.revision)
+        return _Model(loaded.params, loaded.config, options.model, loaded.fingerprint)
+    config = clip.ARCHITECTURES[options.shape]
+    params = clip.random_params(jax.random.key(0), config)
+    return _Model(params, config, f"{options.shape}, random weights", None)
+
+
+# --- the parts --------------------------------------------------------------------------------------
+
+
+def _image(model: _Model, options: BenchOptions) -> _Measured:
+    from jaxzs import clip
+
+    pixels = _normal((options.batch_size, *_image_shape(model.config)))
+    encode = functools.partial(
+        clip.encode_image, model.params, pixels, model.config, compute_dtype=_dtype(options)
+    )
+    return _Measured(encode, options.batch_size, "image")
+
+
+def _text(model: _Model, options: BenchOptions) -> _Measured:
+    from jaxzs import clip
+
+    ids = _token_ids(model.config, options.batch_size)
+    encode = functools.partial(
+        clip.encode_text, model.params, ids, model.config, compute_dtype=_dtype(options)
+    )
+    return _Measured(encode, options.batch_size, "text")
+
+
+def _proxy(model: _Model, options: BenchOptions) -> _Measured:
+    """Features scattered around their classes' proxies, as a real data set's are."""
+    import jax.numpy as jnp
+
+    from jaxzs import proxy
+    from jaxzs.clip import normalize
+
+    text = normalize(_normal((options.classes, model.config.projection_dim)))
+    of_class = jnp.arange(options.images) % options.classes
+    spread = normalize(_normal((options.images, model.config.projection_dim), seed=1))
+    features = normalize(text[of_class] + 2.0 * spread)
+    return _Measured(functools.partial(proxy.fit, features, text), options.images, "image")
+
+
+def _prompt(model: _Model, options: BenchOptions) -> _Measured:
+    """Textual tuning: images encoded once before, gradients through the text tower."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxzs import prompt
+    from jaxzs.clip import Numerics
+
+    config = model.config
+    modality = prompt.TextPrompt(min(16, _text_length(config) - 6))
+    bare = np.asarray(_token_ids(config, _PROMPT_CLASSES, length=6))
+    template = _normal((_PROMPT_CLASSES, config.projection_dim))
+    ids = jnp.asarray(prompt.placeholder_ids(bare, modality.length, config.text))
+    frozen = prompt.Frozen(model.params, ids, template, template)
+    images = _normal((_PROMPT_STEPS * _PROMPT_BATCH, config.projection_dim), seed=1)
+    labels = np.arange(len(images)) % _PROMPT_CLASSES
+    optimisation = prompt.Optimisation(
+        epochs=1, warmup_epochs=0, batch_size=_PROMPT_BATCH, steps_per_chunk=_PROMPT_STEPS
+    )
+    rows, none = np.arange(len(images)), np.arange(0)
+    classes = np.arange(_PROMPT_CLASSES)
+    split = prompt.Split("ssl", _PROMPT_CLASSES, rows, none, none, classes, classes)
+    plan = prompt.Plan("labelled", optimisation=optimisation)
+    tune = functools.partial(
+        prompt.fit,
+        modality,
+        frozen,
+        images,
+        [split],
+        config,
+        plan,
+        labels=labels,
+        numerics=Numerics(_dtype(options)),
+    )
+    return _Measured(lambda: tune().prompts, _PROMPT_STEPS, "step")
+
+
+def _tag(model: _Model, options: BenchOptions) -> _Measured:
+    from jaxzs import patch
+
+    pixels = _normal((options.batch_size, *_image_shape(model.config)))
+    texts = _normal((_TAG_NAMES, model.config.projection_dim), seed=1)
+    tag = functools.partial(
+        patch.tag,
+        model.params,
+        pixels,
+        texts,
+        model.config,
+        num_foreground=_TAG_FOREGROUND,
+        compute_dtype=_dtype(options),
+    )
+    return _Measured(lambda: tag().scores, options.batch_size, "image")
+
+
+_MEASURED: dict[Part, Callable[[_Model, BenchOptions], _Measured]] = {
+    "image": _image,
+    "text": _text,
+    "proxy": _proxy,
+    "prompt": _prompt,
+    "tag": _tag,
+}
+
+
+# --- inputs, clock, table ---------------------------------------------------------------------------
+
+
+def _normal(shape: tuple[int, ...], seed: int = 0) -> Any:
+    import jax
+
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _dtype(options: BenchOptions) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.bfloat16 if options.bfloat16 else None
+
+
+def _image_shape(config: CLIPConfig) -> tuple[int, int, int]:
+    vision = config.vision
+    return vision.image_size, vision.image_size, vision.num_channels
+
+
+def _text_length(config: CLIPConfig) -> int:
+    return config.text.max_position_embeddings
+
+
+def _token_ids(config: CLIPConfig, count: int, length: int = _TEXT_LENGTH) -> Any:
+    """Random texts of one length, the end token last: [count,length] int32."""
+    import numpy as np
+
+    text = config.text
+    length = min(length, text.max_position_embeddings)
+    # Below the end token, which the first published configurations find as the largest id.
+    highest = max(2, min(text.vocab_size, text.eos_token_id) - 2)
+    ids = np.random.default_rng(0).integers(1, highest, (count, length)).astype(np.int32)
+    ids[:, -1] = text.eos_token_id if text.eos_token_id != 2 else text.vocab_size - 1
+    return ids
+
+
+def _time(measured: _Measured, rounds: int) -> dict[str, Any]:
+    """Seconds of compiling (the first call, less a usual one), of a call (median), and the rate."""
+    import jax
+
+    seconds = []
+    for _ in range(1 + rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(measured.call())
+        seconds.append(time.perf_counter() - start)
+    usual = statistics.median(seconds[1:])
+    return {
+        "unit": measured.unit,
+        "per_second": measured.count / usual,
+        "run": usual,
+        "compile": max(0.0, seconds[0] - usual),
+    }
+
+
+def _device_memory() -> dict[str, int] | None:
+    """Peak and limit of the first device's memory in bytes, where it tells them (GPU and TPU do)."""
+    import jax
+
+    stats = jax.devices()[0].memory_stats() or {}
+    names = [name for name in ("peak_bytes_in_use", "bytes_limit") if name in stats]
+    return {name: int(stats[name]) for name in names} or None
+
+
+def _table(name: str, record: dict[str, Any]) -> str:
+    from jaxzs.report import markdown_table
+
+    settings, measured = record["settings"], record["metrics"]
+    products = "bfloat16" if settings["bfloat16"] else "float32"
+    what = {
+        "image": f"encode images, {settings['batch_size']} at once",
+        "text": f"encode texts, {settings['batch_size']} at once",
+        "proxy": f"learn proxies, {settings['images']} images, {settings['classes']} classes",
+        "prompt": f"tune a textual prompt, {_PROMPT_CLASSES} classes, batch {_PROMPT_BATCH}",
+        "tag": f"tag images, {settings['batch_size']} at once, {_TAG_NAMES} names",
+    }
+    rows = [
+        [what[part], float(of["per_second"]), f"{of['unit']}s/s", of["run"], of["compile"]]
+        for part, of in measured.items()
+    ]
+    lines = [
+        f"{name}; {products} products; {record['num_devices']} x {record['device']}; jax {record['versions']['jax']}",
+        markdown_table(["part", "rate", "unit", "run, s", "compile, s"], rows),
+    ]
+    memory = record["device_memory"]
+    if memory and "peak_bytes_in_use" in memory:
+        lines.append(f"peak device memory: {memory['peak_bytes_in_use'] / 2**30:.2f} GiB")
+    return "\n".join(lines)
