@@ -20,8 +20,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises `DataError` naming the file when the folder cannot be written or the disk is full; what stood under
     `path` before is then still there.
 
-    >>> with atomic_path("results.json") as temporary:  # doctest: +SKIP
-    ...     temporary.write_text("{}")
+    >>> path = Path("results.json")
+    >>> with atomic_path(path) as temporary:
+    ...     _ = temporary.write_text("{}")
+    >>> path.read_text()
+    '{}'
     """
     path = Path(path)
     try:

@@ -34,7 +34,7 @@ def top_k_accuracy(
     Returns [] float32 in [0, 1], 0 if no row counts. Raises DataError (shapes), ConfigError (k).
 
     >>> scores = jnp.array([[0.1, 0.9, 0.5], [0.2, 0.3, 0.1]])
-    >>> [float(top_k_accuracy(scores, jnp.array([2, 1]), k)) for k in (1, 2)]
+    >>> [float(metrics.top_k_accuracy(scores, jnp.array([2, 1]), k)) for k in (1, 2)]
     [0.5, 1.0]
     """
     if scores.ndim != 2:
@@ -52,7 +52,8 @@ def accuracy(predictions: jax.Array, labels: jax.Array, mask: jax.Array | None =
     predictions [N] int, labels [N] int, mask [N] bool. Returns [] float32 in [0, 1], 0 if no row counts.
     Raises DataError (shapes).
 
-    >>> float(accuracy(jnp.array([0, 1, 1]), jnp.array([0, 1, 0]), jnp.array([True, True, False])))
+    >>> predictions, labels = jnp.array([0, 1, 1]), jnp.array([0, 1, 0])
+    >>> float(metrics.accuracy(predictions, labels, mask=jnp.array([True, True, False])))
     1.0
     """
     if predictions.ndim != 1:
@@ -70,7 +71,7 @@ def per_class_accuracy(
     predictions [N] int, labels [N] int in [0, num_classes), mask [N] bool. Returns accuracies [C] float32,
     NaN for a class without rows, and counts [C] int32. Raises DataError (shapes).
 
-    >>> per_class, counts = per_class_accuracy(jnp.array([0, 1, 1]), jnp.array([0, 1, 0]), 2)
+    >>> per_class, counts = metrics.per_class_accuracy(jnp.array([0, 1, 1]), jnp.array([0, 1, 0]), 2)
     >>> per_class.tolist(), counts.tolist()
     ([0.5, 1.0], [2, 1])
     """
@@ -90,7 +91,7 @@ def mean_per_class_accuracy(
 ) -> jax.Array:
     """Mean of the accuracies of the classes that have rows: [] float32. Arguments as `per_class_accuracy`.
 
-    >>> float(mean_per_class_accuracy(jnp.array([0, 1, 1]), jnp.array([0, 1, 0]), 2))
+    >>> float(metrics.mean_per_class_accuracy(jnp.array([0, 1, 1]), jnp.array([0, 1, 0]), 2))
     0.75
     """
     per_class, counts = per_class_accuracy(predictions, labels, num_classes, mask)

@@ -72,8 +72,12 @@ def make_mesh(
     data, model: devices along each axis; data=-1 takes all that are left. devices: default all of all processes.
     Raises `ConfigError` when the numbers do not fit the devices.
 
-    >>> make_mesh(devices=jax.devices()[:1]).shape["data"]
-    1
+    >>> mesh = parallel.make_mesh()  # all devices along "data"
+    >>> mesh.shape["data"] == jax.device_count(), mesh.shape["model"]
+    (True, 1)
+    >>> parallel.make_mesh(model=1000)
+    Traceback (most recent call last):
+    jaxzs.errors.ConfigError: ... devices cannot be split 1000 ways along 'model'
     """
     listed = list(jax.devices() if devices is None else devices)
     if model < 1 or len(listed) % model:
@@ -98,8 +102,9 @@ def partition_spec(
     An axis without a rule, one whose mesh axis is taken already, and one that the mesh axis does not divide evenly
     stay whole.
 
-    >>> partition_spec(("images", None), (8, 3), make_mesh(devices=jax.devices()[:1]))
-    PartitionSpec('data', None)
+    >>> mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    >>> tuple(parallel.partition_spec(("images", None), (8, 3), mesh))
+    ('data', None)
     """
     if len(axes) != len(shape):
         raise ConfigError(
@@ -116,7 +121,12 @@ def partition_spec(
 def sharding(
     mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], rules: Rules = DATA_RULES
 ) -> NamedSharding:
-    """`partition_spec` as a `NamedSharding` on `mesh`."""
+    """`partition_spec` as a `NamedSharding` on `mesh`.
+
+    >>> mesh = parallel.make_mesh()
+    >>> tuple(parallel.sharding(mesh, ("images", None), (mesh.size, 3)).spec)
+    ('data', None)
+    """
     return NamedSharding(mesh, partition_spec(axes, shape, mesh, rules))
 
 
@@ -126,7 +136,7 @@ def sharding(
 def parameter_axes(config: CLIPConfig) -> Tree:
     """Logical axis names of every leaf of `abstract_params(config)`: nested dict of tuples.
 
-    >>> parameter_axes(CLIPConfig())["visual_projection"]["kernel"]
+    >>> parallel.parameter_axes(clip.CLIPConfig())["visual_projection"]["kernel"]
     ('width', 'embedding')
     """
     return unflatten({path: _axes_of(path) for path, _ in flatten(abstract_params(config))})
@@ -145,6 +155,11 @@ def parameter_shardings(
     placement: "replicated"; "fully_sharded" (every weight matrix split over "data" and gathered where used);
     "tensor" (heads, MLP and vocabulary split over "model"); "tensor_fully_sharded" (both). Where "model" does not
     divide the number of heads, attention stays whole. Raises `ConfigError` for an unknown placement.
+
+    >>> mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    >>> where = parallel.parameter_shardings(clip.CLIPConfig(), mesh, "fully_sharded")
+    >>> tuple(where["visual_projection"]["kernel"].spec)
+    ('data', None)
     """
     leaves = dict(flatten(abstract_params(config)))
     return unflatten(
@@ -172,7 +187,13 @@ def _parameter_sharding(
 def place_parameters(
     params: Tree, config: CLIPConfig, mesh: Mesh, placement: Placement = "replicated"
 ) -> Tree:
-    """Parameters (host or device arrays) put on the mesh. Values do not change."""
+    """Parameters (host or device arrays) put on the mesh. Values do not change.
+
+    >>> model, mesh = jaxzs.load("demo"), parallel.make_mesh()
+    >>> params = parallel.place_parameters(model.params, model.config, mesh)
+    >>> len(params["logit_scale"].devices()) == mesh.size
+    True
+    """
     place = placer(config, mesh, placement)
     return unflatten({path: place(path, leaf) for path, leaf in flatten(params)})
 
@@ -183,8 +204,11 @@ def placer(
     """`place(path, array)` for `clip.read_checkpoint(path, place=...)`: each leaf goes shard by shard from the file
     to the devices of this process, and no host ever holds a second copy.
 
-    >>> mesh = make_mesh()
-    >>> place = placer(CLIPConfig(), mesh, "tensor")
+    >>> model, mesh = clip.find_checkpoint("demo"), parallel.make_mesh()
+    >>> place = parallel.placer(clip.CLIPConfig.from_hf(model), mesh, "fully_sharded")
+    >>> params, config = clip.read_checkpoint(model, place=place)
+    >>> tuple(params["visual_projection"]["kernel"].sharding.spec)
+    ('data', None)
     """
 
     def place(path: str, leaf: Any) -> jax.Array:
@@ -200,7 +224,11 @@ def placer(
 
 
 def padded_length(num_rows: int, multiple: int) -> int:
-    """The next multiple of `multiple`, at least one."""
+    """The next multiple of `multiple`, at least one.
+
+    >>> parallel.padded_length(30, 8)
+    32
+    """
     return multiple * max(1, math.ceil(num_rows / multiple))
 
 
@@ -209,8 +237,9 @@ def pad_rows(rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 
     Raises `DataError` when there are more rows than that.
 
-    >>> pad_rows(np.ones((3, 2)), 4)[1].tolist()
-    [True, True, True, False]
+    >>> rows, mask = parallel.pad_rows(np.ones((3, 2)), 4)
+    >>> rows.shape, mask.tolist()
+    ((4, 2), [True, True, True, False])
     """
     if len(rows) > length:
         raise DataError(f"{len(rows)} rows do not fit into {length}")
@@ -224,6 +253,11 @@ def shard_rows(rows: Any, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
 
     N' is the next multiple of the devices along "data". With several processes every one passes the same rows;
     where each holds only its own part use `rows_of_processes`.
+
+    >>> mesh = parallel.make_mesh()
+    >>> rows, mask = parallel.shard_rows(np.ones((30, 4), np.float32), mesh)
+    >>> rows.shape[0] % mesh.size, int(mask.sum())
+    (0, 30)
     """
     host = np.asarray(rows)
     padded, mask = pad_rows(host, padded_length(len(host), mesh.shape[DATA]))
@@ -233,12 +267,45 @@ def shard_rows(rows: Any, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     return place(padded), place(mask)
 
 
-def replicate(x: Any, mesh: Mesh) -> jax.Array:
-    """One copy of `x` on every device of the mesh."""
-    host = np.asarray(x)
-    return jax.make_array_from_callback(
-        host.shape, NamedSharding(mesh, PartitionSpec()), lambda index: host[index]
-    )
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """One copy of every array of a pytree on every device of the mesh.
+
+    >>> parallel.replicate(np.eye(2, dtype=np.float32), parallel.make_mesh()).is_fully_replicated
+    True
+    """
+
+    def place(x: Any) -> jax.Array:
+        host = np.asarray(x)
+        where = NamedSharding(mesh, PartitionSpec())
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(place, tree)
+
+
+def map_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function(shared, *rows)` with every device working on its own rows: nothing is exchanged between them.
+
+    shared: a pytree that every device holds whole. rows: pytrees of arrays that start with the axis of rows, of a
+    multiple of the devices; so must all results. They are divided over all axes of the mesh. For functions whose loops
+    depend on the rows, such as tagging: sharded by the compiler, every device would wait for the slowest.
+
+    >>> mesh = parallel.make_mesh()
+    >>> scaled = parallel.map_rows(lambda scale, x: scale * x, mesh)
+    >>> scaled(np.float32(2), np.ones((mesh.size, 1), np.float32)).shape == (mesh.size, 1)
+    True
+    """
+    whole, divided = PartitionSpec(), PartitionSpec(mesh.axis_names)
+
+    def run(shared: Any, *rows: Any) -> Any:
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(whole, *[divided] * len(rows)),
+            out_specs=divided,
+            check_vma=False,  # loops inside may start from constants, which are the same everywhere
+        )(shared, *rows)
+
+    return jax.jit(run)
 
 
 # --- several processes ------------------------------------------------------------------------------------
@@ -259,6 +326,11 @@ def initialize(
 
     Elsewhere give the address "host:port" of process 0, the number of processes and this one's number.
     Returns whether there are several processes. Raises `ConfigError` when it comes too late, or for half the arguments.
+
+    >>> several = parallel.initialize()  # doctest: +SKIP
+    >>> parallel.initialize("10.0.0.1:1234")
+    Traceback (most recent call last):
+    jaxzs.errors.ConfigError: give all of coordinator_address, num_processes and process_id, or none of them ...
     """
     given = [value is not None for value in (coordinator_address, num_processes, process_id)]
     if any(given) and not all(given):
@@ -279,7 +351,11 @@ def initialize(
 
 
 def is_main_process() -> bool:
-    """Whether this process writes reports: process 0."""
+    """Whether this process writes reports: process 0.
+
+    >>> parallel.is_main_process()
+    True
+    """
     return jax.process_index() == 0
 
 
@@ -289,6 +365,9 @@ def process_rows(num_rows: int, mesh: Mesh) -> tuple[int, int, int]:
     Rows are padded to a multiple of the devices along "data"; those of [first, end) that lie beyond `num_rows` are
     padding. Over all processes the ranges cover the rows exactly once.
     Raises `ConfigError` when the mesh does not give this process neighbouring rows.
+
+    >>> parallel.process_rows(30, parallel.make_mesh(devices=jax.devices()[:1]))  # a single process reads all
+    (0, 30, 30)
     """
     total = padded_length(num_rows, mesh.shape[DATA])
     where = sharding(mesh, ("images",), (total,))
@@ -310,6 +389,13 @@ def rows_of_processes(
 
     Returns (rows [N',...], mask [N'] bool), sharded over "data". Nothing is sent between processes.
     Raises `DataError` when a process brings another number of rows than is its own.
+
+    >>> mesh = parallel.make_mesh()
+    >>> first, end, _ = parallel.process_rows(30, mesh)
+    >>> own = np.ones((min(end, 30) - first, 4), np.float32)  # what this process has read
+    >>> rows, mask = parallel.rows_of_processes(own, 30, mesh)
+    >>> int(mask.sum())
+    30
     """
     first, end, total = process_rows(num_rows, mesh)
     expected = max(0, min(end, num_rows) - first)
@@ -329,7 +415,12 @@ def rows_of_processes(
 
 
 def gather(x: jax.Array) -> np.ndarray:
-    """The whole of a global array, on the host of every process."""
+    """The whole of a global array, on the host of every process.
+
+    >>> rows, _ = parallel.shard_rows(np.ones((30, 4), np.float32), parallel.make_mesh())
+    >>> float(parallel.gather(rows).sum())
+    120.0
+    """
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x.addressable_data(0) if x.is_fully_replicated else x)
     from jax.experimental import multihost_utils
@@ -338,7 +429,10 @@ def gather(x: jax.Array) -> np.ndarray:
 
 
 def barrier(name: str) -> None:
-    """Wait until every process has come here; nothing happens with a single one."""
+    """Wait until every process has come here; nothing happens with a single one.
+
+    >>> parallel.barrier("features are written")
+    """
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

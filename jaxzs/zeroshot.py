@@ -28,7 +28,7 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
 
     Raises `LabelError` for no or empty names, and for templates without exactly one "{}".
 
-    >>> fill_templates(["cat"], ["a photo of a {}.", "art of the {}."])
+    >>> zeroshot.fill_templates(["cat"], ["a photo of a {}.", "art of the {}."])
     ['a photo of a cat.', 'art of the cat.']
     """
     check_class_names(class_names, distinct=False)
@@ -43,7 +43,12 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
 
 
 def check_class_names(class_names: Sequence[str], *, distinct: bool = True) -> None:
-    """Raise `LabelError` unless `class_names` are non-empty texts, and distinct (ImageNet's are not)."""
+    """Raise `LabelError` unless `class_names` are non-empty texts, and distinct (ImageNet's are not).
+
+    >>> zeroshot.check_class_names(["cat", "dog", "cat"])
+    Traceback (most recent call last):
+    jaxzs.errors.LabelError: class names occur more than once: cat
+    """
     if isinstance(class_names, str) or len(class_names) == 0:
         raise LabelError("class names must be a non-empty list of texts")
     for position, name in enumerate(class_names):
@@ -63,6 +68,9 @@ def text_features(
     The texts are cut behind the longest end token of their batch: the text tower is causal, so nothing changes, and
     short prompts cost a third of the padded length. Lengths are rounded up to 8, so that few are compiled.
     Raises `TextError` for an empty text or one too long for the model's context.
+
+    >>> zeroshot.text_features(jaxzs.load("demo"), ["the digit one", "the digit two"]).shape
+    (2, 64)
     """
     features = []
     for start in range(0, len(texts), batch_size):
@@ -115,8 +123,8 @@ def text_proxies(
       TextError: a text too long for the model's context.
 
     >>> model = jaxzs.load("demo")
-    >>> text_proxies(model, ["zero", "one"], ["a photo of the digit {}."]).shape[0]
-    2
+    >>> zeroshot.text_proxies(model, ["zero", "one"], ["the digit {}.", "a photo of the digit {}."]).shape
+    (2, 64)
     """
     from tqdm import tqdm
 
@@ -151,6 +159,11 @@ def image_features(
 
     encode: another encoder of pixels than the model's own, e.g. `prompt.prompted_encoders(...).encode_image`.
     Raises `DataError` for an empty set.
+
+    >>> model, source = jaxzs.load("demo"), data.open_source("photos")
+    >>> pixels = model.preprocess([source[number].image for number in range(len(source))])
+    >>> zeroshot.image_features(model, pixels).shape
+    (30, 64)
     """
     if len(pixels) == 0:
         raise DataError("there are no images to encode")
@@ -169,7 +182,9 @@ def image_features(
 def similarity(image_features: jax.Array, proxies: jax.Array) -> jax.Array:
     """Cosine between images and class proxies: [N,E], [C,E] -> [N,C] float32. Both are L2-normalised here.
 
-    >>> similarity(jnp.eye(2), 3 * jnp.eye(2)).tolist()
+    Raises `DataError` for shapes that do not fit.
+
+    >>> zeroshot.similarity(jnp.eye(2), 3 * jnp.eye(2)).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
     if image_features.ndim != 2 or proxies.ndim != 2 or image_features.shape[1] != proxies.shape[1]:
@@ -183,5 +198,16 @@ def similarity(image_features: jax.Array, proxies: jax.Array) -> jax.Array:
 
 
 def predict(image_features: jax.Array, proxies: jax.Array) -> jax.Array:
-    """Most similar class of each image: [N,E], [C,E] -> [N] int32."""
+    """Most similar class of each image: [N,E], [C,E] -> [N] int32.
+
+    Arguments and errors as `similarity`; the first of equals wins.
+
+    >>> model, source = jaxzs.load("demo"), data.open_source("photos")
+    >>> items = [source[number] for number in range(len(source))]
+    >>> images = zeroshot.image_features(model, model.preprocess([item.image for item in items]))
+    >>> text = zeroshot.text_proxies(model, source.label_names, ["the digit {}."])
+    >>> labels = jnp.array([item.labels[0] for item in items])
+    >>> round(float(metrics.accuracy(zeroshot.predict(images, text), labels)), 2)
+    0.83
+    """
     return similarity(image_features, proxies).argmax(-1).astype(jnp.int32)

@@ -46,7 +46,7 @@ def find_checkpoint(
 
     Raises `CheckpointError` saying what was tried when there is no such checkpoint or the hub cannot be reached.
 
-    >>> find_checkpoint("demo").joinpath("config.json").is_file()
+    >>> (clip.find_checkpoint("demo") / "config.json").is_file()
     True
     """
     name = str(name_or_path)

@@ -22,7 +22,12 @@ Precision = jax.lax.PrecisionLike
 
 
 class Numerics(NamedTuple):
-    """How matrix products are computed: type of the operands, and XLA precision."""
+    """How matrix products are computed: type of the operands (None is float32), and XLA precision.
+
+    >>> numerics = clip.Numerics(compute_dtype=jnp.bfloat16)
+    >>> numerics.matmul(jnp.ones((2, 3)), jnp.ones((3, 4))).dtype
+    dtype('float32')
+    """
 
     compute_dtype: Any = None  # None is float32
     precision: Precision = None

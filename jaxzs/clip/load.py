@@ -30,6 +30,12 @@ class Model:
     tokenizer, preprocessor: what `tokenize` and `preprocess` call. name: what was asked for.
     vocabulary: the words the model was trained on, when its model card tells them, else None.
     card: the model card's JSON, empty when there is none.
+
+    >>> model = jaxzs.load("demo")
+    >>> model.preprocess(np.zeros((60, 90, 3), np.uint8)).shape, model.tokenize(["the digit seven"])[0].shape
+    ((1, 48, 48, 3), (1, 5))
+    >>> len(model.vocabulary), len(model.fingerprint)
+    (135, 64)
     """
 
     params: dict[str, Any]
@@ -112,9 +118,13 @@ def load(
       CheckpointError: not found, unreadable, or not matching its configuration; says what was tried.
       ConfigError: not the configuration of a CLIP.
 
-    >>> model = load("demo")
-    >>> model.params["logit_scale"].dtype
-    dtype('float32')
+    >>> model = jaxzs.load("demo")
+    >>> model.params["logit_scale"].dtype, model.config.projection_dim
+    (dtype('float32'), 64)
+    >>> model = jaxzs.load("openai/clip-vit-base-patch32")  # doctest: +SKIP
+    >>> jaxzs.load("./no/such/folder")
+    Traceback (most recent call last):
+    jaxzs.errors.CheckpointError: ./no/such/folder: no such file or folder, and not a hub id (owner/name). ...
     """
     folder = find_checkpoint(name_or_path, revision=revision, local_files_only=local_files_only)
     params, config = weights.read_checkpoint(folder, dtype=dtype)

@@ -148,6 +148,13 @@ def vision_tower(
 
     Raises:
       ImageError: wrong rank, channels or size.
+
+    >>> model = jaxzs.load("demo")
+    >>> tower = clip.vision_tower(model.params, np.zeros((2, 48, 48, 3), np.float32), model.config)
+    >>> tower.tokens.shape, tower.pooled.shape  # 36 patches and the class token
+    ((2, 37, 96), (2, 96))
+    >>> len(tower.hidden), len(tower.attention), tower.attention[0].shape
+    (6, 5, (2, 3, 37, 37))
     """
     grid = _check_pixels(pixels, config.vision, interpolate_positions)
     numerics = Numerics(compute_dtype, precision)
@@ -174,9 +181,12 @@ def encode_image(
     Arguments and errors as `vision_tower`. Compiled once per shape and configuration.
 
     >>> model = jaxzs.load("demo")
-    >>> pixels = model.preprocess(np.zeros((48, 48, 3), np.uint8))
-    >>> encode_image(model.params, pixels, model.config).shape[0]
-    1
+    >>> pixels = model.preprocess(data.open_image("photos/one/0.png"))
+    >>> clip.encode_image(model.params, pixels, model.config).shape
+    (1, 64)
+    >>> clip.encode_image(model.params, pixels[:, :32], model.config)
+    Traceback (most recent call last):
+    jaxzs.errors.ImageError: pixels are 32x48, this checkpoint takes 48x48; resize with model.preprocess(images), ...
     """
     _check_pixels(pixels, config.vision, interpolate_positions)
     return _encode_image(params, pixels, config, compute_dtype, precision, interpolate_positions)
@@ -251,6 +261,12 @@ def text_tower(
 
     Raises:
       TextError: wrong rank or type, too long, ids outside the vocabulary.
+
+    >>> model = jaxzs.load("demo")
+    >>> input_ids, _ = model.tokenize(["the digit one", "seven"])
+    >>> tower = clip.text_tower(model.params, input_ids, model.config)
+    >>> tower.tokens.shape, tower.pooled.shape
+    ((2, 5, 64), (2, 64))
     """
     _check_ids(input_ids, config.text, attention_mask)
     numerics = Numerics(compute_dtype, precision)
@@ -281,8 +297,9 @@ def encode_text(
     Arguments and errors as `text_tower`. Compiled once per shape and configuration.
 
     >>> model = jaxzs.load("demo")
-    >>> encode_text(model.params, model.tokenize(["the digit seven"])[0], model.config).shape[0]
-    1
+    >>> input_ids, _ = model.tokenize(["the digit one", "the digit seven"])
+    >>> clip.encode_text(model.params, input_ids, model.config).shape
+    (2, 64)
     """
     _check_ids(input_ids, config.text, attention_mask)
     return _encode_text(params, input_ids, config, attention_mask, compute_dtype, precision)
@@ -305,7 +322,14 @@ def _encode_text(params, input_ids, config, attention_mask, compute_dtype, preci
 
 
 def normalize(features: jax.Array) -> jax.Array:
-    """L2-normalise the last axis in float32; a zero row stays zero. Idempotent up to rounding."""
+    """L2-normalise the last axis in float32: [...,E] of any float type -> [...,E] float32.
+
+    A zero row stays zero. Idempotent up to rounding.
+
+    >>> print(clip.normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
+    [[0.6 0.8]
+     [0.  0. ]]
+    """
     features = features.astype(jnp.float32)
     norm = jnp.sqrt(jnp.square(features).sum(-1, keepdims=True))
     return features / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
@@ -314,7 +338,15 @@ def normalize(features: jax.Array) -> jax.Array:
 def logits_per_image(
     image_features: jax.Array, text_features: jax.Array, logit_scale: jax.Array
 ) -> jax.Array:
-    """exp(logit_scale) * cosine: image_features [B,E], text_features [C,E], scalar -> [B,C] float32."""
+    """exp(logit_scale) * cosine: image_features [B,E], text_features [C,E], scalar -> [B,C] float32.
+
+    Both are L2-normalised here (arXiv 2103.00020, figure 3).
+
+    >>> images, texts = jnp.eye(2), jnp.array([[2.0, 0.0], [3.0, 4.0]])
+    >>> print(clip.logits_per_image(images, texts, jnp.log(jnp.float32(100))).round())
+    [[100.  60.]
+     [  0.  80.]]
+    """
     cosine = jnp.matmul(
         normalize(image_features), normalize(text_features).T, precision=jax.lax.Precision.HIGHEST
     )
@@ -322,7 +354,11 @@ def logits_per_image(
 
 
 def contrastive_loss(logits: jax.Array) -> jax.Array:
-    """CLIP's symmetric cross-entropy of matched pairs: logits [B,B] -> scalar (arXiv 2103.00020, figure 3)."""
+    """CLIP's symmetric cross-entropy of matched pairs: logits [B,B] -> scalar (arXiv 2103.00020, figure 3).
+
+    >>> round(float(clip.contrastive_loss(jnp.zeros((4, 4)))), 4)  # no pair stands out: ln 4
+    1.3863
+    """
     of_images = jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()
     of_texts = jnp.diagonal(jax.nn.log_softmax(logits, axis=0)).mean()
     return -(of_images + of_texts) / 2

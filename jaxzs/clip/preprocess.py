@@ -41,10 +41,10 @@ class ImagePreprocessor:
     `crop_size`: (height, width) of the centre crop; an image smaller than it is padded with black.
     `resample`: Pillow's number of the filter, 3 is bicubic. Raises `ConfigError` on unfit numbers.
 
-    >>> import numpy as np
-    >>> preprocess = ImagePreprocessor()
-    >>> preprocess(np.zeros((300, 400, 3), np.uint8)).shape
-    (1, 224, 224, 3)
+    >>> preprocess = clip.ImagePreprocessor()
+    >>> pixels = preprocess(np.zeros((300, 400, 3), np.uint8))
+    >>> pixels.shape, pixels.dtype
+    ((1, 224, 224, 3), dtype('float32'))
     """
 
     size: int | tuple[int, int] = 224
@@ -81,7 +81,7 @@ class ImagePreprocessor:
         `"size": 224`, `"crop_size": 224` and the nested form of `processor_config.json` are read too.
         Raises `ConfigError`, naming the file and the key.
 
-        >>> ImagePreprocessor.from_json({"size": 336, "crop_size": 336}).crop_size
+        >>> clip.ImagePreprocessor.from_json({"size": 336, "crop_size": 336}).crop_size
         (336, 336)
         """
         if isinstance(source, Mapping):
@@ -135,8 +135,8 @@ class ImagePreprocessor:
         Arrays and PIL images are not rotated by their EXIF data (`jaxzs.data.open_image` does).
         Raises `ImageError`, saying which image is unfit and why.
 
-        >>> import numpy as np
-        >>> ImagePreprocessor()([np.zeros((8, 8), np.uint8), np.zeros((9, 7, 4), np.uint8)]).shape
+        >>> images = [np.zeros((8, 8), np.uint8), np.zeros((9, 7, 4), np.uint8)]
+        >>> clip.ImagePreprocessor()(images).shape
         (2, 224, 224, 3)
         """
         listed = _as_list(images)

@@ -33,6 +33,13 @@ class Tokenizer:
     """Texts to ids, `tokenizer(texts)`: made by `Tokenizer.from_folder`. Holds no state between calls.
 
     `max_length` is the number of tokens the model can read, start and end token included.
+
+    >>> tokenizer = jaxzs.load("demo").tokenizer
+    >>> input_ids, attention_mask = tokenizer(["seven", "the digit seven"])
+    >>> attention_mask.tolist()
+    [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    >>> tokenizer.decode(input_ids[1])
+    'the digit seven'
     """
 
     backend: tokenizers.Tokenizer

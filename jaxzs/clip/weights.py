@@ -71,10 +71,12 @@ def read_checkpoint(
     Raises `CheckpointError` (missing, damaged or unfit weights), `ConfigError` (config.json) and
     `DependencyError` (torch files without torch).
 
-    >>> from jaxzs.clip.hub import find_checkpoint
-    >>> params, config = read_checkpoint(find_checkpoint("demo"))
-    >>> params["text_projection"]["kernel"].shape[1] == config.projection_dim
-    True
+    >>> params, config = clip.read_checkpoint(clip.find_checkpoint("demo"))
+    >>> params["text_projection"]["kernel"].shape, config.projection_dim
+    ((64, 64), 64)
+    >>> params, _ = clip.read_checkpoint(clip.find_checkpoint("demo"), towers=("vision",))
+    >>> sorted(params)
+    ['vision_model', 'visual_projection']
     """
     path = Path(path)
     towers = _checked_towers(towers)
@@ -282,6 +284,12 @@ def write_checkpoint(
     Each file is written beside its place and then renamed, so that a crash never leaves half a file.
     Raises `CheckpointError` where the tree does not fit the configuration, or where the folder already holds
     weights that `read_checkpoint` would prefer to the new ones.
+
+    >>> model = jaxzs.load("demo")
+    >>> clip.write_checkpoint("copy", model.params, model.config, "safetensors").name
+    'model.safetensors'
+    >>> clip.fingerprint(*clip.read_checkpoint("copy")) == model.fingerprint
+    True
     """
     folder = Path(path)
     if format not in FORMATS:
@@ -360,9 +368,8 @@ def fingerprint(params: Tree, config: CLIPConfig) -> str:
 
     Equal for equal weights, whatever file they came from and wherever they are placed; about a second for 600 MB.
 
-    >>> import jaxzs
     >>> model = jaxzs.load("demo")
-    >>> fingerprint(model.params, model.config) == model.fingerprint
+    >>> clip.fingerprint(model.params, model.config) == model.fingerprint
     True
     """
     digest = hashlib.sha256(json.dumps(config.to_hf(), sort_keys=True).encode())

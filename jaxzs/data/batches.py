@@ -55,6 +55,15 @@ def batches(
       read_ahead: batches prepared in advance.
 
     An item that cannot be read is left out (mask False) and its error told in `Batch.errors`; the caller decides.
+
+    Yields `Batch`. Raises `ConfigError` for a batch size below 1.
+
+    >>> model, source = jaxzs.load("demo"), data.open_source("photos")
+    >>> first, last = data.batches(source, model.preprocess, 16, image_shape=(48, 48, 3))
+    >>> first.pixels.shape, first.ids[0], first.labels[0], int(first.indices[-1])
+    ((16, 48, 48, 3), 'one/0.png', (0,), 15)
+    >>> last.pixels.shape, int(last.mask.sum())  # 30 images
+    ((16, 48, 48, 3), 14)
     """
     import grain
 
@@ -102,7 +111,7 @@ def batches(
 def shard(num_items: int, part: int, parts: int) -> range:
     """Numbers that part `part` of `parts` reads: neighbouring items, all parts cover each exactly once.
 
-    >>> [list(shard(5, part, 2)) for part in range(2)]
+    >>> [list(data.shard(5, part, 2)) for part in range(2)]
     [[0, 1, 2], [3, 4]]
     """
     if not 0 <= part < parts:

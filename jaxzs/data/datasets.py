@@ -39,6 +39,12 @@ class DatasetInfo:
     aliases: other spellings of labels -> label.
     variants: other published names of some classes: {"clip_es": {"bird": "bird avian", ...}}.
     source: for each list the repository (or package), path and commit (or version) it was taken from.
+
+    >>> info = data.dataset_info("voc2012")
+    >>> info.title, info.num_classes, info.multi_label, info.class_names[:3]
+    ('PASCAL VOC 2012', 20, True, ('aeroplane', 'bicycle', 'bird'))
+    >>> info.renamed("clip_es").class_names[2]
+    'bird avian'
     """
 
     name: str
@@ -72,7 +78,7 @@ class DatasetInfo:
         Returns one class name for each label. Raises `LabelError` naming the labels that are not of this data set,
         and those given twice.
 
-        >>> dataset_info("cifar10").names_for(["ship", "cat"])
+        >>> data.dataset_info("cifar10").names_for(["ship", "cat"])
         ('ship', 'cat')
         """
         places = [self.place(label) for label in labels]
@@ -124,7 +130,11 @@ def _plain(label: str) -> str:
 
 
 def dataset_names() -> list[str]:
-    """Names of all data sets in the package, sorted."""
+    """Names of all data sets in the package, sorted.
+
+    >>> data.dataset_names()[:4]
+    ['caltech101', 'cifar10', 'cifar100', 'coco2014']
+    """
     return sorted(path.name.removesuffix(".json") for path in _folder().iterdir())
 
 
@@ -134,8 +144,12 @@ def dataset_info(name_or_path: str | Path) -> DatasetInfo:
     A user's file: {"class_names": [...], "templates": [...] or the name of a set of templates}, and optionally the
     other fields of `DatasetInfo`. Raises `LabelError` for an unknown name, `DataError` for an unfit file.
 
-    >>> dataset_info("oxford_pets").num_classes
+    >>> data.dataset_info("oxford_pets").num_classes
     37
+    >>> from pathlib import Path
+    >>> _ = Path("pets.json").write_text('{"class_names": ["cat", "dog"], "templates": ["a {} at home."]}')
+    >>> data.dataset_info("pets.json").templates
+    ('a {} at home.',)
     """
     text = str(name_or_path)
     if text.endswith(".json") or isinstance(name_or_path, Path):
@@ -157,8 +171,8 @@ def template_set(name: str) -> tuple[str, ...]:
 
     Raises `LabelError` for another name.
 
-    >>> len(template_set("imagenet7"))
-    7
+    >>> data.template_set("imagenet7")[:2]
+    ('itap of a {}.', 'a origami {}.')
     """
     sets = _template_sets()
     if name not in sets:
@@ -167,7 +181,11 @@ def template_set(name: str) -> tuple[str, ...]:
 
 
 def template_set_names() -> list[str]:
-    """Names that `template_set` takes."""
+    """Names that `template_set` takes.
+
+    >>> data.template_set_names()
+    ['simple', 'imagenet7', 'imagenet80', 'tagclip85']
+    """
     return list(_template_sets())
 
 
@@ -186,7 +204,7 @@ def seen_unseen_split(
     Seen classes are drawn without replacement, in the drawn order; the rest follow in ascending order.
     The paper's split seeds are 500, 0 and 200 (arXiv 2306.01669, section 4).
 
-    >>> seen, unseen = seen_unseen_split(10, seed=500)
+    >>> seen, unseen = data.seen_unseen_split(10, seed=500)
     >>> len(seen), len(unseen)
     (6, 4)
     """

@@ -54,6 +54,12 @@ def open_folder(
 
     Files are in the order of their names, so that the order does not depend on the file system. Raises `DataError`
     (nothing there, a file that is not found or not unique, a table without the columns).
+
+    >>> source = data.open_folder("photos")
+    >>> len(source), source.label_names
+    (30, ('one', 'two', 'zero'))
+    >>> source[0].id, source[0].labels
+    ('one/0.png', (0,))
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -68,7 +74,12 @@ def open_folder(
 
 
 def open_files(paths: Sequence[Path]) -> FolderSource:
-    """Image files without labels, in the order given, e.g. of `find_images`."""
+    """Image files without labels, in the order given, e.g. of `find_images`.
+
+    >>> source = data.open_files(data.find_images("photos/two"))
+    >>> len(source), source.label_names
+    (10, ())
+    """
     files = [str(path.absolute()) for path in paths]
     return _folder(Path("/"), files, [()] * len(files), (), False, {WHOLE: range(len(files))})
 

@@ -50,7 +50,10 @@ def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
     in full is always taken. Symbolic links are followed, loops are not. Raises `DataError` when a
     source does not exist or there is no image at all.
 
-    >>> find_images("no/such/folder")
+    >>> paths = data.find_images("photos")
+    >>> len(paths), paths[0].as_posix()
+    (30, 'photos/one/0.png')
+    >>> data.find_images("no/such/folder")
     Traceback (most recent call last):
     jaxzs.errors.DataError: no such file or folder: no/such/folder
     """
@@ -99,8 +102,8 @@ def class_from_subfolder(paths: Sequence[Path], root: str | Path) -> list[str] |
 
     None too when all images lie in one subfolder, which then says nothing about classes.
 
-    >>> class_from_subfolder([Path("pets/cat/1.jpg"), Path("pets/dog/1.jpg")], "pets")
-    ['cat', 'dog']
+    >>> data.class_from_subfolder(data.find_images("photos"), "photos")[::10]
+    ['one', 'two', 'zero']
     """
     root = Path(root)
     if not all(path.is_relative_to(root) for path in paths):
@@ -121,6 +124,12 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     JPEG, PNG, GIF, BMP, TIFF, WebP and PPM; of an animation the first frame. The size in the header is
     checked before pixels are allocated. Raises `ImageError`, naming the file, when it is missing,
     damaged, truncated, no image, or of more than `max_pixels` pixels.
+
+    >>> data.open_image("photos/one/0.png").size
+    (8, 8)
+    >>> data.open_image("photos/one")
+    Traceback (most recent call last):
+    jaxzs.errors.ImageError: photos/one is not a file
     """
     path = Path(path)
     content = _read_file(path)
@@ -224,11 +233,15 @@ def load_images(
     Every batch but the last has `batch_size` images. `on_error(path, error)` is told of each unreadable
     file, which is then left out; without it the first one raises its `ImageError`.
 
+    >>> paths = [*data.find_images("photos/one"), "not/there.png"]
     >>> unreadable = []
-    >>> list(load_images(["no.png"], ImagePreprocessor(), on_error=lambda *e: unreadable.append(e)))
-    []
+    >>> batches = data.load_images(
+    ...     paths, jaxzs.load("demo").preprocess, batch_size=8, on_error=lambda *why: unreadable.append(why)
+    ... )
+    >>> [(batch.pixels.shape, batch.paths[0].name) for batch in batches]
+    [((8, 48, 48, 3), '0.png'), ((2, 48, 48, 3), '8.png')]
     >>> unreadable[0][0].name
-    'no.png'
+    'there.png'
     """
 
     def read(path: Path) -> np.ndarray:

@@ -17,6 +17,10 @@ def open_source(
 
     place: a path, or "tfds:NAME". split: in the syntax of `take_split`; tensorflow-datasets need one.
     labels: table of labels of a folder (`open_folder`). Raises `DataError`.
+
+    >>> source = data.open_source("photos", split="all[:50%]")
+    >>> len(source), source.label_names
+    (15, ('one', 'two', 'zero'))
     """
     text = str(place)
     path = Path(place).expanduser()

@@ -17,6 +17,8 @@ def open_tfds(
 
     name_or_folder: e.g. "oxford_flowers102", or the folder of a prepared version (with dataset_info.json).
     split: "train", "test[:50%]", "train+validation". Raises `DataError` when it is not prepared, or not as ArrayRecord.
+
+    >>> source = data.open_tfds("oxford_flowers102", "test[:50%]")  # doctest: +SKIP
     """
     import tensorflow_datasets as tfds
 

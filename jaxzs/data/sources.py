@@ -25,7 +25,12 @@ WHOLE = "all"  # the split of a source that has no splits of its own
 
 
 class Item(NamedTuple):
-    """One image: anything `model.preprocess` takes, the places of its labels, and its name."""
+    """One image: anything `model.preprocess` takes, the places of its labels, and its name.
+
+    >>> item = data.open_source("photos")[0]
+    >>> item.image.size, item.labels, item.id
+    ((8, 8), (0,), 'one/0.png')
+    """
 
     image: Any
     labels: Labels
@@ -34,7 +39,11 @@ class Item(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Images by number. `label_names` are the data's own, to be attached with `DatasetInfo.names_for`."""
+    """Images by number. `label_names` are the data's own, to be attached with `DatasetInfo.names_for`.
+
+    >>> isinstance(data.open_source("photos"), data.Source)
+    True
+    """
 
     @property
     def label_names(self) -> tuple[str, ...]: ...
@@ -85,8 +94,9 @@ def from_arrays(
     images: [N,H,W], [N,H,W,1], [N,H,W,3] or [N,H,W,4] uint8. labels: [N] integers, -1 for none, or [N,C] bool, several
     per image. label_names: C names; by default the numbers. Raises `DataError` (shapes, types), `LabelError` (range).
 
-    >>> len(from_arrays(np.zeros((3, 8, 8, 3), np.uint8)))
-    3
+    >>> source = data.from_arrays(np.zeros((3, 8, 8), np.uint8), np.array([1, 0, -1]), ["cat", "dog"])
+    >>> [source[number].labels for number in range(3)]
+    [(1,), (0,), ()]
     """
     images = np.asarray(images)
     if images.ndim not in (3, 4) or images.dtype != np.uint8 or len(images) == 0:
@@ -121,6 +131,11 @@ def open_npz(path: str | Path) -> ArraySource:
     """`from_arrays` of a file with `images`, and optionally `labels` and `label_names` (or `class_names`).
 
     Raises `DataError` for a file that is damaged, or holds objects, which are not read.
+
+    >>> np.savez("digits.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.array([0, 1, 1]))
+    >>> source = data.open_npz("digits.npz")
+    >>> len(source), source.label_names
+    (3, ('0', '1'))
     """
     path = Path(path).expanduser()
     try:
@@ -182,8 +197,10 @@ def from_object(
     number, several numbers, or None. identity: a text that changes whenever the items or their order do; features
     are keyed by it. Raises `DataError` for an object without these methods.
 
-    >>> len(from_object([np.zeros((8, 8, 3), np.uint8)], identity="one black image"))
-    1
+    >>> pairs = [(np.zeros((8, 8, 3), np.uint8), 1), (np.ones((9, 9, 3), np.uint8), 0)]
+    >>> source = data.from_object(pairs, identity="two squares", label_names=["white", "black"])
+    >>> len(source), source[0].labels
+    (2, (1,))
     """
     if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
         raise DataError(
@@ -228,7 +245,12 @@ class Subset:
 
 
 def select(source: Source, indices: Iterable[int]) -> Subset:
-    """The items of these numbers. Raises `DataError` for numbers outside the source."""
+    """The items of these numbers. Raises `DataError` for numbers outside the source.
+
+    >>> source = data.select(data.open_source("photos"), [29, 0])
+    >>> len(source), source[0].id
+    (2, 'zero/9.png')
+    """
     places = np.asarray(list(indices), np.int64)
     if places.size and not 0 <= places.min() <= places.max() < len(source):
         raise DataError(
@@ -242,6 +264,10 @@ def take_split(source: Source, split: str) -> Subset:
 
     Sources without splits of their own (class/image folders, arrays) have one, "all". Percentages are rounded to the
     closest item. Raises `DataError` for another split or a slice that cannot be read.
+
+    >>> source = data.open_source("photos")
+    >>> len(data.take_split(source, "all[:20%]")), len(data.take_split(source, "all[5:10]"))
+    (6, 5)
     """
     import tensorflow_datasets as tfds
 

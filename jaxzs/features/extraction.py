@@ -72,11 +72,10 @@ def extract(
       DataError: more unreadable images than allowed, features that are not finite, a full disk.
       ConfigError: an unknown dtype.
 
-    >>> model = jaxzs.load("demo")
-    >>> source = jaxzs.data.from_arrays(np.zeros((5, 28, 28), np.uint8))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     extract(model, source, folder).arrays().features.shape[0]
-    5
+    >>> source = data.open_source("photos")
+    >>> store = features.extract(jaxzs.load("demo"), source, "features")
+    >>> store.num_items, store.complete
+    (30, True)
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -97,7 +96,12 @@ def extract(
 
 
 def key_of(settings: dict[str, Any]) -> str:
-    """The key of a store: 16 hexadecimal digits of a hash of what determines its values."""
+    """The key of a store: 16 hexadecimal digits of a hash of what determines its values.
+
+    >>> store = features.extract(jaxzs.load("demo"), data.open_source("photos"), "features")
+    >>> features.key_of(store.settings) == store.path.name
+    True
+    """
     return digest({name: settings[name] for name in _DETERMINING})[:16]
 
 

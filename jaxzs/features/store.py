@@ -33,6 +33,14 @@ class FeatureStore:
     """Features of one source by one model. Made by `extract`, opened again with `open_store`.
 
     path: the store's folder. settings: what is in `store.json`.
+
+    >>> store = features.extract(jaxzs.load("demo"), data.open_source("photos"), "features")
+    >>> everything = store.arrays()
+    >>> everything.features.shape, everything.ids[0], int(everything.labels[0])
+    ((30, 64), 'one/0.png', 0)
+    >>> text = zeroshot.text_proxies(jaxzs.load("demo"), store.label_names, ["the digit {}."])
+    >>> proxy.fit_chunks(store.features, text, gamma=0.0).proxies.shape  # chunk by chunk
+    (3, 64)
     """
 
     path: Path
@@ -108,6 +116,10 @@ def open_store(path: str | Path) -> FeatureStore:
     """A store by its folder, or by a folder that holds just one store.
 
     Raises `DataError` when there is none, several, or an unfinished one.
+
+    >>> store = features.extract(jaxzs.load("demo"), data.open_source("photos"), "features")
+    >>> features.open_store("features").path == store.path
+    True
     """
     folder = Path(path).expanduser()
     if not (folder / "store.json").is_file():

@@ -59,9 +59,12 @@ def learn_proxies(
 
     >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])
     >>> z = jnp.array([[1.0, 0.9], [0.9, 1.0]])
-    >>> result = learn_proxies(x, z, jnp.array([[1.0, 0], [1, 0], [0, 1], [0, 1]]))
-    >>> (x @ result.proxies.T).argmax(axis=-1).tolist()
-    [0, 0, 1, 1]
+    >>> labels = proxy.pseudo_labels(zeroshot.similarity(x, z))
+    >>> result = proxy.learn_proxies(x, z, labels)
+    >>> zeroshot.predict(x, result.proxies).tolist(), result.proxies.shape
+    ([0, 0, 1, 1], (2, 2))
+    >>> bool(result.objective[-1] <= result.objective[0])
+    True
     """
     x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
     labels = checks.matrix(soft_labels, "soft_labels", "[N,C]")
@@ -158,7 +161,7 @@ def fit(
 
     >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])
     >>> z = jnp.array([[1.0, 0.9], [0.9, 1.0]])
-    >>> (x @ fit(x, z).proxies.T).argmax(axis=-1).tolist()
+    >>> zeroshot.predict(x, proxy.fit(x, z).proxies).tolist()
     [0, 0, 1, 1]
     """
     x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)

@@ -20,7 +20,14 @@ def soft_labels(similarity: jax.Array, potentials: jax.Array, temperature: jax.A
 
 
 def round_labels(labels: jax.Array, confidence: ArrayLike = 0.6) -> jax.Array:
-    """Rows whose largest entry is strictly above `confidence` become one-hot there: [N, C] -> [N, C]."""
+    """Rows whose largest entry is strictly above `confidence` become one-hot there: [N, C] -> [N, C].
+
+    InMaP (arXiv 2310.19752), section 4.1: labels above 0.6 are taken as certain.
+
+    >>> print(proxy.round_labels(jnp.array([[0.7, 0.3], [0.55, 0.45]])))
+    [[1.   0.  ]
+     [0.55 0.45]]
+    """
     confidence = jnp.asarray(confidence, labels.dtype)
     sure = jnp.max(labels, axis=-1, keepdims=True) > confidence
     one_hot = jax.nn.one_hot(jnp.argmax(labels, axis=-1), labels.shape[-1], dtype=labels.dtype)

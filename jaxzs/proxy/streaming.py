@@ -63,8 +63,8 @@ def fit_chunks(
 
     >>> x = np.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]], np.float32)
     >>> z = np.array([[1.0, 0.9], [0.9, 1.0]], np.float32)
-    >>> proxies = fit_chunks(lambda: [x[:2], x[2:]], z).proxies
-    >>> (x @ proxies.T).argmax(axis=-1).tolist()
+    >>> result = proxy.fit_chunks(lambda: [x[:2], x[2:]], z)
+    >>> zeroshot.predict(x, result.proxies).tolist()
     [0, 0, 1, 1]
     """
     checks.label_options(label_temperature, gamma, sinkhorn_iterations)
