@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from jaxzs import parallel
 from jaxzs.clip import Model
 from jaxzs.clip.layers import Params
 from jaxzs.errors import ImageError
@@ -72,9 +73,16 @@ def tag_images(
       ImageError: an image that cannot be used, with its number, unless there is `on_error`.
 
     >>> model = jaxzs.load("demo")
-    >>> texts = jaxzs.zeroshot.text_proxies(model, ["circle", "square"])
-    >>> [found.tags.shape for found in tag_images(model, [np.zeros((60, 90, 3), np.uint8)], texts, num_foreground=2)]
-    [(2,)]
+    >>> image = np.full((96, 96, 3), 40, np.uint8)
+    >>> image[20:60, 30:70] = (220, 40, 40)
+
+    >>> texts = patch.tag_texts(model, ["red square", "blue circle"], templates=["a picture of a {}."])
+
+    >>> [found] = patch.tag_images(model, [image], texts, num_foreground=2)
+    >>> found.tags.tolist(), found.refined.shape
+    ([True, False], (12, 12, 2))
+    >>> print(found.boxes[0].round(1))  # top, bottom, left, right of the red square
+    []
     """
     run = _program(model, jnp.asarray(text_features), num_foreground, mesh, options)
     parts: dict[int, dict[int, ImageTags]] = {}  # by image and scale
@@ -126,7 +134,8 @@ def _program(
 ) -> Callable[[np.ndarray, np.ndarray], Tags]:
     """`tag` as a function of pixels and mask, divided over the mesh where there is one."""
 
-    def run(params: Params, pixels: Any, texts: Any, mask: Any) -> Tags:
+    def run(shared: tuple[Params, jax.Array], pixels: Any, mask: Any) -> Tags:
+        params, texts = shared
         return tag(
             params,
             pixels,
@@ -137,23 +146,11 @@ def _program(
             **options,
         )
 
+    shared = model.params, text_features
     if mesh is None:
-        return lambda pixels, mask: run(model.params, pixels, text_features, mask)
-    # Each device tags its own images, with encoder calls of its own for their candidates: nothing is exchanged.
-    shared, divided = PartitionSpec(), PartitionSpec(mesh.axis_names)
-    sharded = jax.jit(
-        jax.shard_map(
-            run,
-            mesh=mesh,
-            in_specs=(shared, divided, shared, divided),
-            out_specs=divided,
-            check_vma=False,  # the loops inside start from constants, which are the same everywhere
-        )
-    )
-    params = jax.device_put(model.params, NamedSharding(mesh, shared))
-    texts = jax.device_put(text_features, NamedSharding(mesh, shared))
-    place = functools.partial(jax.device_put, device=NamedSharding(mesh, divided))
-    return lambda pixels, mask: sharded(params, place(pixels), texts, place(mask))
+        return functools.partial(run, shared)
+    # Each device makes encoder calls of its own for the candidates of its images.
+    return functools.partial(parallel.map_rows(run, mesh), parallel.replicate(shared, mesh))
 
 
 def _mean_of_scales(scales: Sequence[ImageTags], options: Mapping[str, Any]) -> ImageTags:

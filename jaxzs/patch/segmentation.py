@@ -44,7 +44,7 @@ class Segmentation(NamedTuple):
 def default_affinity_layers(num_layers: int, *, last: bool = False) -> tuple[int, ...]:
     """Layers whose attention makes the affinity: from a third of the depth on, to the last but one, or the last.
 
-    >>> default_affinity_layers(12), default_affinity_layers(5, last=True)
+    >>> patch.default_affinity_layers(12), patch.default_affinity_layers(5, last=True)
     ((4, 5, 6, 7, 8, 9, 10), (2, 3, 4))
     """
     end = num_layers if last or num_layers == 1 else num_layers - 1
@@ -56,6 +56,11 @@ def affinity(attention: Sequence[jax.Array], grid: Grid, layers: Sequence[int]) 
 
     The mean over layers without the class token, made doubly stochastic by Sinkhorn-like steps (columns, then
     rows, three times), symmetrised, and squared: two steps along it.
+
+    >>> weights = jnp.array([[[0.2, 0.4, 0.4], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]]])  # one layer, two patches
+
+    >>> print(patch.affinity([weights], patch.full_grid(1, 1, 2), layers=(0,))[0].round(2))
+    []
     """
     pairs = grid.patches[:, :, None] & grid.patches[:, None, :]
     mean = sum(attention[layer][:, 1:, 1:] for layer in layers) / len(layers)
@@ -105,6 +110,13 @@ def segment(
 
     Raises:
       ImageError: pixels or mask of wrong shape. DataError: texts of another model, tags outside of the classes.
+
+    >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 96, 3), np.float32)
+    >>> texts = zeroshot.text_proxies(model, ["circle", "square"])
+    >>> others = zeroshot.text_proxies(model, ["ground", "wall"])
+    >>> found = patch.segment(model.params, pixels, texts, others, np.array([[1, -1]]), model.config)
+    >>> found.maps.shape, found.probability.shape  # one tag, and a place for another
+    ((1, 2, 6, 12), (1, 4))
     """
     check_pixels(pixels, config, mask)
     for name, features in (
@@ -120,7 +132,7 @@ def segment(
                 f"{name} have shape {tuple(features.shape)}, expected [C,{config.projection_dim}] with at "
                 "least one row: were they made by the same checkpoint?"
             )
-    _check_tags(tags, len(pixels), len(text_features))
+    check_tags(tags, len(pixels), len(text_features))
     depth = config.vision.num_hidden_layers
     layers = default_affinity_layers(depth) if affinity_layers is None else tuple(affinity_layers)
     if not layers or not all(0 <= layer < depth for layer in layers):
@@ -198,6 +210,9 @@ def enlarge(maps: np.ndarray, height: int, width: int) -> np.ndarray:
     """Maps of one image on its grid, resized bilinearly to its pixels: [K,rows,columns] -> [K,height,width] float16.
 
     Half-pixel centres, clamped borders; stored in half precision, as the original does.
+
+    >>> patch.enlarge(np.array([[[0.0, 1.0]]]), height=1, width=4).tolist()
+    [[[0.0, 0.25, 0.75, 1.0]]]
     """
     maps = np.asarray(maps, np.float32)
     down = resize_weights(maps.shape[1], height, "bilinear")
@@ -212,6 +227,12 @@ def label_map(
 
     With a background, it scores 1 - the highest map and is label 0, class c is c + 1 (VOC, COCO); without, the
     best class wins and is c (COCO-Stuff). The first of equals wins.
+
+    >>> maps = np.array([[[0.9, 0.2, 0.4]], [[0.1, 0.1, 0.7]]])  # of the classes 3 and 5, three pixels
+    >>> patch.label_map(maps, [3, 5]).tolist()
+    [[4, 0, 6]]
+    >>> patch.label_map(maps, [3, 5], background=False).tolist()
+    [[3, 3, 5]]
     """
     maps, tags = np.asarray(maps), np.asarray(tags, np.int32)
     if len(tags) == 0:
@@ -224,7 +245,8 @@ def label_map(
     return np.concatenate([[0], tags + 1]).astype(np.int32)[scores.argmax(0)]
 
 
-def _check_tags(tags: Any, num_images: int, num_classes: int) -> None:
+def check_tags(tags: Any, num_images: int, num_classes: int) -> None:
+    """Raise `DataError` unless tags are class numbers [B,K], or -1."""
     if len(tags.shape) != 2 or tags.shape[0] != num_images or tags.shape[1] == 0:
         raise DataError(
             f"tags have shape {tuple(tags.shape)}, expected [B,K] = [{num_images}, at least 1]; -1 "

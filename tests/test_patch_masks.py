@@ -1,0 +1,100 @@
+"""Label maps of images of any size: as if each were alone, on one device and on eight."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from patch_golden import CONFIG, TEXTS, params
+
+from jaxzs import parallel
+from jaxzs.clip.preprocess import ImagePreprocessor
+from jaxzs.errors import DataError
+from jaxzs.patch import Batching, prepare_image, segment, segment_images
+
+NAMES, BACKGROUND = TEXTS[:5], TEXTS[5:]
+TAGS = [[0, 3], [1], [], [4, 2, 0], [3], [2, 1], [0], [4], [1, 2, 3], [0], [2]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SimpleNamespace(params=params(), config=CONFIG, preprocessor=ImagePreprocessor())
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Eleven, no multiple of the devices, of many sizes on grids of at most 8x8 patches."""
+    rng = np.random.default_rng(0)
+    sizes = [(int(rng.integers(30, 65)), int(rng.integers(30, 65))) for _ in TAGS]
+    coarse = [rng.integers(0, 256, (11, 11, 3)) for _ in sizes]
+    return [
+        np.kron(blocks, np.ones((6, 6, 1)))[:height, :width].astype(np.uint8)
+        for blocks, (height, width) in zip(coarse, sizes, strict=True)
+    ]
+
+
+def masks_of(model, images, mesh=None, **options):
+    options = {"batching": Batching(batch_size=8), **options}
+    found = list(segment_images(model, images, TAGS, NAMES, BACKGROUND, mesh=mesh, **options))
+    return sorted(found, key=lambda mask: mask.number)
+
+
+def assert_equal(found, expected, largest_part: float) -> None:
+    """Maps within 2e-5, sums in another order; labels but on borders, which half precision may move."""
+    assert [mask.number for mask in found] == [mask.number for mask in expected]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.tags, other.tags)
+        np.testing.assert_allclose(one.maps, other.maps, atol=2e-5)
+        np.testing.assert_allclose(one.activation, other.activation, atol=2e-5)
+        assert (one.labels != other.labels).mean() <= largest_part
+
+
+def test_every_image_as_if_alone(model, images):
+    found = masks_of(model, images)
+    assert [mask.number for mask in found] == list(range(len(images)))
+    for mask, image, own in zip(found, images, TAGS, strict=True):
+        assert mask.labels.shape == image.shape[:2]
+        assert set(np.unique(mask.labels)) <= {0, *(c + 1 for c in own)}
+        if mask.number not in (3, 8):  # each alone is a program of its own
+            continue
+        pixels = prepare_image(image, model.preprocessor, 8)[None]
+        tags = np.array([[*own, -1]])
+        alone = segment(model.params, pixels, NAMES, BACKGROUND, tags, CONFIG)
+        np.testing.assert_allclose(mask.maps, alone.maps[0, : len(own)], atol=2e-5)
+    assert not found[2].labels.any()  # an image without tags is background
+
+
+@pytest.mark.parametrize("shape", [{}, {"model": 2}])
+def test_divided_over_devices(model, images, shape):
+    """A batch of 8 over 8 devices, the second one padded with 5 images of nothing; all axes of a mesh are used."""
+    mesh = parallel.make_mesh(**shape)
+    assert_equal(masks_of(model, images, mesh), masks_of(model, images), 1e-3)
+
+
+def test_nothing_is_padded_where_the_original_is_followed(model, images):
+    """Images of one size share a batch; on eight devices the batch is filled up, and nothing else changes."""
+    options = {"exact": True, "batching": Batching(batch_size=1)}
+    few = images[:2]
+    mesh = parallel.make_mesh()
+    assert_equal(masks_of(model, few, mesh, **options), masks_of(model, few, **options), 1e-3)
+
+
+def test_sharpened_maps_divided_over_devices(model, images):
+    crf = {"stride": 4, "iterations": 2}
+    found = masks_of(model, images[:1], parallel.make_mesh(), crf=crf)
+    assert_equal(found, masks_of(model, images[:1], crf=crf), 1e-3)
+
+
+@pytest.mark.parametrize("mesh", [False, True])
+def test_unknown_tags_are_refused(model, images, mesh):
+    found = segment_images(
+        model, images[:1], [[5]], NAMES, BACKGROUND, mesh=parallel.make_mesh() if mesh else None
+    )
+    with pytest.raises(DataError, match="tags range from -1 to 5, expected -1 to 4"):
+        list(found)
+
+
+def test_one_scale_only(model, images):
+    with pytest.raises(DataError, match=r"at one, 1\.0"):
+        masks_of(model, images, batching=Batching(scales=(1.0, 2.0)))
