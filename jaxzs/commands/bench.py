@@ -17,7 +17,7 @@ import tyro
 from jaxzs.errors import DataError
 
 if TYPE_CHECKING:
-    from jaxzs.clip import CLIPConfig
+    from jaxzs.clip import CLIPConfig, Model
 
 Part = Literal["image", "text", "proxy", "prompt", "tag"]
 PARTS: tuple[Part, ...] = ("image", "text", "proxy", "prompt", "tag")
@@ -58,26 +58,26 @@ class _Measured(NamedTuple):
     """A call that runs the part once, and how many `unit`s that is."""
 
     call: Callable[[], Any]
-    count: int
+    units: int
     unit: str
 
 
 class _Model(NamedTuple):
-    """What is measured: parameters, configuration, and the name to report."""
+    """What is measured: parameters, configuration, the name to report, and the checkpoint if it is one."""
 
     params: Any
     config: CLIPConfig
     name: str
-    fingerprint: str | None
+    loaded: Model | None
 
 
 def run(options: BenchOptions) -> int:
     """Measure, print, and write the record; returns 0."""
     _check(options)
-    from jaxzs.report import environment, write_record
+    from jaxzs.report import write_record
 
     model = _model(options)
-    timed = {}
+    timed: dict[str, Any] = {}
     for part in dict.fromkeys(options.parts):
         print(f"{part} ...", file=sys.stderr, flush=True)
         timed[part] = _time(_MEASURED[part](model, options), options.rounds)
@@ -86,20 +86,15 @@ def run(options: BenchOptions) -> int:
         for name, value in dataclasses.asdict(options).items()
         if name not in ("out", "json", "revision")
     }
-    record: dict[str, Any] = {
-        "command": "jaxzs bench",
-        "settings": settings,
-        "metrics": timed,
-        "seconds": {
-            f"{part}, {when}": of[when] for part, of in timed.items() for when in ("compile", "run")
-        },
-        "model": {"name": model.name, "fingerprint": model.fingerprint},
-        "device_memory": _device_memory(),
-    }
-    if options.out is not None:
-        record = write_record(options.out, **record)
-    else:
-        record = {**record, **environment()}
+    record = write_record(
+        options.out,
+        command="jaxzs bench",
+        settings=settings,
+        metrics=timed,
+        model=model.loaded,
+        seconds={when: sum(of[when] for of in timed.values()) for when in ("compile", "run")},
+        device_memory=_device_memory(),
+    )
     print(json.dumps(record, indent=1) if options.json else _table(model.name, record))
     return 0
 
@@ -124,7 +119,7 @@ def _model(options: BenchOptions) -> _Model:
 
     if options.shape is None:
         loaded = clip.load(options.model, revision=options.revision)
-        return _Model(loaded.params, loaded.config, options.model, loaded.fingerprint)
+        return _Model(loaded.params, loaded.config, loaded.name, loaded)
     config = clip.ARCHITECTURES[options.shape]
     params = clip.random_params(jax.random.key(0), config)
     return _Model(params, config, f"{options.shape}, random weights", None)
@@ -279,7 +274,7 @@ def _time(measured: _Measured, rounds: int) -> dict[str, Any]:
     usual = statistics.median(seconds[1:])
     return {
         "unit": measured.unit,
-        "per_second": measured.count / usual,
+        "per_second": measured.units / usual,
         "run": usual,
         "compile": max(0.0, seconds[0] - usual),
     }

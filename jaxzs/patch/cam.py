@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.layers import Numerics, Params, attend, block, dense, layer_norm, project_qkv
+from jaxzs.clip.layers import Numerics, Params, attend, dense, layer_norm, project_qkv
 from jaxzs.clip.model import normalize
 from jaxzs.patch.grid import Grid
-from jaxzs.patch.tower import embed_images, finish_block
+from jaxzs.patch.tower import embed_images, finish_block, observed_block
 
 
 class CamOutput(NamedTuple):
@@ -55,6 +55,15 @@ def class_activation_maps(
       grid: the true grids. padded: False promises that every grid is full.
       half_positions: round positions to half precision, also on the native grid, as the original does.
       numerics: how products are computed.
+
+    >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 48, 3), np.float32)
+    >>> texts = zeroshot.text_proxies(model, ["circle", "square", "ground"])[None]  # two tags, one background
+    >>> present = jnp.array([[True, True]])
+    >>> cam = patch.class_activation_maps(
+    ...     model.params, pixels, texts, present, model.config, patch.full_grid(1, 6, 6)
+    ... )
+    >>> cam.maps.shape, cam.probability.shape
+    ((1, 2, 36), (1, 3))
     """
     tree, vision = params["vision_model"], config.vision
     x, bias = embed_images(
@@ -69,8 +78,8 @@ def class_activation_maps(
     )
     layers, attention = tree["encoder"]["layers"], []
     for layer in range(vision.num_hidden_layers - 1):
-        x, weights = block(layers[str(layer)], x, vision, bias, numerics)
-        attention.append(weights.mean(1))
+        x, weights = observed_block(layers[str(layer)], x, vision, bias, numerics)
+        attention.append(weights)
     last = layers[str(vision.num_hidden_layers - 1)]
     y = layer_norm(last["layer_norm1"], x, vision.layer_norm_eps)
     allowed = jnp.pad(

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig, VisionConfig
-from jaxzs.clip.layers import Numerics, Params, attend, block, dense, layer_norm, project_qkv
+from jaxzs.clip.layers import Numerics, Params, dense, layer_norm, project_qkv
 from jaxzs.clip.model import normalize
 from jaxzs.patch.grid import Grid
-from jaxzs.patch.tower import embed_images, finish_block
+from jaxzs.patch.tower import attend_by_head, embed_images, finish_block, observed_block
 
 
 class LocalOutput(NamedTuple):
@@ -38,14 +38,14 @@ def value_block(
     bias: jax.Array | None = None,
     numerics: Numerics = Numerics(),
 ) -> tuple[jax.Array, jax.Array]:
-    """A transformer block whose attention is the identity: x [B,T,D] -> ([B,T,D], weights [B,H,T,T] not used).
+    """A transformer block whose attention is the identity: x [B,T,D] -> ([B,T,D], [B,T,T] attention not used).
 
     Value, output projection, residual and MLP are kept. The original adds a mask of -100 off the diagonal instead.
     """
     y = layer_norm(params["layer_norm1"], x, vision.layer_norm_eps)
     q, k, v = project_qkv(params["self_attn"], y, vision.num_attention_heads, numerics)
-    _, weights = attend(q, k, v, bias, numerics)
-    return finish_block(params, x, v, vision, numerics), weights
+    _, attention = attend_by_head(q, k, v, bias, numerics)
+    return finish_block(params, x, v, vision, numerics), attention
 
 
 def local_tower(
@@ -68,6 +68,11 @@ def local_tower(
       padded: False promises that every grid is full, which saves the mask.
       half_positions: see `tower.local_positions`.
       numerics: how products are computed.
+
+    >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 96, 3), np.float32)
+    >>> local = patch.local_tower(model.params, pixels, model.config, patch.full_grid(1, 6, 12))
+    >>> local.tokens.shape, len(local.attention), local.attention[0].shape
+    ((1, 73, 64), 5, (1, 73, 73))
     """
     tree, vision = params["vision_model"], config.vision
     x, bias = embed_images(
@@ -81,9 +86,9 @@ def local_tower(
     )
     attention = []
     for layer in range(vision.num_hidden_layers):
-        step = value_block if layer == vision.num_hidden_layers - 1 else block
+        step = value_block if layer == vision.num_hidden_layers - 1 else observed_block
         x, weights = step(tree["encoder"]["layers"][str(layer)], x, vision, bias, numerics)
-        attention.append(weights.mean(1))
+        attention.append(weights)
     x = layer_norm(tree["post_layernorm"], x, vision.layer_norm_eps)
     return LocalOutput(dense(params["visual_projection"], x, numerics), tuple(attention))
 
@@ -91,7 +96,7 @@ def local_tower(
 def default_attention_layers(num_layers: int, kind: str = "last") -> tuple[int, ...]:
     """Layers whose attention is averaged: the three before the last ("last"), or all before the last ("all").
 
-    >>> default_attention_layers(12), default_attention_layers(5)
+    >>> patch.default_attention_layers(12), patch.default_attention_layers(5)
     ((8, 9, 10), (1, 2, 3))
     """
     first = 0 if kind == "all" else max(0, num_layers - 4)
@@ -101,7 +106,7 @@ def default_attention_layers(num_layers: int, kind: str = "last") -> tuple[int, 
 def default_votes(num_layers: int) -> int:
     """Layers that must agree before two patches count as related: a third of them, 4 of 12 as in the original.
 
-    >>> default_votes(12), default_votes(5), default_votes(24)
+    >>> patch.default_votes(12), patch.default_votes(5), patch.default_votes(24)
     (4, 2, 8)
     """
     return max(1, round(num_layers / 3))
@@ -111,6 +116,11 @@ def attention_votes(attention: Sequence[jax.Array], patches: jax.Array) -> jax.A
     """In how many layers a patch attends to another above that layer's mean: L x [B,T,T] -> [B,P,P] int32.
 
     patches [B,P] bool: the mean is over pairs of valid patches only.
+
+    >>> weights = jnp.array([[[0.2, 0.4, 0.4], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]]])  # one layer, two patches
+
+    >>> patch.attention_votes([weights, weights], jnp.ones((1, 2), bool)).tolist()
+    [[[2, 0], [0, 2]]]
     """
     pairs = patches[:, :, None] & patches[:, None, :]
     count = jnp.maximum(pairs.sum((1, 2), dtype=jnp.float32), 1.0)
@@ -133,6 +143,12 @@ def fuse_attention(
     """Patch-to-patch attention [B,P,P]: the mean of `layers`, where at least `votes` of all layers agree.
 
     Rows sum to less than 1, as in the paper; `renormalize` (not in the paper) makes them sum to 1.
+
+    >>> weights = jnp.array([[[0.2, 0.4, 0.4], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]]])  # one layer, two patches
+
+    >>> print(patch.fuse_attention([weights, weights], jnp.ones((1, 2), bool), layers=(0, 1), votes=2)[0])
+    [[0.8 0. ]
+     [0.  0.7]]
     """
     agreed = attention_votes(attention, patches) >= votes
     mean = sum(attention[layer][:, 1:, 1:] for layer in layers) / len(layers)
@@ -156,5 +172,11 @@ def class_probabilities(
 
 
 def coarse_scores(tokens: jax.Array, text_features: jax.Array, logit_scale: jax.Array) -> jax.Array:
-    """Class probabilities of every patch, the class token left out: tokens [B,T,E], [C,E] -> [B,P,C]."""
+    """Class probabilities of every patch, the class token left out: tokens [B,T,E], [C,E] -> [B,P,C].
+
+    >>> tokens = jnp.array([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]])  # class token, two patches
+    >>> print(patch.coarse_scores(tokens, jnp.eye(2), jnp.log(jnp.float32(100)))[0].round(2))
+    [[1.  0. ]
+     [0.5 0.5]]
+    """
     return class_probabilities(tokens[:, 1:], text_features, logit_scale)

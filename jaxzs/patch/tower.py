@@ -1,12 +1,23 @@
-"""What the passes of patch classification share: images of any size to tokens, and the end of a block."""
+"""What the passes of patch classification share: images of any size to tokens, averaged attention, blocks."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig, VisionConfig
-from jaxzs.clip.layers import Numerics, Params, dense, layer_norm, merge_heads, mlp
+from jaxzs.clip.layers import (
+    Numerics,
+    Params,
+    attend,
+    dense,
+    layer_norm,
+    merge_heads,
+    mlp,
+    project_qkv,
+)
 from jaxzs.clip.model import vision_embeddings
 from jaxzs.patch.grid import Grid, bilinear_taps, interpolate
 
@@ -75,6 +86,43 @@ def embed_images(
     x = vision_embeddings(tree, pixels, vision, positions, numerics)
     x = layer_norm(tree["pre_layrnorm"], x, vision.layer_norm_eps)  # [sic] as in the checkpoints
     return x, padding_bias(grid.patches) if padded else None
+
+
+def attend_by_head(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None = None,
+    numerics: Numerics = Numerics(),
+) -> tuple[jax.Array, jax.Array]:
+    """`layers.attend`, one head after the other: ([B,H,T,D/H] output, [B,T,T] mean of the weights over heads).
+
+    No [B,H,T,T] array exists, which large images would fill the memory with; bias [B,1,1,T] is the same for all heads.
+    """
+    B, H, T, _ = q.shape
+
+    def one_head(total: jax.Array, head: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+        q, k, v = (part[:, None] for part in head)
+        mixed, weights = attend(q, k, v, bias, numerics)
+        return total + weights[:, 0], mixed[:, 0]
+
+    heads = (q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1))
+    total, mixed = jax.lax.scan(one_head, jnp.zeros((B, T, T), jnp.float32), heads)
+    return mixed.swapaxes(0, 1), total / H
+
+
+def observed_block(
+    params: Params,
+    x: jax.Array,
+    vision: VisionConfig,
+    bias: jax.Array | None = None,
+    numerics: Numerics = Numerics(),
+) -> tuple[jax.Array, jax.Array]:
+    """An ordinary block and what it attended to: x [B,T,D] -> ([B,T,D], [B,T,T] mean over heads)."""
+    y = layer_norm(params["layer_norm1"], x, vision.layer_norm_eps)
+    q, k, v = project_qkv(params["self_attn"], y, vision.num_attention_heads, numerics)
+    mixed, attention = attend_by_head(q, k, v, bias, numerics)
+    return finish_block(params, x, mixed, vision, numerics), attention
 
 
 def finish_block(
