@@ -28,6 +28,12 @@ class Batching:
       images of equal size share a batch.
     scales: sizes of each image relative to its own, whose scores are averaged. The paper has one, 1.0.
     max_patches: an image of more patches is refused.
+
+    >>> patch.Batching(batch_size=4, scales=(1.0, 1.5)).max_patches
+    4096
+    >>> patch.Batching(scales=())
+    Traceback (most recent call last):
+    jaxzs.errors.DataError: scales are (), expected numbers above 0, at most 16
     """
 
     batch_size: int = 8
@@ -69,6 +75,10 @@ def prepare_image(
 
     image: PIL image or array as `model.preprocess` takes them; resized by Pillow's bicubic filter on 8 bits, sides
     rounded up. Raises `ImageError` for an image without area, below two patches a side, or above `max_patches`.
+
+    >>> model = jaxzs.load("demo")
+    >>> patch.prepare_image(np.zeros((60, 90, 3), np.uint8), model.preprocessor, patch_size=8).shape
+    (64, 96, 3)
     """
     from PIL import Image
 

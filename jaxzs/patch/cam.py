@@ -58,9 +58,9 @@ def class_activation_maps(
 
     >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 48, 3), np.float32)
     >>> texts = zeroshot.text_proxies(model, ["circle", "square", "ground"])[None]  # two tags, one background
-    >>> present = jnp.array([[True, True]])
-    >>> cam = patch.class_activation_maps(
-    ...     model.params, pixels, texts, present, model.config, patch.full_grid(1, 6, 6)
+    >>> maps = jax.jit(patch.class_activation_maps, static_argnames="config")
+    >>> cam = maps(
+    ...     model.params, pixels, texts, jnp.ones((1, 2), bool), model.config, patch.full_grid(1, 6, 6)
     ... )
     >>> cam.maps.shape, cam.probability.shape
     ((1, 2, 36), (1, 3))

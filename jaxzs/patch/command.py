@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import tyro
-
+from jaxzs.commands import FINISHED, INCOMPLETE
+from jaxzs.commands.options import (
+    File,
+    Folder,
+    Images,
+    LabelOptions,
+    ModelOptions,
+    OutputOptions,
+    Text,
+    check_numbers,
+    check_output_file,
+    check_output_folder,
+    command_line,
+    load_model,
+    name_unusable,
+    read_templates,
+    reason_of,
+    settings_of,
+    shown_as,
+    split_names,
+)
 from jaxzs.errors import DataError, ImageError, LabelError
 
 if TYPE_CHECKING:
@@ -22,28 +39,19 @@ if TYPE_CHECKING:
 _SHOWN = 20  # lines of results on the terminal when they also go to a file
 
 
-@dataclasses.dataclass(frozen=True)
-class PatchOptions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchOptions(OutputOptions, ModelOptions, LabelOptions):
     """What `jaxzs tag` and `jaxzs segment` have in common."""
 
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+    images: Images = ()
     """Folders, files or globs."""
-    labels: str | None = None
-    """Class names that become tags, separated by commas."""
-    labels_file: Path | None = None
-    """File with one class name a line, or a JSON list."""
-    dataset: str | None = None
-    """Class names, background names and templates of a known data set; `jaxzs datasets` lists them."""
-    background: str | None = None
+    background: Text = None
     """Names of what else may be seen, separated by commas: they compete, but never become tags."""
-    model: str = "demo"
-    """The embedded demo checkpoint, a folder, or a hub id such as openai/clip-vit-base-patch16."""
-    revision: str | None = None
-    """Commit, branch or tag of a hub id."""
     threshold: float = 0.5
     """Tag what scores above this fraction of the way from an image's lowest to its highest score."""
-    templates: tuple[str, ...] = ()
-    """Sentences with {} for the name; by default TagCLIP's 85."""
+    templates: Annotated[tuple[str, ...], shown_as("TEXT ...")] = ()
+    """Sentences with {} for the name, or sets of them: simple, imagenet7, imagenet80, tagclip85. By default those
+    of the data set, or TagCLIP's 85."""
     keep_border: bool = False
     """Let boxes reach the last row and column of patches, which the original never does."""
     exact: bool = False
@@ -52,18 +60,14 @@ class PatchOptions:
     """Images worked on at once."""
     max_patches: int = 4096
     """Refuse images of more patches: memory grows with the square."""
-    bfloat16: bool = False
-    """Encode with bfloat16 products: faster, scores equal to two or three digits."""
-    force: bool = False
-    """Use class names that the demo checkpoint has never seen."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TagOptions(PatchOptions):
-    overlay: Path | None = None
+    overlay: Folder = None
     """Folder for one picture an image: boxes and a heat map for every tag."""
-    out: Path | None = None
-    """Write all results to this .csv or .json file."""
+    out: File = None
+    """Write all results to this .csv or .json file; the record of the run lies beside a .csv file, as .json."""
     scales: tuple[float, ...] = (1.0,)
     """Sizes to look at each image in, relative to its own; scores are averaged."""
     renormalize: bool = False
@@ -73,126 +77,151 @@ class TagOptions(PatchOptions):
 def run(options: TagOptions) -> int:
     """Tag and print; returns 0, or 1 when some images could not be used."""
     check_options(options)
-    _check_outputs(options)
+    check_output_file(options.out, ".csv", ".json")
+    check_output_folder(options.overlay, "overlay")
+    if not options.scales or min(options.scales) <= 0:
+        raise DataError(f"--scales are {options.scales}, expected numbers above 0, such as 1 1.5")
     from tqdm import tqdm
 
     from jaxzs.data import find_images
     from jaxzs.patch import Batching, tag_images
     from jaxzs.patch.texts import default_cache, tag_texts
+    from jaxzs.report import measured
 
-    paths = find_images(options.images)
-    foreground, background, templates = read_names(options)
-    model = load_model(options, foreground, background)
-    texts = tag_texts(
-        model, foreground, background, templates, cache=default_cache(), progress=True
-    )
     unusable: dict[Path, ImageError] = {}
     opened: list[Path] = []
     results: dict[Path, dict[str, Any]] = {}
-    found = tag_images(
-        model,
-        open_images(paths, opened, unusable),
-        texts,
-        num_foreground=len(foreground),
-        batching=Batching(
-            batch_size=min(options.batch_size, len(paths)),
-            scales=options.scales,
-            max_patches=options.max_patches,
-        ),
-        on_error=lambda number, error: unusable.__setitem__(opened[number], error),
-        relative_threshold=options.threshold,
-        exact=options.exact,
-        keep_border=options.keep_border,
-        renormalize=options.renormalize,
-        compute_dtype=compute_dtype(options),
-    )
-    pictures = picture_names(paths, options.overlay)
-    with tqdm(total=len(paths), unit="image", disable=None) as bar:
-        for tagged in found:
-            path = opened[tagged.number]
-            results[path] = _record(path, tagged, foreground)
-            if pictures:
-                _draw(pictures[path], path, tagged, foreground)
-            bar.update(len(results) + len(unusable) - bar.n)
-    if not results:
-        first = next(iter(unusable.values()))
-        raise DataError(f"none of the {len(paths)} images could be used; the first: {first}")
+    with measured() as seconds:
+        paths = find_images(options.images)
+        names = read_names(options)
+        model = load_model(options, names.all, force=options.force)
+        texts = tag_texts(
+            model,
+            names.foreground,
+            names.background,
+            names.templates,
+            cache=default_cache(),
+            progress=not options.quiet,
+        )
+        found = tag_images(
+            model,
+            open_images(paths, opened, unusable),
+            texts,
+            num_foreground=len(names.foreground),
+            batching=Batching(
+                batch_size=min(options.batch_size, len(paths)),
+                scales=options.scales,
+                max_patches=options.max_patches,
+            ),
+            on_error=lambda number, error: unusable.__setitem__(opened[number], error),
+            relative_threshold=options.threshold,
+            exact=options.exact,
+            keep_border=options.keep_border,
+            renormalize=options.renormalize,
+            compute_dtype=options.compute_dtype,
+        )
+        pictures = picture_names(paths, options.overlay)
+        with tqdm(total=len(paths), unit="image", disable=options.no_progress) as bar:
+            for tagged in found:
+                path = opened[tagged.number]
+                results[path] = _row(path, tagged, names.foreground)
+                if pictures:
+                    _draw(pictures[path], path, tagged, names.foreground)
+                bar.update(len(results) + len(unusable) - bar.n)
+    check_any(results, unusable, paths)
     rows = [results[path] for path in paths if path in results]
     _show(rows, options)
-    _report(rows, options, model, foreground, background, unusable)
-    return 1 if unusable else 0
+    tags = sum(len(row["tags"]) for row in rows)
+    metrics = {"images": len(rows), "tags_per_image": tags / len(rows)}
+    record = record_of("tag", options, model, names, paths, unusable, metrics, seconds)
+    record |= {"box": "left, top, right, bottom in pixels", "results": rows}
+    _write(options, rows, record)
+    options.say(
+        f"{len(rows)} images, {len(names.foreground)} classes, {tags / len(rows):.1f} tags an image"
+    )
+    options.print_record(record)
+    name_unusable(options, record["unreadable"], len(paths))
+    return INCOMPLETE if unusable else FINISHED
 
 
 def check_options(options: PatchOptions) -> None:
     """Raise for options that cannot be meant, before anything is loaded."""
     if not options.images:
         raise DataError("no images given: name a folder, files or globs")
-    given = [options.labels, options.labels_file, options.dataset]
-    if sum(value is not None for value in given) != 1:
+    if options.labels is None and options.labels_file is None and options.dataset is None:
         raise LabelError(
             "what may be tagged? Give one of --labels a,b,c, --labels-file and --dataset"
         )
-    if not 0 <= options.threshold <= 1:
-        raise DataError(f"--threshold is {options.threshold}, expected 0 to 1")
-    if options.batch_size < 1:
-        raise DataError(f"--batch-size is {options.batch_size}, expected at least 1")
+    check_numbers(options, "threshold", least=0, most=1)
+    check_numbers(options, "batch_size", "max_patches")
 
 
-def _check_outputs(options: TagOptions) -> None:
-    if options.out is not None and options.out.suffix.lower() not in (".csv", ".json"):
-        raise DataError(f"--out {options.out}: the name must end in .csv or .json")
-    if options.overlay is not None and options.overlay.exists() and not options.overlay.is_dir():
-        raise DataError(f"--overlay {options.overlay} is a file, expected a folder")
+def check_any(
+    results: dict[Path, Any], unusable: dict[Path, ImageError], paths: Sequence[Path]
+) -> None:
+    """Raise `DataError` when no image could be used."""
+    if not results:
+        path, error = next(iter(unusable.items()))
+        raise DataError(
+            f"none of the {len(paths)} images could be used; the first: {reason_of(path, error)}"
+        )
 
 
-def compute_dtype(options: PatchOptions) -> Any:
-    """Type of the operands of the encoder's products."""
-    import jax.numpy as jnp
+class Names(NamedTuple):
+    """What may be tagged, what competes, and templates where they are not TagCLIP's."""
 
-    return jnp.bfloat16 if options.bfloat16 else None
+    foreground: tuple[str, ...]
+    background: tuple[str, ...]
+    templates: tuple[str, ...] | None
 
-
-def load_model(
-    options: PatchOptions, foreground: Sequence[str], background: Sequence[str]
-) -> Model:
-    """The checkpoint; raises `TextError` for names that the demo checkpoint has never seen."""
-    from jaxzs.clip import load
-
-    model = load(options.model, revision=options.revision)
-    if not options.force:
-        model.check_words([*foreground, *background])
-    return model
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Foreground names, then background names."""
+        return (*self.foreground, *self.background)
 
 
-def read_names(
-    options: PatchOptions,
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...] | None]:
-    """Foreground names, background names, and templates where they are not TagCLIP's."""
-    from jaxzs.commands.classify import read_labels
-    from jaxzs.data import dataset_info
+def read_names(options: PatchOptions) -> Names:
+    """Names and templates as given, or those of the data set."""
     from jaxzs.zeroshot import check_class_names
 
-    background: tuple[str, ...] = ()
-    templates = options.templates or None
-    if options.dataset is not None:
-        info = dataset_info(options.dataset)
-        foreground, background = info.class_names, info.background_names
-        templates = templates or info.templates
-    elif options.labels is not None:
-        foreground = _split(options.labels)
-    else:
-        assert options.labels_file is not None
-        foreground = read_labels(options.labels_file)
+    foreground, info = options.class_names(), options.dataset_info()
+    assert foreground is not None  # check_options has seen to it
+    background = () if info is None else info.background_names
     if options.background is not None:
-        background = _split(options.background)
-    check_class_names(foreground)
+        background = split_names(options.background)
     if background:
         check_class_names(background)
-    return foreground, background, templates
+    templates = read_templates(options.templates) or (info.templates if info else None)
+    return Names(foreground, background, templates)
 
 
-def _split(names: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in names.split(","))
+def record_of(
+    command: str,
+    options: PatchOptions,
+    model: Model,
+    names: Names,
+    paths: Sequence[Path],
+    unusable: dict[Path, ImageError],
+    metrics: dict[str, Any],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """The record of a run, not yet written."""
+    from jaxzs.data import open_files
+    from jaxzs.report import data_entry, write_record
+
+    name = options.dataset or Path(options.images[0]).name
+    return write_record(
+        None,
+        command=command_line(command, options),
+        settings=settings_of(options),
+        metrics=metrics,
+        model=model,
+        data=data_entry(name, open_files(paths).identity, len(paths)),
+        seconds=seconds,
+        class_names=list(names.foreground),
+        background_names=list(names.background),
+        unreadable=[reason_of(path, error) for path, error in unusable.items()],
+    )
 
 
 def open_images(
@@ -211,7 +240,7 @@ def open_images(
         yield image
 
 
-def _record(path: Path, tagged: ImageTags, foreground: Sequence[str]) -> dict[str, Any]:
+def _row(path: Path, tagged: ImageTags, foreground: Sequence[str]) -> dict[str, Any]:
     """What is written of one image: its tags, best first, and the scores of all classes."""
     order = sorted(range(len(foreground)), key=lambda c: -tagged.scores[c])
     height, width = tagged.size
@@ -271,63 +300,26 @@ def _show(rows: Sequence[dict[str, Any]], options: TagOptions) -> None:
     width = max(len(row["path"]) for row in shown)
     for row in shown:
         tags = "  ".join(f"{tag['label']} {tag['score']:.3f}" for tag in row["tags"])
-        print(f"{row['path']:{width}}  {tags}")
+        options.say(f"{row['path']:{width}}  {tags}")
     if len(shown) < len(rows):
-        print(f"... and {len(rows) - len(shown)} more")
+        options.say(f"... and {len(rows) - len(shown)} more")
 
 
-def _report(
-    rows: Sequence[dict[str, Any]],
-    options: TagOptions,
-    model: Model,
-    foreground: Sequence[str],
-    background: Sequence[str],
-    unusable: dict[Path, ImageError],
-) -> None:
-    """Files, and the closing lines."""
+def _write(options: TagOptions, rows: Sequence[dict[str, Any]], record: dict[str, Any]) -> None:
+    """The record as .json, and a line a tag where --out is a .csv file."""
+    from jaxzs.files import write_json
+    from jaxzs.report import write_csv
+
     if options.out is not None:
-        summary = {
-            "model": options.model,
-            "fingerprint": model.fingerprint,
-            "class_names": list(foreground),
-            "background_names": list(background),
-            "threshold": options.threshold,
-            "scales": list(options.scales),
-            "exact": options.exact,
-            "box": "left, top, right, bottom in pixels",
-            "unusable": [str(path) for path in unusable],
-        }
-        _write(options.out, rows, summary)
-        print(f"{len(rows)} results written to {options.out}")
+        if options.out.suffix.lower() == ".csv":
+            header = ["path", "label", "score", "reidentified", "left", "top", "right", "bottom"]
+            lines = [
+                [row["path"], tag["label"], tag["score"], tag["reidentified"], *tag["box"]]
+                for row in rows
+                for tag in row["tags"]
+            ]
+            write_csv(options.out, header, lines)
+        write_json(options.out.with_suffix(".json"), record)
+        options.say(f"{len(rows)} results written to {options.out}")
     if options.overlay is not None:
-        print(f"{len(rows)} pictures written to {options.overlay}")
-    count = sum(len(row["tags"]) for row in rows)
-    print(f"{len(rows)} images, {len(foreground)} classes, {count / len(rows):.1f} tags an image")
-    print_unusable(unusable, len(rows) + len(unusable))
-
-
-def print_unusable(unusable: dict[Path, ImageError], total: int) -> None:
-    """List the images that could not be used, on stderr."""
-    if not unusable:
-        return
-    print(f"{len(unusable)} of {total} images could not be used:", file=sys.stderr)
-    for path, error in unusable.items():
-        print(f"  {error if str(path) in str(error) else f'{path}: {error}'}", file=sys.stderr)
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
-    from jaxzs.files import atomic_path, write_json
-
-    if path.suffix.lower() == ".json":
-        write_json(path, {**summary, "results": list(rows)})
-        return
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["path", "label", "score", "reidentified", "left", "top", "right", "bottom"]
-        )
-        for row in rows:
-            for tag in row["tags"]:
-                writer.writerow(
-                    [row["path"], tag["label"], tag["score"], tag["reidentified"], *tag["box"]]
-                )
+        options.say(f"{len(rows)} pictures written to {options.overlay}")

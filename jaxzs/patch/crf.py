@@ -52,8 +52,12 @@ def dense_crf(
     Raises:
       ImageError: the image does not fit the probabilities. DataError: numbers out of range.
 
-    >>> dense_crf(np.full((2, 4, 5), 0.5, np.float32), np.zeros((4, 5, 3), np.uint8)).shape
-    (2, 4, 5)
+    >>> image = np.zeros((4, 6, 3), np.uint8)
+    >>> image[:, 3:] = 255
+    >>> probabilities = np.full((2, 4, 6), 0.5, np.float32)
+    >>> probabilities[:, 0, 0], probabilities[:, 0, 5] = (0.9, 0.1), (0.1, 0.9)  # all that is known
+    >>> np.asarray(patch.dense_crf(probabilities, image)).argmax(0)[2].tolist()
+    [0, 0, 0, 1, 1, 1]
     """
     shape = tuple(probabilities.shape)
     if len(shape) != 3 or shape[0] < 1 or tuple(image.shape) != (*shape[1:], 3):

@@ -13,6 +13,11 @@ class Grid(NamedTuple):
 
     rows, columns: [B] int32, the true grid of each image, in the upper left of the padded one.
     valid: [B,rows,columns] bool of the padded grid, True inside the true one.
+
+    >>> valid = jnp.array([[[True, True, False], [True, True, False]]])
+    >>> grid = patch.grid_from_mask(valid)
+    >>> grid.rows.tolist(), grid.columns.tolist(), grid.shape, grid.patches.shape
+    ([2], [2], (2, 3), (1, 6))
     """
 
     rows: jax.Array
@@ -31,7 +36,12 @@ class Grid(NamedTuple):
 
 
 def full_grid(num_images: int, rows: int, columns: int) -> Grid:
-    """Grid of images without padding."""
+    """Grid of images without padding.
+
+    >>> grid = patch.full_grid(4, rows=6, columns=8)
+    >>> grid.shape, grid.patches.shape, bool(grid.valid.all())
+    ((6, 8), (4, 48), True)
+    """
     return Grid(
         jnp.full((num_images,), rows, jnp.int32),
         jnp.full((num_images,), columns, jnp.int32),
@@ -40,7 +50,11 @@ def full_grid(num_images: int, rows: int, columns: int) -> Grid:
 
 
 def grid_from_mask(valid: jax.Array) -> Grid:
-    """Grid of padded images: valid [B,rows,columns] bool, a rectangle in the upper left of each (or nothing)."""
+    """Grid of padded images: valid [B,rows,columns] bool, a rectangle in the upper left of each (or nothing).
+
+    >>> patch.grid_from_mask(jnp.array([[[True, True, False], [True, True, False]]])).columns.tolist()
+    [2]
+    """
     return Grid(valid.any(2).sum(1, dtype=jnp.int32), valid.any(1).sum(1, dtype=jnp.int32), valid)
 
 

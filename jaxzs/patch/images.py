@@ -81,8 +81,8 @@ def tag_images(
     >>> [found] = patch.tag_images(model, [image], texts, num_foreground=2)
     >>> found.tags.tolist(), found.refined.shape
     ([True, False], (12, 12, 2))
-    >>> print(found.boxes[0].round(1))  # top, bottom, left, right of the red square
-    []
+    >>> found.boxes[0].round(1).tolist()  # top, bottom, left, right of the red square
+    [0.2, 0.7, 0.2, 0.8]
     """
     run = _program(model, jnp.asarray(text_features), num_foreground, mesh, options)
     parts: dict[int, dict[int, ImageTags]] = {}  # by image and scale

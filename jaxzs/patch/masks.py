@@ -175,9 +175,9 @@ def pixel_labels(
     image: PIL image or array. background, crf: as in `segment_images`. exact: give the CRF the colours that the
     original gives it, wrapped around.
 
-    >>> image, maps = np.zeros((8, 16, 3), np.uint8), np.array([[[1.0, 0.0]]])
+    >>> image, maps = np.zeros((2, 8, 3), np.uint8), np.array([[[1.0, 0.0]]])
     >>> patch.pixel_labels(image, maps, [3])[0].tolist()
-    []
+    [4, 4, 4, 4, 0, 0, 0, 0]
     """
     photo, tags = np.asarray(to_rgb(image)), np.asarray(tags, np.int32)
     large = enlarge(maps, *photo.shape[:2])

@@ -56,6 +56,11 @@ def find_candidates(
 
     refined [B,P,C]; the range covers background classes, too. `stop_at_empty`: the first candidate without a box
     rules out those after it (what the original does) and not only itself.
+
+    >>> refined = jnp.zeros((1, 9, 2)).at[0, 0, 0].set(0.9).at[0, 4, 1].set(0.1)  # 3 x 3 patches, two classes
+    >>> found = patch.find_candidates(refined, 2, 0.5, patch.full_grid(1, 3, 3))
+    >>> found.chosen.tolist(), found.boxes[0, 0].tolist()  # top, bottom, left, right
+    ([[True, False]], [0, 1, 0, 1])
     """
     inside = grid.patches[:, :, None]
     lowest = jnp.where(inside, refined, jnp.inf).min((1, 2))
@@ -156,6 +161,14 @@ def reidentify(
     """Probability of each accepted class in its own crop: [B,F], 0 for all others.
 
     `capacity` candidates, of whatever images, go through the encoder at a time, as often as it takes to do all.
+
+    >>> model, pixels = jaxzs.load("demo"), jnp.zeros((1, 48, 48, 3))
+    >>> texts = zeroshot.text_proxies(model, ["circle", "square"])
+    >>> refined = jnp.zeros((1, 36, 2)).at[0, 7:9, 0].set(0.9)
+    >>> found = patch.find_candidates(refined, 2, 0.5, patch.full_grid(1, 6, 6))
+    >>> again = patch.reidentify(model.params, pixels, texts, found, model.config, capacity=2)
+    >>> found.accepted.tolist(), (again > 0).tolist()
+    ([[True, False]], [[True, False]])
     """
     B, F = candidates.accepted.shape
     vision = config.vision

@@ -7,20 +7,31 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import tyro
 
+from jaxzs.commands import FINISHED, INCOMPLETE
+from jaxzs.commands.options import (
+    File,
+    Number,
+    check_numbers,
+    check_output_folder,
+    load_model,
+    name_unusable,
+    read_templates,
+)
 from jaxzs.errors import DataError, ImageError, LabelError
 from jaxzs.patch.command import (
+    Names,
     PatchOptions,
+    check_any,
     check_options,
-    compute_dtype,
-    load_model,
     open_images,
     picture_names,
-    print_unusable,
     read_names,
+    record_of,
 )
 
 if TYPE_CHECKING:
@@ -31,17 +42,17 @@ _CPU_KERNEL = 2e9  # kernel elements an iteration that a CPU is given: seconds f
 _CLIP_ES_TEMPLATE = "a clean origami {}."
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentOptions(PatchOptions):
-    out: Path = Path("masks")
-    """Folder for palette masks (.png), overlays and masks.json."""
-    tags: Path | None = None
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("masks")
+    """Folder for palette masks (.png), overlays and the record, masks.json."""
+    tags: File = None
     """Tags of the images, as `jaxzs tag --out FILE.json` writes them; by default they are found."""
     maps: Literal["cam", "scores"] = "cam"
     """Where tags are: activation maps (CLIP-ES), or patch scores, which suit the demo checkpoint better."""
     crf: bool = False
     """Sharpen the masks along the edges of the photo with a dense CRF."""
-    crf_stride: int | None = None
+    crf_stride: Number = None
     """Take only every so many rows and columns as sources; default 1, on a CPU more for large images."""
     box_threshold: float = 0.4
     """Fraction of a map's maximum above which it spreads; 0.4 for VOC, 0.7 for COCO."""
@@ -50,37 +61,50 @@ class SegmentOptions(PatchOptions):
 def run(options: SegmentOptions) -> int:
     """Segment and write; returns 0, or 1 when some images could not be used."""
     check_options(options)
-    if not 0 <= options.box_threshold <= 1:
-        raise DataError(f"--box-threshold is {options.box_threshold}, expected 0 to 1")
+    check_numbers(options, "box_threshold", least=0, most=1)
+    check_numbers(options, "crf_stride")
+    check_output_folder(options.out)
     from tqdm import tqdm
 
     from jaxzs.data import find_images, open_image
+    from jaxzs.files import write_json
     from jaxzs.patch.overlay import write_mask_overlay, write_palette_mask
+    from jaxzs.report import measured
 
-    paths = find_images(options.images)
-    foreground, background, _ = read_names(options)
-    if len(foreground) > 255:
-        raise LabelError(f"{len(foreground)} classes: a palette mask holds 255 and the background")
-    model = load_model(options, foreground, background)
     unusable: dict[Path, ImageError] = {}
-    given = None if options.tags is None else _read_tags(options.tags, paths, foreground)
-    crf = {"stride": _crf_stride(options, paths)} if options.crf else None
-    job = _Job(options, model, paths, foreground, background, given, crf, unusable)
-    masks_found = _by_scores(job) if options.maps == "scores" else _by_activation(job)
-    masks = picture_names(paths, options.out / "masks")
-    overlays = picture_names(paths, options.out / "overlays")
-    names, rows = ["background", *foreground], {}
-    for path, tags, labels in tqdm(masks_found, total=len(paths), unit="image", disable=None):
-        write_palette_mask(masks[path], labels)
-        write_mask_overlay(overlays[path], open_image(path).convert("RGB"), labels, names)
-        rows[path] = _record(path, masks[path], tags, labels, foreground)
-    if not rows:
-        first = next(iter(unusable.values()))
-        raise DataError(f"none of the {len(paths)} images could be used; the first: {first}")
-    _write(options, model, foreground, background, [rows[path] for path in paths if path in rows])
-    print(f"{len(rows)} masks and overlays written to {options.out}")
-    print_unusable(unusable, len(paths))
-    return 1 if unusable else 0
+    rows: dict[Path, dict[str, Any]] = {}
+    with measured() as seconds:
+        paths = find_images(options.images)
+        names = read_names(options)
+        if len(names.foreground) > 255:
+            raise LabelError(
+                f"{len(names.foreground)} classes: a palette mask holds 255 and the background; name fewer"
+            )
+        given = None if options.tags is None else _read_tags(options.tags, paths, names.foreground)
+        model = load_model(options, names.all, force=options.force)
+        crf = {"stride": _crf_stride(options, paths)} if options.crf else None
+        job = _Job(options, model, paths, names, given, crf, unusable)
+        masks_found = _by_scores(job) if options.maps == "scores" else _by_activation(job)
+        masks = picture_names(paths, options.out / "masks")
+        overlays = picture_names(paths, options.out / "overlays")
+        shown = ["background", *names.foreground]
+        for path, tags, labels in tqdm(
+            masks_found, total=len(paths), unit="image", disable=options.no_progress
+        ):
+            write_palette_mask(masks[path], labels)
+            write_mask_overlay(overlays[path], open_image(path).convert("RGB"), labels, shown)
+            rows[path] = _row(path, masks[path], tags, labels, names.foreground)
+    check_any(rows, unusable, paths)
+    record = record_of(
+        "segment", options, model, names, paths, unusable, {"images": len(rows)}, seconds
+    )
+    record["labels"] = {str(c): name for c, name in enumerate(shown)}
+    record["results"] = [rows[path] for path in paths if path in rows]
+    write_json(options.out / "masks.json", record)
+    options.say(f"{len(rows)} masks and overlays written to {options.out}")
+    options.print_record(record)
+    name_unusable(options, record["unreadable"], len(paths))
+    return INCOMPLETE if unusable else FINISHED
 
 
 class _Job(NamedTuple):
@@ -89,8 +113,7 @@ class _Job(NamedTuple):
     options: SegmentOptions
     model: Model
     paths: Sequence[Path]
-    foreground: Sequence[str]
-    background: Sequence[str]
+    names: Names
     given: dict[Path, list[int]] | None
     crf: dict[str, int] | None
     unusable: dict[Path, ImageError]
@@ -107,12 +130,13 @@ def _tagged(job: _Job) -> Iterator[tuple[Path, ImageTags]]:
         open_images(job.paths, opened, job.unusable),
         tag_texts(
             job.model,
-            job.foreground,
-            job.background,
-            job.options.templates or None,
+            job.names.foreground,
+            job.names.background,
+            job.names.templates,
             cache=default_cache(),
+            progress=not job.options.quiet,
         ),
-        num_foreground=len(job.foreground),
+        num_foreground=len(job.names.foreground),
         batching=Batching(
             batch_size=min(job.options.batch_size, len(job.paths)),
             max_patches=job.options.max_patches,
@@ -121,7 +145,7 @@ def _tagged(job: _Job) -> Iterator[tuple[Path, ImageTags]]:
         relative_threshold=job.options.threshold,
         exact=job.options.exact,
         keep_border=job.options.keep_border,
-        compute_dtype=compute_dtype(job.options),
+        compute_dtype=job.options.compute_dtype,
     )
     for tagged in found:
         yield opened[tagged.number], tagged
@@ -149,17 +173,18 @@ def _by_activation(job: _Job) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
     if tags is None:
         found = _tagged(job)
         tags = {path: np.flatnonzero(tagged.tags).tolist() for path, tagged in found}
-    template = job.options.templates or (_CLIP_ES_TEMPLATE,)
-    others = job.background or ("background",)  # one name at least must compete with the tags
-    texts = tag_texts(job.model, job.foreground, others, template, cache=default_cache())
+    templates = read_templates(job.options.templates) or (_CLIP_ES_TEMPLATE,)
+    F = len(job.names.foreground)
+    others = job.names.background or ("background",)  # one name at least must compete with the tags
+    texts = tag_texts(job.model, job.names.foreground, others, templates, cache=default_cache())
     usable = [path for path in job.paths if path in tags]
     opened: list[Path] = []
     masks = segment_images(
         job.model,
         open_images(usable, opened, job.unusable),
         _InOrderOfOpening(tags, opened),
-        texts[: len(job.foreground)],
-        texts[len(job.foreground) :],
+        texts[:F],
+        texts[F:],
         crf=job.crf,
         batching=Batching(
             batch_size=min(job.options.batch_size, max(1, len(usable))),
@@ -169,7 +194,7 @@ def _by_activation(job: _Job) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
         box_threshold=job.options.box_threshold,
         exact=job.options.exact,
         keep_border=job.options.keep_border,
-        compute_dtype=compute_dtype(job.options),
+        compute_dtype=job.options.compute_dtype,
     )
     for mask in masks:
         yield opened[mask.number], mask.tags, mask.labels
@@ -231,32 +256,9 @@ def _crf_stride(options: SegmentOptions, paths: Sequence[Path]) -> int:
     return max(1, round(max(pixels, default=1) / _CPU_KERNEL**0.5))
 
 
-def _record(
+def _row(
     path: Path, mask: Path, tags: np.ndarray, labels: np.ndarray, foreground: Sequence[str]
 ) -> dict[str, Any]:
     """What is written of one image: its tags and the part of the image that each covers."""
     covered = {foreground[c]: round(float((labels == c + 1).mean()), 6) for c in tags.tolist()}
     return {"path": str(path), "mask": str(mask), "tags": list(covered), "covered": covered}
-
-
-def _write(
-    options: SegmentOptions,
-    model: Model,
-    foreground: Sequence[str],
-    background: Sequence[str],
-    rows: Sequence[dict[str, Any]],
-) -> None:
-    from jaxzs.files import write_json
-
-    write_json(
-        options.out / "masks.json",
-        {
-            "model": options.model,
-            "fingerprint": model.fingerprint,
-            "labels": {str(c): name for c, name in enumerate(["background", *foreground])},
-            "background_names": list(background),
-            "maps": options.maps,
-            "crf": options.crf,
-            "results": list(rows),
-        },
-    )

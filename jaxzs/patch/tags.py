@@ -104,11 +104,11 @@ def tag(
       LabelError: num_foreground outside of 1..C.
       DataError: text features of another model; layers or numbers out of range.
 
-    >>> model = jaxzs.load("demo")
-    >>> pixels = model.preprocess(np.zeros((48, 48, 3), np.uint8))
-    >>> texts = jaxzs.zeroshot.text_proxies(model, ["circle", "square"])
-    >>> tag(model.params, pixels, texts, model.config, num_foreground=2).tags.shape
-    (1, 2)
+    >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 96, 3), np.float32)
+    >>> texts = zeroshot.text_proxies(model, ["circle", "square", "ground"])  # the last is background
+    >>> tags = patch.tag(model.params, pixels, texts, model.config, num_foreground=2)
+    >>> tags.scores.shape, tags.tags.dtype, tags.refined.shape  # 6 x 12 patches
+    ((1, 2), dtype('bool'), (1, 72, 3))
     """
     check_pixels(pixels, config, mask)
     _check_texts(text_features, config, num_foreground)
@@ -216,7 +216,12 @@ def _tag(
 
 
 def fuse_scores(best: jax.Array, probability: jax.Array, reidentified: jax.Array) -> jax.Array:
-    """Average of patch score and second look, where there was one: three arrays [B,F] -> [B,F]."""
+    """Average of patch score and second look, where there was one: three arrays [B,F] -> [B,F].
+
+    >>> best, again = jnp.array([[0.75, 0.25]]), jnp.array([[0.25, 0.0]])
+    >>> patch.fuse_scores(best, again, jnp.array([[True, False]])).tolist()
+    [[0.5, 0.25]]
+    """
     return jnp.where(reidentified, 0.5 * best + 0.5 * probability, best)
 
 
@@ -226,6 +231,11 @@ def decide(
     """Tags and the thresholds they exceed, a fraction of each image's range of scores: [B,F], [F] -> two [B,F].
 
     An image whose scores are all equal, or below their thresholds, gets the tag of its first highest score.
+
+    >>> scores = jnp.array([[0.9, 0.2, 0.6]])
+    >>> tags, threshold = patch.decide(scores, jnp.full(3, 0.5), patch.full_grid(1, 2, 2))
+    >>> tags.tolist(), round(float(threshold[0, 0]), 2)
+    ([[True, False, True]], 0.55)
     """
     threshold = relative_cut(
         scores.min(1, keepdims=True), scores.max(1, keepdims=True), relative_threshold[None, :]

@@ -39,6 +39,10 @@ def tag_texts(
     templates: by default the 85 of TagCLIP. cache: a folder where they are kept under the hash of checkpoint, names
     and templates, so that nothing stale is ever read; None keeps nothing.
     Raises `LabelError` for no foreground names, or a name given twice, and what `zeroshot.text_proxies` raises.
+
+    >>> model = jaxzs.load("demo")
+    >>> patch.tag_texts(model, ["circle", "square"], ["ground"], ["a picture of a {}."]).shape
+    (3, 64)
     """
     from jaxzs.data import template_set
 

@@ -34,8 +34,9 @@ def evaluate(
 
     Raises `DataError` for lengths that differ, no images, or a group without images.
 
-    >>> evaluate(np.array([0, 1, 1]), np.array([0, 1, 2]), seen=np.array([0, 2])).harmonic_mean
-    0.6666666666666666
+    >>> result = prompt.evaluate(np.array([0, 1, 1]), np.array([0, 1, 2]), seen=np.array([0, 2]))
+    >>> result.seen, result.unseen, round(result.harmonic_mean, 3)
+    (0.5, 1.0, 0.667)
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or labels.ndim != 1 or not len(labels):
@@ -82,8 +83,9 @@ def robin_hood(
     Raises `DataError` with fewer than two classes.
 
     >>> labels = np.repeat(np.arange(4), 2)
-    >>> robin_hood(np.array([0, 0, 1, 1, 2, 0, 0, 0]), labels, labels).bottom_gain
-    1.0
+    >>> analysis = prompt.robin_hood(np.array([0, 0, 1, 1, 2, 0, 0, 0]), labels, labels)
+    >>> analysis.classes.tolist(), analysis.bottom_gain, analysis.top_gain  # poorest class first
+    ([3, 2, 0, 1], 1.0, 0.0)
     """
     labels = np.asarray(labels)
     present = np.unique(labels)
@@ -111,7 +113,14 @@ def robin_hood(
 
 
 def plot_robin_hood(analysis: RobinHood, class_names: Any, path: str | Path) -> None:
-    """Bars of per-class change, poorest class first, written as an image file (type by the suffix)."""
+    """Bars of per-class change, poorest class first, written as an image file (type by the suffix).
+
+    >>> labels = np.repeat(np.arange(4), 2)
+    >>> analysis = prompt.robin_hood(np.array([0, 0, 1, 1, 2, 0, 0, 0]), labels, labels)
+    >>> prompt.plot_robin_hood(analysis, ["cat", "dog", "cow", "hen"], "classes.png")
+    >>> data.open_image("classes.png").size
+    (480, 432)
+    """
     from matplotlib.figure import Figure
 
     count = len(analysis.classes)

@@ -35,6 +35,12 @@ class TunedPrompt:
 
     prompts: the pytree of the modality. class_names: C names in the order of the logits. template: for the class
     features of a visual prompt. fingerprint: of the checkpoint. settings: how it was trained, as JSON values.
+
+    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
+    >>> prompts = modality.init(jax.random.key(0), model.config)
+    >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
+    >>> tuned.class_names, tuned.settings
+    (('one', 'two'), {})
     """
 
     modality: Modality
@@ -48,7 +54,13 @@ class TunedPrompt:
 def save_prompt(path: str | Path, tuned: TunedPrompt) -> None:
     """Write one prompt, atomically. Raises `DataError` when the place cannot be written.
 
-    >>> save_prompt("digits.safetensors", tuned)  # doctest: +SKIP
+    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
+    >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
+    >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
+
+    >>> prompt.save_prompt("digits.safetensors", tuned)
+    >>> prompt.load_prompt("digits.safetensors", model).class_names
+    ('one', 'two')
     """
     values = {
         "format": FORMAT,
@@ -67,7 +79,14 @@ def load_prompt(path: str | Path, model: Model) -> TunedPrompt:
     Raises `DataError` when the file is no prompt, is damaged, or was made for a checkpoint of other widths; warns
     when it was made with another checkpoint of the same widths.
 
-    >>> tuned = load_prompt("digits.safetensors", jaxzs.load("demo"))  # doctest: +SKIP
+    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
+    >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
+    >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
+
+    >>> prompt.save_prompt("digits.safetensors", tuned)
+    >>> again = prompt.load_prompt("digits.safetensors", model)
+    >>> bool((again.prompts["prefix"] == prompts["prefix"]).all())
+    True
     """
     arrays, values = read_arrays(path)
     if values.get("format") != FORMAT:

@@ -32,7 +32,15 @@ def classify(
     class_names: other classes than those it was tuned on; a learned context or learned image tokens apply to any.
     Raises `LabelError` and `TextError` for unfit names, `DataError` without images.
 
-    >>> classify(model, load_prompt("digits.safetensors", model), pixels).argmax(1)  # doctest: +SKIP
+    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
+    >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
+    >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
+
+    >>> pixels = model.preprocess(data.open_image("photos/one/0.png"))
+    >>> prompt.classify(model, tuned, pixels).shape
+    (1, 2)
+    >>> prompt.classify(model, tuned, pixels, class_names=["one", "two", "zero"]).shape
+    (1, 3)
     """
     numerics = Numerics(compute_dtype)
     frozen = freeze(
@@ -84,8 +92,14 @@ def prompted_encoders(
 
     So proxies can be learned on top of a tuned prompt. class_names: as in `classify`, with its errors.
 
-    >>> encoders = prompted_encoders(model, load_prompt("digits.safetensors", model))  # doctest: +SKIP
-    >>> encoders.encode_image(pixels) @ encoders.text_proxies.T  # doctest: +SKIP
+    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
+    >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
+    >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
+
+    >>> encoders = prompt.prompted_encoders(model, tuned)
+    >>> pixels = model.preprocess(data.open_image("photos/one/0.png"))
+    >>> zeroshot.similarity(encoders.encode_image(pixels), encoders.text_proxies).shape
+    (1, 2)
     """
     numerics, modality = Numerics(compute_dtype), tuned.modality
     names = class_names or tuned.class_names
@@ -116,7 +130,13 @@ def nearest_tokens(model: Model, tuned: TunedPrompt, count: int = 3) -> list[lis
     A vector may lie far from all words; compare the distances with those between words. Raises `DataError` for a
     visual prompt, which has no words.
 
-    >>> [near[0].text for near in nearest_tokens(model, tuned)]  # doctest: +SKIP
+    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
+    >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
+    >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
+
+    >>> nearest = prompt.nearest_tokens(model, tuned)
+    >>> len(nearest), len(nearest[0]), nearest[0][0].distance <= nearest[0][1].distance
+    (4, 3, True)
     """
     prefix = np.asarray(text_prefix(tuned))
     table = np.asarray(

@@ -35,8 +35,8 @@ def joint_prefixes(
     Returns:
       (text_prefix [K,D_text], visual_prefix [K,D_vision]).
 
-    >>> prompt = JointPrompt()
-    >>> text, visual = joint_prefixes(prompt.init(jax.random.key(0), CLIPConfig()))
+    >>> joint_params = prompt.JointPrompt().init(jax.random.key(0), clip.CLIPConfig())
+    >>> text, visual = prompt.joint_prefixes(joint_params)
     >>> text.shape, visual.shape
     ((4, 512), (4, 768))
     """
@@ -61,7 +61,13 @@ def _block_config(width: int) -> TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class JointPrompt:
-    """The joint modality: both towers run at every step; the constants of an image are its embedded patches."""
+    """The joint modality: both towers run at every step; the constants of an image are its embedded patches.
+
+    >>> modality = prompt.JointPrompt()
+    >>> text, visual = modality.prefixes(modality.init(jax.random.key(0), jaxzs.load("demo").config))
+    >>> text.shape, visual.shape
+    ((4, 64), (4, 96))
+    """
 
     name: ClassVar[str] = "joint"
     learning_rate: ClassVar[float] = 0.01

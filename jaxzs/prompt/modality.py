@@ -95,7 +95,17 @@ def class_logits(
     config: CLIPConfig,
     numerics: Numerics = Numerics(),
 ) -> jax.Array:
-    """exp(logit_scale) * cosine of prompted image and class features: images [B,...] -> [B,C] float32."""
+    """exp(logit_scale) * cosine of prompted image and class features: images [B,...] -> [B,C] float32.
+
+    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
+    >>> source = data.open_source("photos")
+    >>> frozen = prompt.freeze(model, modality, source.label_names)
+    >>> images, labels = prompt.read_source(model, modality, source)
+
+    >>> prompts = modality.init(jax.random.key(0), model.config)
+    >>> prompt.class_logits(modality, prompts, frozen, images, model.config).shape
+    (30, 3)
+    """
     return logits_per_image(
         modality.image_features(prompts, frozen, images, config, numerics),
         modality.class_features(prompts, frozen, config, numerics),

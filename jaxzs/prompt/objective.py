@@ -40,8 +40,9 @@ def loss(
 
     Means run over the members that are in the batch, so a group's weight does not depend on its size there.
 
-    >>> float(loss(jnp.zeros((2, 4)), jnp.array([0, 1]), jnp.array([False, False])))  # ln 4
-    1.3862943649291992
+    >>> logits, labels = jnp.zeros((2, 4)), jnp.array([0, 1])
+    >>> round(float(prompt.loss(logits, labels, jnp.array([False, False]))), 4)  # ln 4, no second group
+    1.3863
     """
     if class_mask is not None:
         logits = jnp.where(class_mask[None], logits, -jnp.inf)
@@ -80,8 +81,10 @@ def balance_weights(
 
     Labels alone give (1, 0), UL gives (0, 1) in both. Raises `DataError` if a list is empty.
 
-    >>> balance_weights("ssl", "fpl", "text", 160, 1280), balance_weights("ssl", "grip", "text", 160, 1280)
-    ((8.0, 1.0), (0.125, 1.0))
+    >>> prompt.balance_weights("ssl", "fpl", "text", num_labelled=160, num_pseudo=1280)
+    (8.0, 1.0)
+    >>> prompt.balance_weights("ssl", "grip", "text", num_labelled=160, num_pseudo=1280)
+    (0.125, 1.0)
     """
     _check_choice("paradigm", paradigm, PARADIGMS)
     _check_choice("strategy", strategy, STRATEGIES)

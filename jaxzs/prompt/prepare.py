@@ -45,8 +45,9 @@ def freeze(
       TextError: a name too long for the context.
 
     >>> model = jaxzs.load("demo")
-    >>> freeze(model, jaxzs.prompt.TextPrompt(4), ["circle", "square"]).text_features.shape[0]
-    2
+    >>> frozen = prompt.freeze(model, prompt.TextPrompt(length=4), ["circle", "square"])
+    >>> frozen.input_ids.shape, frozen.text_features.shape
+    ((2, 7), (2, 64))
     """
     names = [str(name).replace("_", " ") for name in class_names]
     check_class_names(names)
@@ -79,6 +80,14 @@ def read_source(
 
     Labels are -1 where the source has none. Raises `DataError` for an image that cannot be read (rows must stay those
     of the source), for several labels on one image, and for an empty source.
+
+    >>> model, source = jaxzs.load("demo"), data.open_source("photos")
+    >>> images, labels = prompt.read_source(model, prompt.TextPrompt(), source)
+    >>> images.shape, labels[:3].tolist()
+    ((30, 64), [0, 0, 0])
+    >>> images, _ = prompt.read_source(model, prompt.VisualPrompt(), source)
+    >>> images.shape  # embedded patches: these a visual prompt does not change
+    (30, 37, 96)
     """
     kept, labels = [], []
     size = model.config.vision.image_size
@@ -107,7 +116,15 @@ def constant_images(
     batch_size: int = 64,
     numerics: Numerics = Numerics(),
 ) -> jax.Array:
-    """What of the images no prompt changes, batch by batch: pixels [N,S,S,3] -> [N,...] on device."""
+    """What of the images no prompt changes, batch by batch: pixels [N,S,S,3] -> [N,...] on device.
+
+    Features [N,E] for a textual prompt, embedded patches [N,1+P,D] for the others. Raises `DataError` without images.
+
+    >>> model = jaxzs.load("demo")
+    >>> pixels = np.zeros((5, 48, 48, 3), np.float32)
+    >>> prompt.constant_images(prompt.TextPrompt(), model.params, pixels, model.config).shape
+    (5, 64)
+    """
     N = len(pixels)
     if N == 0:
         raise DataError("there are no images to tune prompts on")

@@ -78,6 +78,10 @@ def ssl_split(labels: np.ndarray, num_classes: int, per_class: int = 2) -> Split
 
     labels [N]: true labels of the pool; only those of the drawn rows are ever looked at in training.
     Raises `LabelError` for labels outside 0..C-1 and for classes with too few images.
+
+    >>> split = prompt.ssl_split(np.repeat(np.arange(3), 10), num_classes=3)
+    >>> len(split.labelled), len(split.validation), len(split.unlabelled)
+    (4, 2, 24)
     """
     labels = check_labels(labels, num_classes)
     chosen = few_labels(labels, num_classes, per_class)
@@ -98,6 +102,10 @@ def trzsl_split(
     """Transductive zero-shot: every image of the seen classes is labelled, those of the unseen ones are unlabelled.
 
     seen: the seen classes, instead of those drawn by `split_seed`. Raises `LabelError` and `DataError`.
+
+    >>> split = prompt.trzsl_split(np.repeat(np.arange(3), 10), num_classes=3, seen=[0, 1])
+    >>> len(split.labelled), len(split.unlabelled), split.candidates.tolist()
+    (16, 10, [2])
     """
     labels = check_labels(labels, num_classes)
     if seen is None:
@@ -132,6 +140,10 @@ def ul_split(num_images: int, num_classes: int, labels: np.ndarray | None = None
 
     labels [N]: if given, the scan order is the authors' (images of the unseen classes of split 500, the drawn 80 % of
     the seen ones, their 20 %), which alone is what labels are used for; by default it is the pool's order.
+
+    >>> split = prompt.ul_split(30, num_classes=3)
+    >>> split.paradigm, len(split.labelled), len(split.unlabelled)
+    ('ul', 0, 30)
     """
     classes, none = np.arange(num_classes), np.zeros(0, int)
     order = np.arange(num_images)
@@ -156,7 +168,7 @@ def growing_schedule(num_images: int, num_classes: int, num_iterations: int = 10
 
     num_images: unlabelled images; num_classes: candidates. With S = floor(N/I), K_i = floor(i*S/C), at most floor(N/C).
 
-    >>> growing_schedule(1836, 102)
+    >>> prompt.growing_schedule(1836, 102)
     [1, 3, 5, 7, 8, 10, 12, 14, 16, 17]
     """
     if num_iterations < 1 or num_classes < 1:

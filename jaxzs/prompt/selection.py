@@ -38,8 +38,9 @@ def select_pseudolabels(
     Raises:
       DataError: k below 1 (the pool is too small for a growing schedule), no image, wrong shape, not finite.
 
-    >>> select_pseudolabels(np.float32([[.6, .4], [.9, .1], [.7, .3]]), 1)
-    (array([1, 2]), array([0, 1]))
+    >>> images, labels = prompt.select_pseudolabels(np.float32([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3]]), 1)
+    >>> images.tolist(), labels.tolist()
+    ([1, 2], [0, 1])
     """
     rows, probabilities = _checked(probabilities, k, mask)
     top = probabilities.argmax(1)
@@ -77,8 +78,9 @@ def select_top_k(
 
     Arguments, result and errors as `select_pseudolabels`; where k exceeds N every image is taken.
 
-    >>> select_top_k(np.float32([[.6, .4], [.9, .1], [.7, .3]]), 1)
-    (array([1, 0]), array([0, 1]))
+    >>> images, labels = prompt.select_top_k(np.float32([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3]]), 1)
+    >>> images.tolist(), labels.tolist()
+    ([1, 0], [0, 1])
     """
     rows, probabilities = _checked(probabilities, k, mask)
     C = probabilities.shape[1]

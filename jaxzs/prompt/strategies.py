@@ -54,6 +54,13 @@ class Plan:
     "official" as the authors' code on an accelerator (text: where the last one ended; image: from the same initial
     prompts; joint: its tokens where they ended, its maps anew), "warm" where the last one ended, "fresh" anew.
     selection: "boards" as the authors' code, or the true "top_k". loader_seed: of the order of batches.
+
+    >>> plan = prompt.Plan("ifpl", k=8, iterations=5, optimisation=prompt.Optimisation(epochs=50))
+    >>> plan.k, plan.balance, plan.optimisation.batch_size
+    (8, 'code', 16)
+    >>> prompt.Plan(selection="best")
+    Traceback (most recent call last):
+    jaxzs.errors.DataError: selection is 'best', expected one of boards, top_k
     """
 
     strategy: Strategy = "grip"
@@ -130,7 +137,16 @@ def fit(
       LabelError: labels of labelled rows outside of the classes.
       DivergedError: a loss is not finite; `resume` holds the last good state.
 
-    >>> fit(TextPrompt(), frozen, features, [ssl_split(labels, 10)], config, labels=labels)  # doctest: +SKIP
+    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
+    >>> source = data.open_source("photos")
+    >>> frozen = prompt.freeze(model, modality, source.label_names)
+    >>> images, labels = prompt.read_source(model, modality, source)
+
+    >>> split = prompt.ul_split(len(images), len(source.label_names))
+    >>> plan = prompt.Plan("grip", iterations=2, optimisation=prompt.Optimisation(epochs=4, warmup_epochs=1))
+    >>> tuned = prompt.fit(modality, frozen, images, [split], model.config, plan, labels=labels)
+    >>> [record.k for record in tuned.records], tuned.prompts["prefix"].shape  # one run
+    ([[5], [10]], (1, 4, 64))
     """
     splits, seeds = _broadcast(splits, seeds)
     labels = _known_labels(labels, len(images), splits)

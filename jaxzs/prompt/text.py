@@ -30,8 +30,8 @@ def placeholder_ids(input_ids: Any, length: int, text: TextConfig) -> np.ndarray
 
     Raises `TextError` if a name with its prefix is longer than the checkpoint's context.
 
-    >>> text = TextConfig(vocab_size=512, eos_token_id=511, max_position_embeddings=8)
-    >>> placeholder_ids(np.array([[510, 7, 511, 0], [510, 8, 9, 511]]), 2, text)
+    >>> text = clip.TextConfig(vocab_size=512, eos_token_id=511, max_position_embeddings=8)
+    >>> prompt.placeholder_ids(np.array([[510, 7, 511, 0], [510, 8, 9, 511]]), 2, text)
     array([[510, 510, 510,   7, 511,   0],
            [510, 510, 510,   8,   9, 511]], dtype=int32)
     """
@@ -100,10 +100,10 @@ def text_features(
       [C,E] float32.
 
     >>> model = jaxzs.load("demo")
-    >>> ids = placeholder_ids(model.tokenize(["circle", "square"])[0], 4, model.config.text)
+    >>> input_ids = prompt.placeholder_ids(model.tokenize(["circle", "square"])[0], 4, model.config.text)
     >>> prefix = jnp.zeros((4, model.config.text.hidden_size))
-    >>> text_features(model.params, prefix, ids, model.config).shape[0]
-    2
+    >>> prompt.text_features(model.params, prefix, input_ids, model.config).shape
+    (2, 64)
     """
     numerics = Numerics(compute_dtype, precision)
     ids = jnp.asarray(input_ids)
@@ -130,6 +130,11 @@ class TextPrompt:
     """The textual modality: hashable settings, and the functions that training asks of every modality.
 
     Prompts are {"prefix": [K,D_text]}. Images are constants: their features are computed once.
+
+    >>> modality = prompt.TextPrompt(length=4)
+    >>> prompts = modality.init(jax.random.key(0), jaxzs.load("demo").config)
+    >>> prompts["prefix"].shape, modality.learning_rate
+    ((4, 64), 0.1)
     """
 
     name: ClassVar[str] = "text"

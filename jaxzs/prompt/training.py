@@ -48,6 +48,11 @@ class Optimisation:
 
     learning_rate: peak, one for all runs or one for each; None takes the modality's published one.
     steps_per_chunk: steps in one compiled call; between calls losses are checked, reported and saved.
+
+    >>> optimisation = prompt.Optimisation(epochs=50)
+    >>> rates = optimisation.learning_rates(prompt.TextPrompt(), runs=1)
+    >>> rates.shape, float(rates.max())
+    ((50, 1), 0.1)
     """
 
     learning_rate: float | tuple[float, ...] | None = None
@@ -268,6 +273,20 @@ def train(
 
     Raises:
       DivergedError: a loss is not finite; says at which epoch and step, and carries the last good state.
+
+    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
+    >>> source = data.open_source("photos")
+    >>> frozen = prompt.freeze(model, modality, source.label_names)
+    >>> images, labels = prompt.read_source(model, modality, source)
+
+    >>> from jaxzs.prompt.training import Items, runs
+    >>> items = Items(np.arange(30), labels, np.ones(30, bool))  # all in the second group of the loss
+    >>> optimisation = prompt.Optimisation(epochs=4, warmup_epochs=1)
+    >>> one_run = jax.tree.map(lambda leaf: leaf[None], modality.init(jax.random.key(0), model.config))
+    >>> run = runs([(0.0, 1.0)], np.ones((1, 3), bool), optimisation)
+    >>> state, losses = prompt.train(modality, one_run, [items], run, frozen, images, model.config, optimisation)
+    >>> losses.shape, bool(losses[-1, 0] < losses[0, 0])
+    ((8, 1), True)
     """
     state = prompts if isinstance(prompts, TrainState) else start(prompts)
     if min(len(own.images) for own in items) == 0:
@@ -356,7 +375,18 @@ def score(
     batch_size: int = 64,
     numerics: Numerics = Numerics(),
 ) -> np.ndarray:
-    """Logits of all images under the prompts of every run: images [N,...], prompts [R,...] -> [R,N,C] float32."""
+    """Logits of all images under the prompts of every run: images [N,...], prompts [R,...] -> [R,N,C] float32.
+
+    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
+    >>> source = data.open_source("photos")
+    >>> frozen = prompt.freeze(model, modality, source.label_names)
+    >>> images, labels = prompt.read_source(model, modality, source)
+
+    >>> prompts = modality.init(jax.random.key(0), model.config)
+    >>> one_run = jax.tree.map(lambda leaf: leaf[None], prompts)
+    >>> prompt.score(modality, one_run, frozen, images, model.config).shape
+    (1, 30, 3)
+    """
     classes = _class_features(modality, prompts, frozen, config, numerics)
     N = len(images)
     batch_size = min(batch_size, N)
@@ -393,7 +423,16 @@ def plain_logits(
     batch_size: int = 64,
     numerics: Numerics = Numerics(),
 ) -> np.ndarray:
-    """Logits of all images without any prompt: images [N,...], class_features [C,E] -> [N,C] float32."""
+    """Logits of all images without any prompt: images [N,...], class_features [C,E] -> [N,C] float32.
+
+    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
+    >>> source = data.open_source("photos")
+    >>> frozen = prompt.freeze(model, modality, source.label_names)
+    >>> images, labels = prompt.read_source(model, modality, source)
+
+    >>> prompt.plain_logits(modality, frozen.text_features, frozen, images, model.config).shape
+    (30, 3)
+    """
     N = len(images)
     batch_size = min(batch_size, N)
     parts = []

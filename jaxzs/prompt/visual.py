@@ -44,10 +44,10 @@ def image_features(
       [B,E] float32.
 
     >>> model = jaxzs.load("demo")
-    >>> pixels = model.preprocess(np.zeros((48, 48, 3), np.uint8))
+    >>> pixels = model.preprocess(data.open_image("photos/one/0.png"))
     >>> prefix = jnp.zeros((4, model.config.vision.hidden_size))
-    >>> image_features(model.params, prefix, pixels, model.config).shape[0]
-    1
+    >>> prompt.image_features(model.params, prefix, pixels, model.config).shape
+    (1, 64)
     """
     numerics = Numerics(compute_dtype, precision)
     return _image_features(params, prefix, pixels, config, recompute, numerics)
@@ -76,7 +76,12 @@ def read_prompted(
 
 @dataclasses.dataclass(frozen=True)
 class VisualPrompt:
-    """The visual modality. Prompts are {"prefix": [K,D_vision]}; class features and embedded patches are constants."""
+    """The visual modality. Prompts are {"prefix": [K,D_vision]}; class features and embedded patches are constants.
+
+    >>> modality = prompt.VisualPrompt(length=4)
+    >>> modality.init(jax.random.key(0), jaxzs.load("demo").config)["prefix"].shape
+    (4, 96)
+    """
 
     name: ClassVar[str] = "image"
     learning_rate: ClassVar[float] = 0.1
