@@ -1,0 +1,82 @@
+"""Run the notebooks from their text sources in fresh kernels, and write them with their outputs.
+
+    python experiments/notebooks/execute.py                        # all, NAME.py -> NAME.ipynb
+    python experiments/notebooks/execute.py patches                # one
+    python experiments/notebooks/execute.py --check                # run, write nothing
+    python experiments/notebooks/execute.py --check --model FOLDER # the one changed line: MODEL = "FOLDER"
+
+Needs the extra `notebooks`. Prints the seconds of each; the first error stops it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+NAMES = ("quickstart", "prompt_tuning", "patches", "compose")
+SECONDS = 600  # for one cell, on the slowest machine
+
+
+def read(name: str, model: str | None = None) -> Any:
+    """The text source as a notebook without outputs; `model` goes into its line MODEL = "demo"."""
+    import jupytext
+
+    text = (HERE / f"{name}.py").read_text(encoding="utf-8")
+    if model is not None:
+        text, lines = re.subn(
+            r'^MODEL = "demo"', lambda _: f"MODEL = {model!r}", text, flags=re.MULTILINE
+        )
+        assert lines == 1, f"{name}.py has {lines} lines MODEL = ..., expected one"
+    notebook = jupytext.reads(text, fmt="py:percent")
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"  # jupytext draws new ones each time
+    return notebook
+
+
+def execute(notebook: Any) -> float:
+    """Run all cells in a fresh kernel in this folder, outputs in place; returns the seconds."""
+    from nbclient import NotebookClient
+
+    start = time.perf_counter()
+    resources = {"metadata": {"path": str(HERE)}}
+    NotebookClient(notebook, timeout=SECONDS, resources=resources, record_timing=False).execute()
+    return time.perf_counter() - start
+
+
+def write(notebook: Any, name: str) -> None:
+    """NAME.ipynb, without what differs between machines."""
+    import nbformat
+
+    notebook.metadata = {
+        "jupytext": {"formats": "ipynb,py:percent"},
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "colab": {"provenance": []},
+    }
+    nbformat.write(notebook, HERE / f"{name}.ipynb")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME")
+    parser.add_argument("--check", action="store_true", help="run without writing NAME.ipynb")
+    parser.add_argument("--model", help='in place of "demo"; with --check')
+    arguments = parser.parse_args()
+    if arguments.model and not arguments.check:
+        parser.error("--model goes with --check: the notebooks are kept as the demo runs them")
+    for name in arguments.names:
+        notebook = read(name, arguments.model)
+        seconds = execute(notebook)
+        if not arguments.check:
+            write(notebook, name)
+        print(f"{name}: {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
