@@ -57,6 +57,7 @@ RESULTS = {
     "prompt.RobinHood": "prompt.robin_hood",
     "prompt.Split": "prompt.ul_split",
     "proxy.ProxyResult": "proxy.learn_proxies",
+    "report.Record": "report.read_record",
 }
 # Names without an example, and why.
 WITHOUT = {

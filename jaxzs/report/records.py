@@ -76,7 +76,11 @@ class Record:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and git revision of this run, ready for JSON."""
+    """Versions, device and git revision of this run, ready for JSON.
+
+    >>> report.environment()["versions"]["jaxzs"] == jaxzs.__version__
+    True
+    """
     import jax
 
     versions = {"jaxzs": jaxzs.__version__, "python": platform.python_version()}
@@ -97,12 +101,21 @@ def environment() -> dict[str, Any]:
 
 
 def model_entry(model: Model) -> dict[str, str]:
-    """What a record says of a checkpoint."""
+    """What a record says of a checkpoint.
+
+    >>> report.model_entry(jaxzs.load("demo"))["name"]
+    'demo'
+    """
     return {"name": model.name, "fingerprint": model.fingerprint}
 
 
 def data_entry(name: str, fingerprint: str, images: int) -> dict[str, Any]:
-    """What a record says of its data; fingerprint: e.g. a source's `identity`."""
+    """What a record says of its data; fingerprint: e.g. a source's `identity`.
+
+    >>> source = data.open_source("photos")
+    >>> report.data_entry("photos", source.identity, len(source))["images"]
+    30
+    """
     return {"name": name, "fingerprint": fingerprint, "images": images}
 
 
@@ -123,6 +136,12 @@ def write_record(
     command: what gave the numbers. settings: JSON values, paths as text. results: what was measured, or only metrics.
     data: from `data_entry`. seconds: by stage, from `measured`. Raises `RecordError` for what could not be read again,
     `DataError` when the file cannot be written.
+
+    >>> record = report.write_record(
+    ...     "run.json", command="python run.py", settings={"gamma": 0.0}, metrics={"accuracy": 93.0}
+    ... )
+    >>> record["metrics"], "device" in record
+    ({'accuracy': 93.0}, True)
     """
     measured = Results(metrics or {}) if results is None else results
     record = {
@@ -153,7 +172,11 @@ def read_record(path: str | Path) -> Record:
 
     Raises `RecordError` naming the file and the entry: no such file, no JSON, no record, a schema of a later version.
 
-    >>> read_record("jaxzs-demo/demo.json").results.figures[0].method  # doctest: +SKIP
+    >>> figure = report.Figure("digits", "zero-shot", "accuracy", 83.1)
+    >>> _ = report.write_record(
+    ...     "run.json", command="python run.py", settings={}, results=report.Results(figures=(figure,))
+    ... )
+    >>> report.read_record("run.json").results.figures[0].method
     'zero-shot'
     """
     path = Path(path)

@@ -21,6 +21,9 @@ class Figure:
     """One number of a table: accuracy, harmonic mean, mAP, mIoU, ... in percent.
 
     protocol: what the number is of, e.g. "transductive", "held out", "UL". deviation: standard deviation over runs.
+
+    >>> report.Figure("digits", "zero-shot", "accuracy", 83.1, protocol="transductive").value
+    83.1
     """
 
     data: str
@@ -33,7 +36,11 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class PerClass:
-    """Accuracy of each class in percent, zero-shot and with a method: lists as long as `classes`."""
+    """Accuracy of each class in percent, zero-shot and with a method: lists as long as `classes`.
+
+    >>> report.PerClass("digits", "proxies", ("one", "two"), (60.0, 90.0), (80.0, 90.0)).classes
+    ('one', 'two')
+    """
 
     data: str
     method: str
@@ -45,7 +52,11 @@ class PerClass:
 
 @dataclasses.dataclass(frozen=True)
 class Convergence:
-    """Objective of a proxy solver, and the norm of its gradient, after so many passes over the features."""
+    """Objective of a proxy solver, and the norm of its gradient, after so many passes over the features.
+
+    >>> report.Convergence("digits", "fast", passes=(1.0, 30.0), objective=(0.9, 0.4)).objective[-1]
+    0.4
+    """
 
     data: str
     method: str
@@ -56,7 +67,11 @@ class Convergence:
 
 @dataclasses.dataclass(frozen=True)
 class Pseudolabels:
-    """Pseudolabels of a strategy: k per class, and how many percent of them are right, iteration by iteration."""
+    """Pseudolabels of a strategy: k per class, and how many percent of them are right, iteration by iteration.
+
+    >>> report.Pseudolabels("digits", "grip", k=(5.0, 10.0), accuracy=(90.0, 80.0)).accuracy
+    (90.0, 80.0)
+    """
 
     data: str
     method: str
@@ -69,7 +84,8 @@ class Pseudolabels:
 class Results:
     """All that a run, or a part of it, has measured. metrics: JSON values as the experiment likes them.
 
-    >>> Results(figures=(Figure("digits", "zero-shot", "accuracy", 83.1),)).as_json()["figures"][0]["value"]
+    >>> figure = report.Figure("digits", "zero-shot", "accuracy", 83.1)
+    >>> report.Results(figures=(figure,)).as_json()["figures"][0]["value"]
     83.1
     """
 

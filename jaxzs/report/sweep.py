@@ -40,8 +40,11 @@ class Sweep:
     `write_record`. skip_existing: cells that the file holds already, made with the same settings and fingerprints, are
     taken from it; any difference computes them again, and a file that cannot be read is said and begun anew.
 
-    >>> sweep = Sweep(None, command="example", settings={"seed": 0})
-    >>> dict(sweep.cell("sum", lambda: Results({"sum": 3})).metrics)
+    >>> sweep = report.Sweep("sweep.json", command="example", settings={"seed": 0})
+    >>> dict(sweep.cell("sum", lambda: report.Results({"sum": 3})).metrics)
+    {'sum': 3}
+    >>> again = report.Sweep("sweep.json", command="example", settings={"seed": 0}, skip_existing=True)
+    >>> dict(again.cell("sum", lambda: report.Results({"sum": 4})).metrics)  # from the file
     {'sum': 3}
     """
 

@@ -13,7 +13,7 @@ from jaxzs.files import atomic_path
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 2) -> str:
     """A Markdown table; floats are rounded to `digits`, columns aligned to read well as plain text too.
 
-    >>> print(markdown_table(["method", "accuracy"], [["zero-shot", 87.123]]))
+    >>> print(report.markdown_table(["method", "accuracy"], [["zero-shot", 87.123]]))
     | method    | accuracy |
     | :-------- | -------: |
     | zero-shot |    87.12 |
@@ -45,7 +45,13 @@ def _cell(value: Any, digits: int) -> str:
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a table as CSV, atomically; None is an empty cell."""
+    """Write a table as CSV, atomically; None is an empty cell.
+
+    >>> from pathlib import Path
+    >>> report.write_csv("table.csv", ["method", "accuracy"], [["zero-shot", 87.12], ["proxies", None]])
+    >>> Path("table.csv").read_text().splitlines()
+    ['method,accuracy', 'zero-shot,87.12', 'proxies,']
+    """
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

@@ -17,7 +17,7 @@ def measured() -> Iterator[dict[str, float]]:
 
     Compiling in several threads, or inside of other tracing, counts once. In a block that raises, too.
 
-    >>> with measured() as seconds:
+    >>> with report.measured() as seconds:
     ...     total = sum(range(10))
     >>> sorted(seconds)
     ['compile', 'run']
