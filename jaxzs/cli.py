@@ -5,12 +5,16 @@ Nothing heavy is imported before a command is known, so that `jaxzs --help` answ
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jaxzs import __version__
+from jaxzs.commands import FAILED, FINISHED, INTERRUPTED
 from jaxzs.errors import JaxzsError
 
 
@@ -60,6 +64,12 @@ COMMANDS = {
         "run_extract",
         "encode images once into a feature store that every method reads",
     ),
+    "report": Command(
+        "jaxzs.report.command",
+        "ReportOptions",
+        "run",
+        "make tables and plots of the records of runs, published numbers beside",
+    ),
     "datasets": Command(
         "jaxzs.data.command",
         "DatasetsOptions",
@@ -74,13 +84,12 @@ COMMANDS = {
     ),
 }
 
-FINISHED, INCOMPLETE, FAILED, INTERRUPTED = 0, 1, 2, 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    0 finished; 1 finished, but some inputs could not be used (they are listed); 2 wrong input; 130 interrupted.
+    0 finished; 1 finished, but some inputs could not be used (they are listed); 2 wrong input; 130 interrupted
+    (what is kept is said).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -91,19 +100,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FINISHED
     name, *rest = arguments
     if name not in COMMANDS:
-        print(f"jaxzs: no command {name!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        print(f"jaxzs: no command {name!r}; {meant}one of {', '.join(COMMANDS)}", file=sys.stderr)
         return FAILED
     try:
-        return _run(name, rest)
+        with _warnings_as_notices(name):
+            return _run(name, rest)
     except JaxzsError as error:
-        print(f"jaxzs {name}: {error}", file=sys.stderr)
-        return FAILED
+        return _failed(name, str(error))
+    except SystemExit as stop:  # tyro has answered --help, or has named a wrong option
+        return stop.code if isinstance(stop.code, int) else FAILED
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
         sys.stderr.close()
         return FINISHED
-    except KeyboardInterrupt:
-        print(f"\njaxzs {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        kept = stop.args[0] if stop.args else "nothing is kept"
+        print(f"\njaxzs {name}: interrupted; {kept}", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:  # a disk that is full, a folder that may not be read
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(name, f"{where}{error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _failed(name, "out of memory; take a smaller --batch-size, or --bfloat16")
+
+
+def _failed(name: str, message: str) -> int:
+    print(f"jaxzs {name}: {message}", file=sys.stderr)
+    return FAILED
+
+
+@contextlib.contextmanager
+def _warnings_as_notices(name: str) -> Iterator[None]:
+    """Warnings of the library in one line, without the place in its source."""
+
+    def show(message: Warning | str, *_: object) -> None:
+        print(f"jaxzs {name}: note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -116,6 +155,7 @@ def _run(name: str, arguments: list[str]) -> int:
         args=arguments,
         prog=f"jaxzs {name}",
         description=command.help[0].upper() + command.help[1:] + ".",
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     return getattr(module, command.run)(options)
 

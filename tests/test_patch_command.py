@@ -169,7 +169,7 @@ def test_texts_are_kept_by_content(tiny_checkpoint, tmp_path):
         ({"labels": ""}, LabelError, "empty"),
         ({"labels": "dark,dark"}, LabelError, "more than once"),
         ({"labels": "dark,sky"}, LabelError, "more than once among classes and background"),
-        ({"dataset": "voc2012"}, LabelError, "Give one of"),
+        ({"dataset": "voc2012"}, LabelError, "give only one of"),
         ({"threshold": 50.0}, DataError, "expected 0 to 1"),
         ({"batch_size": 0}, DataError, "at least 1"),
         ({"max_patches": 3}, DataError, "none of the 1 images could be used"),

@@ -228,7 +228,7 @@ def options_for(tmp_path, images, **changes) -> command.TuneOptions:
     file = tmp_path / "images.npz"
     np.savez(file, images=images[0], labels=images[1], label_names=np.array(NAMES))
     chosen = {
-        "data": str(file),
+        "images": str(file),
         "epochs": 2,
         "iterations": 2,
         "prompt_length": 4,
@@ -244,8 +244,8 @@ def test_command_tunes_saves_and_reports(tmp_path, images, model, capsys):
     assert "zero-shot: " in printed
     assert "iteration 2, K 8" in printed
     report = json.loads((tmp_path / "p.json").read_text())
-    assert report["iterations"][1]["k"] == [8, 8]
-    last = report["iterations"][-1]["test"]
+    assert report["metrics"]["iterations"][1]["k"] == [8, 8]
+    last = report["metrics"]["iterations"][-1]["test"]
     for r, seed in enumerate((1, 2)):
         tuned = prompt.load_prompt(tmp_path / f"p-seed{seed}.safetensors", model)
         assert tuned.class_names == NAMES
@@ -258,15 +258,15 @@ def test_command_tunes_saves_and_reports(tmp_path, images, model, capsys):
     ("changes", "message"),
     [
         ({"paradigm": "ul", "strategy": "labelled"}, "no labels to train on"),
-        ({"labels": "circle, square"}, "2 names in --labels, the data have 3 classes"),
+        ({"labels": "circle, square"}, "2 class names are given, the data have 3 classes"),
         ({"labels": "a,b,c", "dataset": "mnist"}, "only one of"),
         ({"labels": "circle,square,zebra"}, "never seen the words: zebra"),
         ({"iterations": 30}, "K = 0: 24 unlabelled images in 30 iterations"),
         ({"paradigm": "ssl", "labels_per_class": 9}, "class 0 has 8 images"),
         ({"out": "prompt.npz"}, "must end in .safetensors"),
         ({"seeds": (1, 1)}, "distinct"),
-        ({"k": 0}, "--k must be at least 1"),
-        ({"data": "nowhere"}, "nowhere"),
+        ({"k": 0}, "--k is 0, expected at least 1"),
+        ({"images": "nowhere"}, "nowhere"),
     ],
 )
 def test_command_refuses(tmp_path, images, changes, message):

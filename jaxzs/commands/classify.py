@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import tyro
-
+from jaxzs.commands import FINISHED, INCOMPLETE
+from jaxzs.commands.options import (
+    File,
+    Folder,
+    Images,
+    LabelOptions,
+    ModelOptions,
+    OutputOptions,
+    check_numbers,
+    check_output_file,
+    check_output_folder,
+    command_line,
+    kept_when_interrupted,
+    load_model,
+    name_unusable,
+    read_templates,
+    settings_of,
+    shown_as,
+)
 from jaxzs.errors import DataError, LabelError
 
 if TYPE_CHECKING:
@@ -27,41 +41,27 @@ if TYPE_CHECKING:
 _SHOWN = 20  # lines of results on the terminal when they also go to a file
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassifyOptions:
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
+    images: Images = ()
     """Folders, files or globs. A folder with one subfolder a class also gives an accuracy."""
-    labels: str | None = None
-    """Class names, separated by commas."""
-    labels_file: Path | None = None
-    """File with one class name a line, or a JSON list."""
-    dataset: str | None = None
-    """Class names and templates of a known data set; `jaxzs datasets` lists them."""
-    model: str = "demo"
-    """The embedded demo checkpoint, a folder, or a hub id such as openai/clip-vit-base-patch32."""
-    revision: str | None = None
-    """Commit, branch or tag of a hub id."""
-    prompt: Path | None = None
+    prompt: File = None
     """A prompt that `jaxzs tune` has learned; its class names unless others are given, and no templates."""
-    method: Literal["proxy", "zero-shot"] | None = None
+    method: Annotated[Literal["proxy", "zero-shot"] | None, shown_as("{proxy,zero-shot}")] = None
     """Learn proxies from these images (the default), or compare with the text as it is (the default with --prompt)."""
-    templates: tuple[str, ...] = ()
+    templates: Annotated[tuple[str, ...], shown_as("TEXT ...")] = ()
     """Sentences with {} for the class name, or sets of them: simple, imagenet7, imagenet80, tagclip85. By default
     those of the data set, or "a photo of a {}."."""
     gamma: str = "auto"
     """Class balance assumed by proxies: 0 uniform, 1 as predicted by the text, or auto."""
     top: int = 1
     """Classes listed for each image."""
-    out: Path | None = None
-    """Write all results to this .csv or .json file."""
-    store: Path | None = None
+    out: File = None
+    """Write all results to this .csv or .json file; the record of the run lies beside a .csv file, as .json."""
+    store: Folder = None
     """Keep image features in this folder: a run that is stopped goes on, a second one encodes nothing."""
     batch_size: int = 32
     """Images encoded at once."""
-    bfloat16: bool = False
-    """Encode with bfloat16 products: about twice as fast, features equal to three digits."""
-    force: bool = False
-    """Use class names that the demo checkpoint has never seen."""
     seed: int = 0
     """Of the random halves that gamma auto compares."""
 
@@ -71,71 +71,67 @@ def run(options: ClassifyOptions) -> int:
     _check_options(options)
     from jaxzs import zeroshot
     from jaxzs.classify import check_number_of_classes, classify
-    from jaxzs.clip import load
     from jaxzs.data import class_from_subfolder, find_images
     from jaxzs.prompt import load_prompt, prompted_encoders
+    from jaxzs.report import measured
 
-    paths = find_images(options.images)
-    folders = class_from_subfolder(paths, options.images[0]) if len(options.images) == 1 else None
-    model = load(options.model, revision=options.revision)
-    tuned = None if options.prompt is None else load_prompt(options.prompt, model)
-    classes = _classes(options, folders, tuned)
-    check_number_of_classes(len(classes.names), model.config.projection_dim)
-    if not options.force:
-        model.check_words(classes.names)
-    encode = None
-    if tuned is None:
-        text = zeroshot.text_proxies(
-            model, classes.names, classes.templates, compute_dtype=_dtype(options), progress=True
+    with measured() as seconds:
+        paths = find_images(options.images)
+        folders = None
+        if len(options.images) == 1:
+            folders = class_from_subfolder(paths, options.images[0])
+        given = options.class_names()
+        model = load_model(options)
+        tuned = None if options.prompt is None else load_prompt(options.prompt, model)
+        classes = _classes(options, given, folders, tuned)
+        check_number_of_classes(len(classes.names), model.config.projection_dim)
+        if not options.force:
+            model.check_words(classes.names)
+        encode = None
+        dtype = options.compute_dtype
+        if tuned is None:
+            text = zeroshot.text_proxies(
+                model,
+                classes.names,
+                classes.templates,
+                compute_dtype=dtype,
+                progress=not options.quiet,
+            )
+        else:
+            text, encode = prompted_encoders(model, tuned, classes.names, compute_dtype=dtype)
+        features, read, unreadable = _encode(options, model, paths, encode)
+        result = classify(
+            model,
+            features,
+            text,
+            method=options.method or ("proxy" if tuned is None else "zero-shot"),
+            gamma="auto" if options.gamma == "auto" else float(options.gamma),
+            top=options.top,
+            seed=options.seed,
         )
-    else:
-        text, encode = prompted_encoders(model, tuned, classes.names, compute_dtype=_dtype(options))
-    features, read, unreadable = _encode(options, model, paths, encode)
-    result = classify(
-        model,
-        features,
-        text,
-        method=options.method or ("proxy" if tuned is None else "zero-shot"),
-        gamma="auto" if options.gamma == "auto" else float(options.gamma),
-        top=options.top,
-        seed=options.seed,
-    )
     rows = _rows(read, classes.names, result)
     _show(rows, options)
     for note in result.notes:
-        print(f"note: {note}", file=sys.stderr)
-    accuracy = None
+        options.notice(f"note: {note}")
+    hits = None
     if folders is not None:
         true = dict(zip(paths, map(classes.place, folders), strict=True))
-        accuracy = _accuracy(result.classes[:, 0], [true[path] for path in read])
-    if options.out is not None:
-        summary = {
-            "model": options.model,
-            "fingerprint": model.fingerprint,
-            "method": result.method,
-            "class_names": list(classes.names),
-            "templates": list(classes.templates),
-            "accuracy": accuracy,
-            "unreadable": unreadable,
-        }
-        _write(options.out, rows, summary)
-        print(f"{len(rows)} results written to {options.out}")
-    print(f"{len(rows)} images, {len(classes.names)} classes, method {result.method}", end="")
-    print("" if accuracy is None else f", {accuracy}")
-    if unreadable:
-        print(f"{len(unreadable)} of {len(paths)} files could not be read:", file=sys.stderr)
-        for error in unreadable:
-            print(f"  {error}", file=sys.stderr)
-        return 1
-    return 0
+        hits = _hits(options, result.classes[:, 0], [true[path] for path in read])
+    record = _record(options, model, classes, result, paths, hits, seconds)
+    record |= {"unreadable": unreadable, "results": rows}
+    _write(options, rows, record)
+    closing = f"{len(rows)} images, {len(classes.names)} classes, method {result.method}"
+    if hits is not None:
+        closing += f", accuracy {_percent(hits):.2f} % on {len(hits)} images (transductive)"
+    options.say(closing)
+    options.print_record(record)
+    name_unusable(options, unreadable, len(paths))
+    return INCOMPLETE if unreadable else FINISHED
 
 
 def _check_options(options: ClassifyOptions) -> None:
     if not options.images:
         raise DataError("no images given: name a folder, files or globs")
-    given = [options.labels, options.labels_file, options.dataset]
-    if sum(value is not None for value in given) > 1:
-        raise LabelError("give only one of --labels, --labels-file and --dataset")
     if options.prompt is not None and (options.templates or options.store):
         raise DataError("--prompt replaces --templates, and its features are not kept in a --store")
     if options.gamma != "auto":
@@ -145,16 +141,9 @@ def _check_options(options: ClassifyOptions) -> None:
             valid = False
         if not valid:
             raise DataError(f"--gamma is {options.gamma!r}, expected 0 to 1, or auto")
-    if options.out is not None and options.out.suffix.lower() not in (".csv", ".json"):
-        raise DataError(f"--out {options.out}: the name must end in .csv or .json")
-    if options.batch_size < 1 or options.top < 1:
-        raise DataError("--batch-size and --top must be at least 1")
-
-
-def _dtype(options: ClassifyOptions) -> Any:
-    import jax.numpy as jnp
-
-    return jnp.bfloat16 if options.bfloat16 else None
+    check_numbers(options, "batch_size", "top")
+    check_output_file(options.out, ".csv", ".json")
+    check_output_folder(options.store, "store")
 
 
 class _Classes(NamedTuple):
@@ -166,30 +155,25 @@ class _Classes(NamedTuple):
 
 
 def _classes(
-    options: ClassifyOptions, folders: Sequence[str] | None, tuned: TunedPrompt | None
+    options: ClassifyOptions,
+    given: tuple[str, ...] | None,
+    folders: Sequence[str] | None,
+    tuned: TunedPrompt | None,
 ) -> _Classes:
     """As given, of a known data set, of the tuned prompt, or the names of the subfolders."""
-    from jaxzs import data, zeroshot
+    from jaxzs import zeroshot
 
-    templates = tuple(
-        text
-        for template in options.templates
-        for text in (
-            data.template_set(template) if template in data.template_set_names() else (template,)
-        )
-    )
-    if options.dataset is not None:
-        info = data.dataset_info(options.dataset)
+    templates = read_templates(options.templates)
+    info = options.dataset_info()
+    if info is not None:
         return _Classes(info.class_names, templates or info.templates, info.place)
-    if options.labels is not None:
-        names = tuple(name.strip() for name in options.labels.split(","))
-    elif options.labels_file is not None:
-        names = read_labels(options.labels_file)
+    if given is not None:
+        names = given
     elif tuned is not None:
         names = tuned.class_names
     elif folders is not None:
         names = tuple(dict.fromkeys(folder.replace("_", " ") for folder in folders))
-        print(f"class names taken from the subfolders: {', '.join(names)}", file=sys.stderr)
+        options.notice(f"class names taken from the subfolders: {', '.join(names)}")
     else:
         raise LabelError("what are the classes? Give --labels a,b,c, --labels-file or --dataset")
     zeroshot.check_class_names(names)
@@ -198,26 +182,6 @@ def _classes(
     return _Classes(
         names, templates or (zeroshot.DEFAULT_TEMPLATE,), lambda folder: places.get(plain(folder))
     )
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Class names from a file: a JSON list, or one a line (blank lines are passed over).
-
-    Raises `LabelError` naming the file when it cannot be read or holds no list of names.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"cannot read class names from {path}: {error}") from error
-    if path.suffix.lower() != ".json":
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
-    try:
-        names = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LabelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise LabelError(f"{path}: expected a JSON list of class names")
-    return tuple(names)
 
 
 def _encode(
@@ -229,10 +193,18 @@ def _encode(
     """
     if options.store is None:
         features, read, unreadable = encode_files(
-            model, paths, options.batch_size, _dtype(options), encode
+            model,
+            paths,
+            options.batch_size,
+            options.compute_dtype,
+            encode,
+            progress=not options.quiet,
         )
     else:
-        features, read, unreadable = _stored(options, model, paths)
+        with kept_when_interrupted(
+            lambda: f"{options.store} keeps what was encoded, the same command goes on from there"
+        ):
+            features, read, unreadable = _stored(options, model, paths)
     if not read:
         raise DataError(
             f"none of the {len(paths)} images could be read; the first: {unreadable[0]}"
@@ -254,10 +226,10 @@ def _stored(
         model,
         open_files(paths),
         options.store,
-        compute_dtype=_dtype(options),
+        compute_dtype=options.compute_dtype,
         batch_size=options.batch_size,
         max_skipped=len(paths),
-        progress=True,
+        progress=not options.quiet,
     )
     kept = store.arrays()
     return jnp.asarray(kept.features), [paths[i] for i in kept.indices], kept.skipped
@@ -269,6 +241,8 @@ def encode_files(
     batch_size: int,
     compute_dtype: Any = None,
     encode: Encoder | None = None,
+    *,
+    progress: bool = True,
 ) -> tuple[jax.Array, list[Path], list[str]]:
     """Features [N,E] of the readable images, their paths, and why the others cannot be read.
 
@@ -284,7 +258,7 @@ def encode_files(
     batch_size = min(batch_size, len(paths))
     features = [jnp.zeros((0, model.config.projection_dim), jnp.float32)]
     read: list[Path] = []
-    bar = tqdm(total=len(paths), unit="image", disable=None)
+    bar = tqdm(total=len(paths), unit="image", disable=None if progress else True)
     batches = load_images(
         paths,
         model.preprocessor,
@@ -326,35 +300,82 @@ def _show(rows: Sequence[dict[str, Any]], options: ClassifyOptions) -> None:
     width = max(len(row["path"]) for row in shown)
     for row in shown:
         best = "  ".join(f"{entry['label']} {entry['score']:.3f}" for entry in row["top"])
-        print(f"{row['path']:{width}}  {best}")
+        options.say(f"{row['path']:{width}}  {best}")
     if len(shown) < len(rows):
-        print(f"... and {len(rows) - len(shown)} more")
+        options.say(f"... and {len(rows) - len(shown)} more")
 
 
-def _accuracy(predicted: np.ndarray, true: Sequence[int | None]) -> str | None:
-    """Accuracy against the subfolders, over the images whose subfolder is one of the classes."""
+def _hits(
+    options: ClassifyOptions, predicted: np.ndarray, true: Sequence[int | None]
+) -> list[tuple[int, bool]] | None:
+    """True class, and whether it was found, of the images whose subfolder is one of the classes."""
     hits = [
-        guess == place for guess, place in zip(predicted, true, strict=True) if place is not None
+        (place, bool(guess == place))
+        for guess, place in zip(predicted, true, strict=True)
+        if place is not None
     ]
     if not hits:
-        print("note: no subfolder is named as a class; no accuracy", file=sys.stderr)
+        options.notice("note: no subfolder is named as a class; no accuracy")
         return None
-    # Transductive: with proxies, these are the images that the proxies were learned on (without labels).
-    return f"accuracy {100 * sum(hits) / len(hits):.2f} % on {len(hits)} images (transductive)"
+    return hits
 
 
-def _write(path: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
-    from jaxzs.files import atomic_path, write_json
+def _percent(hits: Sequence[tuple[int, bool]]) -> float:
+    return 100 * sum(hit for _, hit in hits) / len(hits)
 
-    if path.suffix.lower() == ".json":
-        write_json(path, {**summary, "results": list(rows)})
+
+def _record(
+    options: ClassifyOptions,
+    model: Model,
+    classes: _Classes,
+    result: Classification,
+    paths: Sequence[Path],
+    hits: Sequence[tuple[int, bool]] | None,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """The record of the run, not yet written."""
+    from jaxzs.data import open_files
+    from jaxzs.report import Figure, Results, data_entry, write_record
+
+    name = options.dataset or Path(options.images[0]).name
+    figures = []
+    if hits is not None:
+        # Transductive: with proxies, these are the images that they were learned on (without labels).
+        method: str = "proxies" if result.method == "proxy" else result.method
+        method += " and tuned prompt" * (options.prompt is not None)
+        figures = [Figure(name, method, "accuracy", _percent(hits), "transductive")]
+    return write_record(
+        None,
+        command=command_line("classify", options),
+        settings={**settings_of(options), "method": result.method},
+        results=Results(
+            {"images": len(result.classes), "classes": len(classes.names)}, tuple(figures)
+        ),
+        model=model,
+        data=data_entry(name, open_files(paths).identity, len(paths)),
+        seconds=seconds,
+        class_names=list(classes.names),
+        templates=list(classes.templates),
+    )
+
+
+def _write(
+    options: ClassifyOptions, rows: Sequence[dict[str, Any]], record: dict[str, Any]
+) -> None:
+    """The record as .json, and the table where --out is a .csv file."""
+    from jaxzs.files import write_json
+    from jaxzs.report import write_csv
+
+    if options.out is None:
         return
-    depth = len(rows[0]["top"])
-    header = ["path", "label", "score"]
-    header += [f"{name}_{rank}" for rank in range(2, depth + 1) for name in ("label", "score")]
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for row in rows:
-            best = [value for entry in row["top"] for value in (entry["label"], entry["score"])]
-            writer.writerow([row["path"], *best])
+    if options.out.suffix.lower() == ".csv":
+        depth = len(rows[0]["top"])
+        header = ["path", "label", "score"]
+        header += [f"{name}_{rank}" for rank in range(2, depth + 1) for name in ("label", "score")]
+        cells = [
+            [row["path"], *(entry[name] for entry in row["top"] for name in ("label", "score"))]
+            for row in rows
+        ]
+        write_csv(options.out, header, cells)
+    write_json(options.out.with_suffix(".json"), record)
+    options.say(f"{len(rows)} results written to {options.out}")

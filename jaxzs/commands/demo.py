@@ -9,53 +9,65 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
 
+from jaxzs.commands import FINISHED
+from jaxzs.commands.options import OutputOptions, check_output_folder, command_line
+
+if TYPE_CHECKING:
+    from jaxzs.clip import Model
+    from jaxzs.report import Convergence, Results
+
 METHODS = ("zero-shot", "proxies, plain", "proxies, Sinkhorn")
 
 
-@dataclasses.dataclass(frozen=True)
-class DemoOptions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoOptions(OutputOptions):
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("jaxzs-demo")
-    """Folder for the picture and the JSON record."""
+    """Folder for the picture and the record."""
 
 
 def run(options: DemoOptions) -> int:
     """Classify, print the table, save the picture and the record; returns 0."""
     start = time.perf_counter()
-    from jaxzs.report import write_record
+    check_output_folder(options.out)
+    from jaxzs.data import from_arrays
+    from jaxzs.report import data_entry, measured, write_record
 
-    print(
+    options.say(
         "Reading 1,797 real handwritten digits and the embedded CLIP (trained on drawings only) ..."
     )
-    images, labels = real_digits()
-    predictions, seconds = classify_digits(images)
+    with measured() as seconds:
+        images, labels = real_digits()
+        model, predictions, curves, stages = classify_digits(images)
     per_class = {name: accuracies(predicted, labels) for name, predicted in predictions.items()}
     overall = {name: percent(predicted == labels) for name, predicted in predictions.items()}
-    print()
-    print(table(overall, per_class))
-    picture = options.out / "demo.png"
+    options.say("\n" + table(overall, per_class))
+    picture, record = options.out / "demo.png", options.out / "demo.json"
     draw(picture, images, labels, predictions, per_class)
-    seconds["all"] = time.perf_counter() - start
-    write_record(
-        options.out / "demo.json",
-        command="jaxzs demo",
-        settings={"model": "demo", "data": "scikit-learn load_digits", "protocol": "transductive"},
-        metrics={"accuracy": overall, "per_class": per_class},
-        seconds={name: round(value, 3) for name, value in seconds.items()},
+    total = time.perf_counter() - start
+    written = write_record(
+        record,
+        command=command_line("demo", options),
+        settings={"protocol": "transductive", "methods": METHODS},
+        results=results_of(overall, per_class, curves),
+        model=model,
+        data=data_entry("scikit-learn digits", from_arrays(images, labels).identity, len(images)),
+        seconds={**seconds, **{name: round(value, 3) for name, value in stages.items()}},
     )
     gain = overall["proxies, Sinkhorn"] - overall["zero-shot"]
-    print(
+    options.say(
         f"\nProxies were learned from the images alone, without labels: {gain:+.1f} points."
-        f"\nPicture: {picture}   record: {options.out / 'demo.json'}   {seconds['all']:.0f} seconds."
+        f"\nPicture: {picture}   record: {record}   {total:.0f} seconds."
         "\n\nNext, on your own images:"
         "\n  jaxzs classify FOLDER --labels cat,dog --model openai/clip-vit-base-patch32"
         "\n  jaxzs --help"
     )
-    return 0
+    options.print_record(written)
+    return FINISHED
 
 
 def real_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -66,12 +78,22 @@ def real_digits() -> tuple[np.ndarray, np.ndarray]:
     return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
 
-def classify_digits(images: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Predicted digit of each image by each of `METHODS`, and the seconds of each stage, compiling included."""
+class Classified(NamedTuple):
+    """Predicted digit of each image by each of `METHODS`, how proxies converged, seconds of each stage."""
+
+    model: Model
+    predictions: dict[str, np.ndarray]
+    convergence: list[Convergence]
+    seconds: dict[str, float]
+
+
+def classify_digits(images: np.ndarray) -> Classified:
+    """Zero-shot, and by proxies with plain and with Sinkhorn labels; compiling is in the seconds."""
     import jax
 
     from jaxzs import proxy, zeroshot
     from jaxzs.clip import load
+    from jaxzs.report.curves import convergence
 
     clock = _Clock()
     model = load("demo")
@@ -83,6 +105,7 @@ def classify_digits(images: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str
     text = zeroshot.text_proxies(model, classes, model.card["templates"]["digits"])
     predictions = {"zero-shot": np.asarray(zeroshot.predict(features, text))}
     clock.lap("text proxies")
+    curves = []
     for name, gamma in (("proxies, plain", 1.0), ("proxies, Sinkhorn", 0.0)):
         learned = proxy.fit(
             features,
@@ -92,8 +115,28 @@ def classify_digits(images: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str
             gamma=gamma,
         )
         predictions[name] = np.asarray(zeroshot.predict(features, learned.proxies))
+        curves.append(convergence("scikit-learn digits", name, learned))
     clock.lap("learn proxies")
-    return predictions, clock.seconds
+    return Classified(model, predictions, curves, clock.seconds)
+
+
+def results_of(
+    overall: dict[str, float], per_class: dict[str, list[float]], curves: list[Convergence]
+) -> Results:
+    """What `jaxzs report` makes tables and plots of."""
+    from jaxzs.report import Figure, PerClass, Results
+
+    data, protocol = "scikit-learn digits", "transductive"
+    digits, before = tuple(map(str, range(10))), tuple(per_class[METHODS[0]])
+    return Results(
+        {"accuracy": overall, "per_class": per_class},
+        tuple(Figure(data, name, "accuracy", value, protocol) for name, value in overall.items()),
+        tuple(
+            PerClass(data, name, digits, before, tuple(per_class[name]), protocol)
+            for name in METHODS[1:]
+        ),
+        tuple(curves),
+    )
 
 
 class _Clock:

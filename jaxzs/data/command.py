@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-FINISHED, INCOMPLETE = 0, 1
+from jaxzs.commands import FINISHED, INCOMPLETE
+from jaxzs.commands.options import (
+    File,
+    ModelOptions,
+    OutputOptions,
+    Text,
+    check_numbers,
+    check_output_folder,
+    command_line,
+    kept_when_interrupted,
+    load_model,
+    settings_of,
+    shown_as,
+)
+
+if TYPE_CHECKING:
+    from jaxzs.features import FeatureStore
+
 _SHOWN = 10  # unreadable images named on the terminal; the store names all
 
 
-@dataclasses.dataclass(frozen=True)
-class ExtractOptions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractOptions(OutputOptions, ModelOptions):
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """A folder (class/image, split/class/image, or with labels.csv), an .npz file with "images", the folder of a
     prepared tensorflow-datasets data set, or tfds:NAME."""
-    out: Path = Path("features")
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("features")
     """Folder of feature stores; this one is OUT/KEY, the key standing for model, preprocessing and images."""
-    split: str | None = None
+    split: Text = None
     """Part of the images: train, test[:50%], all[100:200], train+test."""
-    labels: Path | None = None
+    label_table: File = None
     """Table of labels (CSV or JSON) of a folder; by default labels.csv or labels.json in it."""
-    model: str = "demo"
-    """The embedded demo checkpoint, a folder, or a hub id such as openai/clip-vit-base-patch32."""
-    revision: str | None = None
-    """Commit, branch or tag of a hub id."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the features on disk."""
-    bfloat16: bool = False
-    """Encode with bfloat16 products: about twice as fast, features equal to three digits."""
     tokens: bool = False
     """Store the tokens of all patches, too."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Images encoded at once, over all devices of this process."""
     chunk_size: int = 1024
     """Images to a file: at most so many are lost when the run is killed."""
@@ -48,55 +58,88 @@ class ExtractOptions:
 
 def run_extract(options: ExtractOptions) -> int:
     """Encode images into a feature store, or continue one. Returns the exit code: 1 when some were unreadable."""
+    check_numbers(options, "batch_size", "chunk_size", "threads")
+    check_numbers(options, "max_skipped", least=0)
+    check_output_folder(options.out)
     from jaxzs import parallel
 
     if options.distributed:
         parallel.initialize()
-    import jax.numpy as jnp
 
     from jaxzs import features
-    from jaxzs.clip import load
     from jaxzs.data.opening import open_source
+    from jaxzs.report import measured
 
-    source = open_source(options.images, split=options.split, labels=options.labels)
-    store = features.extract(
-        load(options.model, revision=options.revision),
-        source,
-        options.out,
-        dtype=options.dtype,
-        compute_dtype=jnp.bfloat16 if options.bfloat16 else None,
-        tokens=options.tokens,
-        batch_size=options.batch_size,
-        chunk_size=options.chunk_size,
-        threads=options.threads,
-        max_skipped=options.max_skipped,
-        progress=parallel.is_main_process(),
-    )
+    with measured() as seconds:
+        source = open_source(options.images, split=options.split, labels=options.label_table)
+        model = load_model(options)
+        with kept_when_interrupted(
+            lambda: f"{options.out} keeps all finished chunks, the same command goes on from there"
+        ):
+            store = features.extract(
+                model,
+                source,
+                options.out,
+                dtype=options.dtype,
+                compute_dtype=options.compute_dtype,
+                tokens=options.tokens,
+                batch_size=options.batch_size,
+                chunk_size=options.chunk_size,
+                threads=options.threads,
+                max_skipped=options.max_skipped,
+                progress=parallel.is_main_process() and not options.quiet,
+            )
     if not parallel.is_main_process():
         return FINISHED
     skipped = [reason for chunk in store.chunks() for reason in chunk.skipped]
-    print(
-        f"{store.num_items - len(skipped)} images x {store.settings['embedding']} features ({options.dtype})"
-    )
+    number = store.num_items - len(skipped)
+    options.say(f"{number} images x {store.settings['embedding']} features ({options.dtype})")
     if store.label_names:
-        print(
-            f"{len(store.label_names)} classes: {', '.join(store.label_names[:8])}"
-            + ", ..." * (len(store.label_names) > 8)
-        )
-    print(store.path)
+        listed = ", ".join(store.label_names[:8]) + ", ..." * (len(store.label_names) > 8)
+        options.say(f"{len(store.label_names)} classes: {listed}")
+    options.say(str(store.path))
+    options.print_record(_write_record(options, model, store, source.identity, skipped, seconds))
     for reason in skipped[:_SHOWN]:
-        print(f"skipped: {reason}", file=sys.stderr)
+        options.notice(f"skipped: {reason}")
     if len(skipped) > _SHOWN:
-        print(
-            f"skipped: {len(skipped) - _SHOWN} more, named in {store.path}/*/chunk.json",
-            file=sys.stderr,
-        )
+        more = len(skipped) - _SHOWN
+        options.notice(f"skipped: {more} more, named in {store.path}/*/chunk.json")
     return INCOMPLETE if skipped else FINISHED
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetsOptions:
-    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = None
+def _write_record(
+    options: ExtractOptions,
+    model: Any,
+    store: FeatureStore,
+    identity: str,
+    skipped: list[str],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """The record of the run, in the store: extract.json."""
+    from jaxzs.report import data_entry, write_record
+
+    name = Path(options.images).name
+    return write_record(
+        store.path / "extract.json",
+        command=command_line("extract", options),
+        settings=settings_of(options),
+        metrics={
+            "images": store.num_items - len(skipped),
+            "skipped": len(skipped),
+            "features": store.settings["embedding"],
+        },
+        model=model,
+        data=data_entry(name, identity, store.num_items),
+        seconds=seconds,
+        store=str(store.path),
+        class_names=list(store.label_names),
+        unreadable=skipped,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetsOptions(OutputOptions):
+    name: Annotated[str | None, tyro.conf.Positional, shown_as("NAME")] = None
     """A data set of the package, or the path of your own JSON file: show its class names, templates and sources."""
 
 
@@ -108,32 +151,29 @@ def run_datasets(options: DatasetsOptions) -> int:
     if options.name is None:
         listed = [dataset_info(name) for name in dataset_names()]
         rows = [(d.name, d.title, d.num_classes, len(d.templates)) for d in listed]
-        print(markdown_table(["name", "data set", "classes", "templates"], rows))
-        print(
+        header = ("name", "title", "classes", "templates")
+        options.print_record({"datasets": [dict(zip(header, row, strict=True)) for row in rows]})
+        options.say(markdown_table(["name", "data set", "classes", "templates"], rows))
+        options.say(
             "\n`jaxzs datasets NAME` shows one. For your own write a JSON file with class_names and "
             "templates, and give its path wherever a name is taken."
         )
         return FINISHED
     info = dataset_info(options.name)
-    print(
+    options.print_record({**dataclasses.asdict(info), "digest": info.digest})
+    options.say(
         f"{info.title}: {info.num_classes} classes"
         + (", several per image" if info.multi_label else "")
     )
     for of, source in info.source.items():
         where = source.get("repository") or source.get("package")
-        print(
-            f"{of} from {where} {source['path']}"
-            + (f" at {source['commit'][:12]}" if "commit" in source else "")
-        )
-    print(f"SHA-256 of all lists: {info.digest}\n")
-    print(
-        markdown_table(
-            ["class name", "label in the data"],
-            list(zip(info.class_names, info.labels, strict=True)),
-        )
-    )
+        commit = f" at {source['commit'][:12]}" if "commit" in source else ""
+        options.say(f"{of} from {where} {source['path']}{commit}")
+    options.say(f"SHA-256 of all lists: {info.digest}\n")
+    pairs = list(zip(info.class_names, info.labels, strict=True))
+    options.say(markdown_table(["class name", "label in the data"], pairs))
     if info.background_names:
-        print(f"\nbackground: {', '.join(info.background_names)}")
-    print("\ntemplates:")
-    print("\n".join(f"  {template}" for template in info.templates))
+        options.say(f"\nbackground: {', '.join(info.background_names)}")
+    options.say("\ntemplates:")
+    options.say("\n".join(f"  {template}" for template in info.templates))
     return FINISHED

@@ -18,6 +18,7 @@ from jaxzs.commands.options import (
     Number,
     check_numbers,
     check_output_folder,
+    kept_when_interrupted,
     load_model,
     name_unusable,
     read_templates,
@@ -73,7 +74,9 @@ def run(options: SegmentOptions) -> int:
 
     unusable: dict[Path, ImageError] = {}
     rows: dict[Path, dict[str, Any]] = {}
-    with measured() as seconds:
+    paths: list[Path] = []
+    kept = kept_when_interrupted(lambda: f"{options.out} keeps {len(rows)} of {len(paths)} masks")
+    with kept, measured() as seconds:
         paths = find_images(options.images)
         names = read_names(options)
         if len(names.foreground) > 255:

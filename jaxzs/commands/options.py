@@ -1,0 +1,270 @@
+"""Options that several commands have: the same name, default, wording and checks everywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json as json_format
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from jaxzs.errors import DataError, ImageError, LabelError
+
+if TYPE_CHECKING:
+    from jaxzs.clip import Model
+    from jaxzs.data import DatasetInfo
+
+
+def shown_as(metavar: str) -> Any:
+    """How the help shows an option that may be left out; its text says what happens then."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+Text = Annotated[str | None, shown_as("TEXT")]
+File = Annotated[Path | None, shown_as("FILE")]
+Folder = Annotated[Path | None, shown_as("DIR")]
+Number = Annotated[int | None, shown_as("INT")]
+Images = Annotated[tuple[str, ...], tyro.conf.Positional, shown_as("IMAGES ...")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What every command says, and where."""
+
+    json: bool = False
+    """Print the record of the run as JSON on standard output, and nothing else there."""
+    quiet: bool = False
+    """Neither progress nor notices."""
+
+    def say(self, text: str = "") -> None:
+        """Part of the answer, for people: on standard output, which --json keeps for the record."""
+        if not self.json:
+            print(text)
+
+    def notice(self, text: str) -> None:
+        """What a user should know beside the answer: on standard error."""
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+    def print_record(self, record: dict[str, Any]) -> None:
+        """With --json, the record."""
+        if self.json:
+            print(json_format.dumps(record, indent=2, allow_nan=False))
+
+    @property
+    def no_progress(self) -> bool | None:
+        """For tqdm's `disable`: None shows progress on terminals only."""
+        return True if self.quiet else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which checkpoint, and how it computes."""
+
+    model: str = "demo"
+    """The embedded demo checkpoint, a folder, or a hub id such as openai/clip-vit-base-patch32."""
+    revision: Text = None
+    """Commit, branch or tag of a hub id."""
+    bfloat16: bool = False
+    """Encode with bfloat16 products: faster on accelerators, results equal to two or three digits."""
+
+    @property
+    def compute_dtype(self) -> Any:
+        """Type of the operands of the encoders' products; None is float32."""
+        import jax.numpy as jnp
+
+        return jnp.bfloat16 if self.bfloat16 else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """What the classes are called."""
+
+    labels: Text = None
+    """Class names, separated by commas."""
+    labels_file: File = None
+    """File with one class name a line, or a JSON list."""
+    dataset: Text = None
+    """Class names and templates of a known data set (`jaxzs datasets` lists them), or of your own JSON file."""
+    force: bool = False
+    """Use class names that the demo checkpoint has never seen."""
+
+    def dataset_info(self) -> DatasetInfo | None:
+        """The data set named by --dataset."""
+        from jaxzs.data import dataset_info
+
+        return None if self.dataset is None else dataset_info(self.dataset)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Class names of --labels, --labels-file or --dataset; None where none is given.
+
+        Raises `LabelError` for more than one of them, and for names that are empty or repeated.
+        """
+        from jaxzs.zeroshot import check_class_names
+
+        given = [self.labels, self.labels_file, self.dataset]
+        if sum(value is not None for value in given) > 1:
+            raise LabelError("give only one of --labels, --labels-file and --dataset")
+        if self.labels is not None:
+            names = split_names(self.labels)
+        elif self.labels_file is not None:
+            names = read_names(self.labels_file)
+        else:
+            info = self.dataset_info()
+            return None if info is None else info.class_names
+        check_class_names(names)
+        return names
+
+
+def split_names(names: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in names.split(","))
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Class names from a file: a JSON list, or one a line (blank lines are passed over).
+
+    Raises `LabelError` naming the file when it cannot be read or holds no list of names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LabelError(f"cannot read class names from {path}: {reason}") from error
+    if path.suffix.lower() != ".json":
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    else:
+        try:
+            listed = json_format.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise LabelError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise LabelError(f'{path}: expected a JSON list of class names, such as ["cat", "dog"]')
+        names = tuple(listed)
+    if not names:
+        raise LabelError(f"{path} holds no class names: expected one a line, or a JSON list")
+    return names
+
+
+def read_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """Sentences, and those of the sets that are named among them."""
+    from jaxzs.data import template_set, template_set_names
+
+    known = template_set_names()
+    return tuple(
+        text
+        for template in templates
+        for text in (template_set(template) if template in known else (template,))
+    )
+
+
+def load_model(options: ModelOptions, names: Sequence[str] = (), *, force: bool = True) -> Model:
+    """The checkpoint; raises `TextError` for names that the demo checkpoint has never seen, unless forced."""
+    from jaxzs.clip import load
+
+    model = load(options.model, revision=options.revision)
+    if not force:
+        model.check_words(names)
+    return model
+
+
+# --- checks before anything is loaded ---------------------------------------------------------------------
+
+
+def check_numbers(options: Any, *names: str, least: float = 1, most: float | None = None) -> None:
+    """Raise `DataError` naming the first option that lies outside of a range; None lies in every range."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not (least <= value and (most is None or value <= most)):
+            wanted = f"at least {least}" if most is None else f"{least} to {most}"
+            raise DataError(f"{option(name)} is {value}, expected {wanted}")
+
+
+def option(name: str) -> str:
+    """How the field of an options class is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def check_output_file(path: Path | None, *suffixes: str, name: str = "out") -> None:
+    """Raise `DataError` before hours of work when a file will not be writable, or is not of a type that is written."""
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        wanted = " or ".join(suffixes)
+        raise DataError(f"{option(name)} {path}: the name must end in {wanted}")
+    if path.is_dir():
+        raise DataError(
+            f"{option(name)} {path} is a folder, expected a file; write e.g. {path / ('results' + suffixes[0])}"
+        )
+    _check_writable(path.parent, f"{option(name)} {path}")
+
+
+def check_output_folder(path: Path | None, name: str = "out") -> None:
+    """The same for a folder, which need not exist yet."""
+    if path is None:
+        return
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{option(name)} {path} is a file, expected a folder; name another")
+    _check_writable(path, f"{option(name)} {path}")
+
+
+def _check_writable(folder: Path, what: str) -> None:
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise DataError(f"{what} cannot be written: {there} is a file, not a folder; name another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise DataError(f"{what} cannot be written: no permission in {there}; name another place")
+
+
+# --- what records and people are told ---------------------------------------------------------------------
+
+
+def settings_of(options: Any) -> dict[str, Any]:
+    """All options but those that only say where results go, as JSON values."""
+    own = dataclasses.asdict(options)
+    for name in ("json", "quiet", "out"):
+        own.pop(name, None)
+    return json_format.loads(json_format.dumps(own, default=str))
+
+
+def command_line(command: str, options: Any) -> str:
+    """`jaxzs COMMAND` with every option that is not the default, as it could be typed."""
+    positional, named = [], []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        default = field.default
+        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        values = [str(one) for one in (value if isinstance(value, tuple) else (value,))]
+        if "Positional" in str(field.type) or str(field.type) == "Images":
+            positional += [] if value is None else values
+        elif value != default and field.name not in ("json", "quiet"):
+            named += [option(field.name), *([] if value is True else values)]
+    return shlex.join(["jaxzs", command, *positional, *named])
+
+
+def name_unusable(options: OutputOptions, reasons: Sequence[str], total: int) -> None:
+    """List the inputs that could not be used; their number is the exit code's business."""
+    if reasons:
+        lines = "\n".join(f"  {reason}" for reason in reasons)
+        print(f"{len(reasons)} of {total} images could not be used:\n{lines}", file=sys.stderr)
+
+
+def reason_of(path: Path, error: ImageError) -> str:
+    """Why an image could not be used, with its path once."""
+    return str(error) if str(path) in str(error) else f"{path}: {error}"
+
+
+@contextlib.contextmanager
+def kept_when_interrupted(what: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C inside of the block says what is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(stop.args[0] if stop.args else what()) from None

@@ -1,0 +1,99 @@
+"""`jaxzs report RESULTS...`: tables and plots of the records of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxzs.commands import FINISHED, INCOMPLETE
+from jaxzs.commands.options import OutputOptions, check_output_folder, command_line, shown_as
+from jaxzs.errors import RecordError
+
+_SHOWN = 10  # skipped files named on the terminal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportOptions(OutputOptions):
+    results: Annotated[tuple[str, ...], tyro.conf.Positional, shown_as("RESULTS ...")] = ()
+    """Records (.json), folders with records anywhere below, or globs."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("report")
+    """Folder for report.md, figures.csv and the plots."""
+
+
+def run(options: ReportOptions) -> int:
+    """Read, write the tables and plots; returns 0, or 1 when a file that was named could not be used."""
+    check_output_folder(options.out)
+    from jaxzs.files import atomic_path
+    from jaxzs.report import read_record, write_csv
+    from jaxzs.report.summary import CSV_HEADER, csv_rows, draw, report_text, rows_of
+
+    named, found = find_records(options.results, besides=options.out)
+    records, skipped = [], {}
+    for path in sorted({*named, *found}):
+        try:
+            records.append(read_record(path))
+        except RecordError as error:
+            skipped[path] = str(error)
+    if not records:
+        first = f"; the first: {next(iter(skipped.values()))}" if skipped else ""
+        raise RecordError(
+            f"no record of a run among {len(skipped)} .json files of {', '.join(options.results)}{first}"
+        )
+    rows = rows_of(records)
+    pictures = draw(records, rows, options.out)
+    text = report_text(records, rows, pictures)
+    with atomic_path(options.out / "report.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    write_csv(options.out / "figures.csv", CSV_HEADER, csv_rows(rows))
+    options.say(text)
+    written = [
+        str(options.out / name) for name in ("report.md", "figures.csv", *(n for _, n in pictures))
+    ]
+    options.say(
+        f"{len(records)} records, {len(rows)} numbers, {len(pictures)} plots written to {options.out}"
+    )
+    if skipped:
+        lines = [f"  {reason}" for reason in list(skipped.values())[:_SHOWN]]
+        lines += [f"  and {len(skipped) - _SHOWN} more"] * (len(skipped) > _SHOWN)
+        options.notice("\n".join([f"{len(skipped)} files are not used:", *lines]))
+    options.print_record(
+        {
+            "command": command_line("report", options),
+            "records": [str(record.path) for record in records],
+            "skipped": {str(path): reason for path, reason in skipped.items()},
+            "figures": [dict(zip(CSV_HEADER, row, strict=True)) for row in csv_rows(rows)],
+            "written": written,
+        }
+    )
+    return INCOMPLETE if named & skipped.keys() else FINISHED
+
+
+def find_records(places: tuple[str, ...], besides: Path) -> tuple[set[Path], set[Path]]:
+    """JSON files that are named in full, and those found in folders and by globs, not below `besides`.
+
+    Raises `RecordError` for no places, a place that does not exist, and a glob without matches.
+    """
+    if not places:
+        raise RecordError(
+            "no records given: name .json files that runs have written, folders or globs"
+        )
+    named: set[Path] = set()
+    found: set[Path] = set()
+    for place in places:
+        path = Path(place).expanduser()
+        if path.is_dir():
+            found.update(path.rglob("*.json"))
+        elif path.exists():
+            named.add(path)
+        else:
+            matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+            if not matches:
+                raise RecordError(f"no such file or folder: {place}")
+            for match in matches:
+                found.update(match.rglob("*.json") if match.is_dir() else [match])
+    outside = {path for path in found if not path.resolve().is_relative_to(besides.resolve())}
+    return named, outside - named

@@ -1,0 +1,136 @@
+"""Plots of results, one function each; all write a PNG atomically, equal for equal results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxzs.report.results import Convergence, Figure, PerClass, Pseudolabels
+
+GAIN, LOSS = "#2a7f62", "#b5483a"
+_COLOURS = ("#1f5fa8", "#d9822b", "#2a7f62", "#9a4f96", "#7a6a53", "#c2405b", "#4fa3b8", "#8a8a2c")
+_MARKERS = "osD^vPX*"
+_NAMED_CLASSES = 60  # with more, names on an axis cannot be read
+
+
+def plot_figures(
+    path: str | Path, figures: Sequence[Figure], published: Sequence[Figure] = ()
+) -> None:
+    """Accuracy by method of one data set: a dot a number, a hollow one where it is published. All in percent."""
+    figure, axes = _canvas(7.5, 1.6 + 0.32 * len({one.method for one in figures}))
+    methods = list(dict.fromkeys(one.method for one in figures))
+    series = list(dict.fromkeys((one.figure, one.protocol) for one in (*figures, *published)))
+    for number, of in enumerate(series):
+        shift = 0.6 * ((number + 0.5) / len(series) - 0.5)
+        for shown, hollow in ((figures, False), (published, True)):
+            own = [one for one in shown if (one.figure, one.protocol) == of]
+            if not own:
+                continue
+            label = ", ".join(filter(None, of)) + (" (published)" if hollow else "")
+            colour = _COLOURS[number % len(_COLOURS)]
+            axes.errorbar(
+                [one.value for one in own],
+                [methods.index(one.method) + shift for one in own],
+                xerr=[one.deviation or 0.0 for one in own],
+                fmt=_MARKERS[number % len(_MARKERS)],
+                color=colour,
+                markerfacecolor="white" if hollow else colour,
+                markersize=8 if hollow else 5,
+                zorder=1 if hollow else 2,
+                label=label,
+            )
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set_ylim(len(methods) - 0.4, -0.6)  # the first method on top
+    axes.set_xlabel("%")
+    axes.grid(axis="x", linewidth=0.4)
+    axes.set_title(figures[0].data, fontsize=10)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def plot_per_class(path: str | Path, result: PerClass) -> None:
+    """Change of every class against zero-shot in points, the poorest class first (the "Robin Hood" plot)."""
+    order = sorted(range(len(result.classes)), key=lambda c: result.zero_shot[c])
+    gain = [result.accuracy[c] - result.zero_shot[c] for c in order]
+    named = len(order) <= _NAMED_CLASSES
+    figure, axes = _canvas(max(4.0, 0.35 * len(order) + 2) if named else 12.0, 3.8)
+    axes.bar(range(len(order)), gain, color=[GAIN if g >= 0 else LOSS for g in gain])
+    axes.axhline(0, color="black", linewidth=0.8)
+    if named:
+        names = [f"{result.classes[c]} ({result.zero_shot[c]:.0f})" for c in order]
+        axes.set_xticks(range(len(order)), names, rotation=60, ha="right", fontsize=8)
+    axes.set_ylabel("change in accuracy, points")
+    axes.set_xlabel("class (zero-shot accuracy, %), poorest first")
+    protocol = f", {result.protocol}" if result.protocol else ""
+    axes.set_title(f"{result.data}: {result.method} against zero-shot{protocol}", fontsize=9)
+    _save(figure, path)
+
+
+def plot_convergence(path: str | Path, curves: Sequence[Convergence]) -> None:
+    """Objective of proxy solvers above the lowest one that any reached, over passes; both axes logarithmic."""
+    figure, axes = _canvas(6.0, 4.0)
+    lowest = min(min(curve.objective) for curve in curves)
+    floor = 1e-7 * max(1.0, abs(lowest))  # what float32 tells apart
+    for number, curve in enumerate(curves):
+        gaps = [max(value - lowest, floor) for value in curve.objective]
+        axes.plot(
+            [max(passes, 0.5) for passes in curve.passes],
+            gaps,
+            color=_COLOURS[number % len(_COLOURS)],
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=4,
+            markevery=[0, len(gaps) - 1],
+            linewidth=1.4,
+            label=curve.method,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("passes over the features")
+    axes.set_ylabel("objective above the lowest")
+    axes.grid(linewidth=0.4)
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_title(f"{curves[0].data}: proxy solvers", fontsize=9)
+    _save(figure, path)
+
+
+def plot_pseudolabels(path: str | Path, curves: Sequence[Pseudolabels]) -> None:
+    """K against the accuracy of the pseudolabels, an iteration a point; lines where K grows (GRIP)."""
+    figure, axes = _canvas(6.0, 4.0)
+    for number, curve in enumerate(curves):
+        label = ", ".join(filter(None, (curve.method, curve.protocol)))
+        axes.plot(
+            curve.k,
+            curve.accuracy,
+            color=_COLOURS[number % len(_COLOURS)],
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=5,
+            linewidth=1.4 if len(set(curve.k)) > 1 else 0,
+            label=label,
+        )
+    axes.set_xlabel("K, pseudolabels per class")
+    axes.set_ylabel("pseudolabels that are right, %")
+    axes.grid(linewidth=0.4)
+    axes.legend(frameon=False, fontsize=8, ncols=1 + len(curves) // 9)
+    axes.set_title(f"{curves[0].data}: pseudolabels", fontsize=9)
+    _save(figure, path)
+
+
+def _canvas(width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its axes, in inches, without pyplot: no global state, no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    figure = Canvas(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    from jaxzs.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

@@ -1,0 +1,195 @@
+"""Many records as one set of tables and plots, published numbers beside the measured ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxzs.report import plots
+from jaxzs.report.published import Published, published_beside
+from jaxzs.report.records import Record
+from jaxzs.report.results import Figure
+from jaxzs.report.tables import markdown_table
+
+CSV_HEADER = (
+    "data", "protocol", "figure", "method", "value_percent", "deviation", "published_percent", "published_in",
+    "model", "fingerprint", "record",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A measured number, the record it is from, and the published one that it may be compared with."""
+
+    figure: Figure
+    record: Record
+    published: Published | None
+
+
+def rows_of(records: Iterable[Record]) -> list[Row]:
+    """All numbers of all records, by data set; within one in the order of the records."""
+    rows = [
+        Row(figure, record, published_beside(figure, record.model, record.data))
+        for record in records
+        for figure in record.results.figures
+    ]
+    return sorted(rows, key=lambda row: row.figure.data)  # stable
+
+
+def csv_rows(rows: Iterable[Row]) -> list[list[Any]]:
+    """`rows_of` for a spreadsheet, under `CSV_HEADER`."""
+    return [
+        [
+            row.figure.data,
+            row.figure.protocol,
+            row.figure.figure,
+            row.figure.method,
+            row.figure.value,
+            row.figure.deviation,
+            row.published.figure.value if row.published else None,
+            f"{row.published.paper}; {row.published.table}" if row.published else None,
+            (row.record.model or {}).get("name"),
+            (row.record.model or {}).get("fingerprint"),
+            str(row.record.path),
+        ]
+        for row in rows
+    ]
+
+
+def report_text(
+    records: Sequence[Record], rows: Sequence[Row], pictures: Sequence[tuple[str, str]]
+) -> str:
+    """The Markdown report: a table a data set, pictures (title, file name), and where everything is from."""
+    parts = ["# Results", "All numbers in percent, ± standard deviation over runs."]
+    for data, own in _by_data(rows):
+        parts += [f"## {data}", _figures_table(own)]
+        sources = dict.fromkeys(
+            (row.published.paper, row.published.table) for row in own if row.published
+        )
+        parts += [f"Published: {paper}; {table}." for paper, table in sources]
+        parts += [
+            f"![{title}]({name})" for title, name in pictures if title.startswith(f"{data}: ")
+        ]
+    named = {data for data, _ in _by_data(rows)}
+    rest = [(title, name) for title, name in pictures if title.split(": ")[0] not in named]
+    parts += [f"![{title}]({name})" for title, name in rest]
+    parts += ["## Records", _records_table(records)]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(records: Sequence[Record], rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
+    """Every plot that the records carry data for, in `folder`: (title, file name) of each."""
+    drawn: list[tuple[str, str]] = []
+
+    def name(title: str) -> Path:
+        slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        taken, number = {kept for _, kept in drawn}, 1
+        while (file := f"{slug}{'' if number == 1 else f'-{number}'}.png") in taken:
+            number += 1
+        drawn.append((title, file))
+        return folder / file
+
+    for data, own in _by_data(rows):
+        if len({(row.figure.method, row.record.path) for row in own}) > 1:
+            published = {row.published.figure: None for row in own if row.published}
+            plots.plot_figures(
+                name(f"{data}: accuracy by method"), [r.figure for r in own], [*published]
+            )
+    for record in records:
+        for per_class in record.results.per_class:
+            named = ", ".join(filter(None, (per_class.method, per_class.protocol)))
+            plots.plot_per_class(name(f"{per_class.data}: change per class, {named}"), per_class)
+        for curves in _groups(record.results.convergence):
+            plots.plot_convergence(name(f"{curves[0].data}: convergence of proxies"), curves)
+        for curves in _groups(record.results.pseudolabels):
+            plots.plot_pseudolabels(
+                name(f"{curves[0].data}: K against pseudolabel accuracy"), curves
+            )
+    return drawn
+
+
+def _by_data(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    names = dict.fromkeys(row.figure.data for row in rows)
+    return [(name, [row for row in rows if row.figure.data == name]) for name in names]
+
+
+def _groups(curves: Sequence[Any]) -> list[list[Any]]:
+    names = dict.fromkeys(curve.data for curve in curves)
+    return [[curve for curve in curves if curve.data == name] for name in names]
+
+
+def _figures_table(rows: Sequence[Row]) -> str:
+    """Methods down; kinds of numbers across, each with its published column where there is one."""
+    columns = list(dict.fromkeys((row.figure.figure, row.figure.protocol) for row in rows))
+    several = len({row.record.path for row in rows}) > 1
+    lines: dict[tuple[str, ...], dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        where = (_model(row.record), str(row.record.path)) if several else ()
+        key: tuple[str, ...] = (row.figure.method, *where)
+        lines.setdefault(key, {})[row.figure.figure, row.figure.protocol] = row
+    compared = [c for c in columns if any(c in own and own[c].published for own in lines.values())]
+    header = ["method", *(["model", "record"] if several else [])]
+    for column in columns:
+        header.append(", ".join(filter(None, column)))
+        if column in compared:
+            header.append(f"{header[-1]} (published)")
+    table = []
+    for key, own in lines.items():
+        line: list[str] = [*key]
+        for column in columns:
+            found = own.get(column)
+            line.append("" if found is None else _value(found.figure))
+            if column in compared:
+                there = found.published if found else None
+                line.append("" if there is None else _value(there.figure))
+        table.append(line)
+    return markdown_table(header, table)
+
+
+def _value(figure: Figure) -> str:
+    spread = "" if figure.deviation is None else f" ± {figure.deviation:.1f}"
+    return f"{figure.value:.1f}{spread}"
+
+
+def _model(record: Record) -> str:
+    return str((record.model or {}).get("name", ""))
+
+
+def _records_table(records: Sequence[Record]) -> str:
+    header = [
+        "record",
+        "command",
+        "model",
+        "device",
+        "jax",
+        "revision",
+        "date",
+        "compile s",
+        "run s",
+    ]
+    table = []
+    for record in records:
+        raw, seconds = record.raw, record.seconds
+        table.append(
+            [
+                str(record.path),
+                f"`{record.command}`",
+                " ".join(
+                    filter(
+                        None,
+                        (_model(record), str((record.model or {}).get("fingerprint", ""))[:12]),
+                    )
+                ),
+                raw.get("device", ""),
+                raw.get("versions", {}).get("jax", "")
+                if isinstance(raw.get("versions"), dict)
+                else "",
+                raw.get("git_revision") or "",
+                str(raw.get("date", ""))[:10],
+                *(f"{seconds[n]:.1f}" if n in seconds else "" for n in ("compile", "run")),
+            ]
+        )
+    return markdown_table(header, table)
