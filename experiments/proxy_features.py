@@ -3,13 +3,17 @@
     python experiments/proxy_features.py --features FOLDER
 
 FOLDER holds `.npz` files with image_features [N,E], labels [N], text_features [C,E] and perhaps
-test_image_features and test_labels. Transductive: accuracy on the images that the proxies were fitted on,
+test_image_features and test_labels. With --skip-existing, rows that the record in --out holds already, of the same
+features and settings, are not computed again. Transductive: accuracy on the images that the proxies were fitted on,
 without their labels. Held out: accuracy of the same proxies on the test images.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -19,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs import metrics, proxy, report
+from jaxzs.report.curves import convergence
 
 RESULTS = Path(__file__).parent / "results"
 LABELS = {"plain (gamma 1)": 1.0, "Sinkhorn (gamma 0)": 0.0, "Sinkhorn (auto)": "auto"}
@@ -57,58 +62,65 @@ def timed(call, arguments: tuple, repeats: int) -> tuple[proxy.ProxyResult, floa
     return result, float(np.median(seconds))
 
 
-def run(path: Path, seed: int, repeats: int) -> list[dict]:
-    """All rows of one data set."""
-    stored = np.load(path)
-    x, z = unit(stored["image_features"]), unit(stored["text_features"])
-    y = jnp.asarray(stored["labels"], jnp.int32)
-    held_out = None
-    if "test_image_features" in stored:
-        held_out = (
-            unit(stored["test_image_features"]),
-            jnp.asarray(stored["test_labels"], jnp.int32),
-        )
-    name = path.stem.split("_")[0]
+class Features:
+    """One data set: unit features, labels, text proxies, and perhaps held-out images."""
 
-    def row(kind, gamma, solver, proxies, passes=0.0, objective=None, seconds=0.0):
-        return {
-            "data set": name,
-            "labels": kind,
-            "gamma": gamma,
-            "solver": solver,
-            "transductive %": percent(x, y, proxies),
-            "held out %": None if held_out is None else percent(*held_out, proxies),
-            "passes": passes,
-            "objective": objective,
-            "seconds": seconds,
-        }
+    def __init__(self, path: Path) -> None:
+        stored = np.load(path)
+        self.name = path.stem.split("_")[0]
+        self.x, self.z = unit(stored["image_features"]), unit(stored["text_features"])
+        self.y = jnp.asarray(stored["labels"], jnp.int32)
+        self.held_out = None
+        if "test_image_features" in stored:
+            labels = jnp.asarray(stored["test_labels"], jnp.int32)
+            self.held_out = unit(stored["test_image_features"]), labels
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.entry = report.data_entry(path.name, content, len(self.y))
 
-    rows = [row("text proxy", None, "none", z)]
-    for kind, gamma in LABELS.items():
-        key = jax.random.key(seed)
-        chosen = float(proxy.choose_gamma(x, z, key=key)) if gamma == "auto" else gamma
-        for solver in SOLVERS:
 
-            def solve(x, z, key, gamma=gamma, solver=solver):
-                similarity = jnp.matmul(x, z.T, precision="highest")
-                labels = proxy.pseudo_labels(similarity, gamma=gamma, key=key, image_features=x)
-                return proxy.learn_proxies(x, z, labels, solver=solver)
+def measure(
+    data: Features, kind: str, solver: str, seed: int = 0, repeats: int = 1
+) -> report.Results:
+    """One row of the table: labels of a kind, one solver; the text proxies as they are with solver "none"."""
+    gamma, result, seconds = None, None, 0.0
+    proxies, curves = data.z, ()
+    if solver != "none":
+        gamma, key = LABELS[kind], jax.random.key(seed)
 
-            compiled = jax.jit(solve).lower(x, z, key).compile()
-            result, seconds = timed(compiled, (x, z, key), 1 if solver == "reference" else repeats)
-            rows.append(
-                row(
-                    kind,
-                    chosen,
-                    solver,
-                    result.proxies,
-                    float(result.passes),
-                    float(result.objective[-1]),
-                    seconds,
-                )
-            )
-            print(" | ".join(f"{key}: {value}" for key, value in rows[-1].items()), flush=True)
-    return rows
+        def solve(x, z, key):
+            similarity = jnp.matmul(x, z.T, precision="highest")
+            labels = proxy.pseudo_labels(similarity, gamma=gamma, key=key, image_features=x)
+            return proxy.learn_proxies(x, z, labels, solver=solver)
+
+        arguments = (data.x, data.z, key)
+        compiled = jax.jit(solve).lower(*arguments).compile()
+        result, seconds = timed(compiled, arguments, 1 if solver == "reference" else repeats)
+        proxies = result.proxies
+        if solver != "closed_form":
+            curves = (convergence(data.name, solver, result, kind),)
+        if gamma == "auto":
+            gamma = float(proxy.choose_gamma(data.x, data.z, key=key))
+    method = "zero-shot" if result is None else f"proxies, {kind}, {solver}"
+    figures = {"transductive": percent(data.x, data.y, proxies)}
+    if data.held_out is not None:
+        figures["held out"] = percent(*data.held_out, proxies)
+    row = {
+        "data set": data.name,
+        "labels": kind,
+        "gamma": gamma,
+        "solver": solver,
+        "transductive %": figures["transductive"],
+        "held out %": figures.get("held out"),
+        "passes": 0.0 if result is None else float(result.passes),
+        "objective": None if result is None else float(result.objective[-1]),
+        "seconds": seconds,
+    }
+    print(" | ".join(f"{key}: {value}" for key, value in row.items()), flush=True)
+    return report.Results(
+        row,
+        tuple(report.Figure(data.name, method, "accuracy", v, p) for p, v in figures.items()),
+        convergence=curves,
+    )
 
 
 def main() -> None:
@@ -117,32 +129,40 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--seed", type=int, default=0, help="of the halves of gamma=auto")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each")
+    parser.add_argument("--skip-existing", action="store_true", help="keep rows of the record")
     arguments = parser.parse_args()
 
     paths = sorted(arguments.features.glob("*.npz"))
     if not paths:
         sys.exit(f"no .npz files in {arguments.features}")
-    rows = [row for path in paths for row in run(path, arguments.seed, arguments.repeats)]
-    table = report.markdown_table(HEADER, [[_cell(row[h]) for h in HEADER] for row in rows], 3)
-    command = (
-        f"python experiments/proxy_features.py --features FOLDER --repeats {arguments.repeats}"
-    )
-    record = report.write_record(
+    command = ["python", "experiments/proxy_features.py", "--features", "FOLDER"]
+    command += ["--repeats", str(arguments.repeats)]
+    settings = {"label_temperature": 0.01, "temperature": 0.04, "confidence": 0.6}
+    settings |= {"seed": arguments.seed, "repeats": arguments.repeats}
+    sweep = report.Sweep(
         arguments.out / "proxy_features.json",
-        command=command,
-        settings={
-            "files": [path.name for path in paths],
-            "seed": arguments.seed,
-            "label_temperature": 0.01,
-            "temperature": 0.04,
-            "confidence": 0.6,
-            "repeats": arguments.repeats,
-        },
-        metrics={"rows": rows},
+        command=shlex.join(command),
+        settings=settings,
+        skip_existing=arguments.skip_existing,
     )
+    rows = []
+    for path in paths:
+        data = Features(path)
+        of_solver = [("text proxy", "none")] + [(k, s) for k in LABELS for s in SOLVERS]
+        for kind, solver in of_solver:
+            compute = functools.partial(
+                measure, data, kind, solver, arguments.seed, arguments.repeats
+            )
+            own = {"labels": kind, "solver": solver}
+            cell = sweep.cell(
+                f"{data.name}, {kind}, {solver}", compute, settings=own, data=data.entry
+            )
+            rows.append(cell.metrics)
+    record = sweep.finish(report.Results({"rows": rows}))
+    table = report.markdown_table(HEADER, [[_cell(row[h]) for h in HEADER] for row in rows], 3)
     text = (
         "# Proxies on real CLIP ViT-B/32 features\n\n"
-        f"`{command}`; {record['device']}, jax {record['versions']['jax']}, float32, seed "
+        f"`{shlex.join(command)}`; {record['device']}, jax {record['versions']['jax']}, float32, seed "
         f"{arguments.seed}.\nTransductive: accuracy on the images that the proxies were fitted on, labels "
         "unseen; held out: the same proxies on\nother images. Passes: pairs of [N,E]x[E,C] products. "
         "Seconds: labels and solver, compiled before, median\n"

@@ -224,9 +224,9 @@ def test_robin_hood_tells_giving_from_taking(tmp_path):
         prompt.robin_hood(np.zeros(3), np.zeros(3), np.zeros(3))
 
 
-def options_for(tmp_path, images, **changes) -> command.TuneOptions:
+def options_for(tmp_path, pictures, /, **changes) -> command.TuneOptions:
     file = tmp_path / "images.npz"
-    np.savez(file, images=images[0], labels=images[1], label_names=np.array(NAMES))
+    np.savez(file, images=pictures[0], labels=pictures[1], label_names=np.array(NAMES))
     chosen = {
         "images": str(file),
         "epochs": 2,

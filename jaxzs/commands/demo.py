@@ -115,7 +115,7 @@ def classify_digits(images: np.ndarray) -> Classified:
             gamma=gamma,
         )
         predictions[name] = np.asarray(zeroshot.predict(features, learned.proxies))
-        curves.append(convergence("scikit-learn digits", name, learned))
+        curves.append(convergence("scikit-learn digits", "fast", learned, name))
     clock.lap("learn proxies")
     return Classified(model, predictions, curves, clock.seconds)
 

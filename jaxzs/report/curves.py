@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _POINTS = 60  # of a curve that is kept; a plot shows no more
 
 
-def convergence(data: str, method: str, result: ProxyResult) -> Convergence:
+def convergence(data: str, method: str, result: ProxyResult, labels: str = "") -> Convergence:
     """Histories of a proxy solver over passes, thinned to what a plot with a logarithmic axis shows.
 
     Entry i of "reference" is after i passes; steps of "fast" cost about the same, the last one is after all.
@@ -35,6 +35,7 @@ def convergence(data: str, method: str, result: ProxyResult) -> Convergence:
         tuple(passes[chosen].round(2).tolist()),
         tuple(objective[chosen].astype(float).tolist()),
         tuple(norm[chosen].astype(float).tolist()),
+        labels,
     )
 
 

@@ -11,6 +11,7 @@ from jaxzs.report.results import Convergence, Figure, PerClass, Pseudolabels
 GAIN, LOSS = "#2a7f62", "#b5483a"
 _COLOURS = ("#1f5fa8", "#d9822b", "#2a7f62", "#9a4f96", "#7a6a53", "#c2405b", "#4fa3b8", "#8a8a2c")
 _MARKERS = "osD^vPX*"
+_OBJECTIVE_NOISE = 1e-6  # of float32 objectives made of logits up to 25
 _NAMED_CLASSES = 60  # with more, names on an axis cannot be read
 
 
@@ -68,12 +69,13 @@ def plot_per_class(path: str | Path, result: PerClass) -> None:
 
 
 def plot_convergence(path: str | Path, curves: Sequence[Convergence]) -> None:
-    """Objective of proxy solvers above the lowest one that any reached, over passes; both axes logarithmic."""
+    """Objective above the lowest one that any solver reached with the same labels, over passes; logarithmic."""
     figure, axes = _canvas(6.0, 4.0)
-    lowest = min(min(curve.objective) for curve in curves)
-    floor = 1e-7 * max(1.0, abs(lowest))  # what float32 tells apart
+    lowest: dict[str, float] = {}
+    for curve in curves:
+        lowest[curve.labels] = min(*curve.objective, lowest.get(curve.labels, float("inf")))
     for number, curve in enumerate(curves):
-        gaps = [max(value - lowest, floor) for value in curve.objective]
+        gaps = [max(value - lowest[curve.labels], _OBJECTIVE_NOISE) for value in curve.objective]
         axes.plot(
             [max(passes, 0.5) for passes in curve.passes],
             gaps,
@@ -82,12 +84,12 @@ def plot_convergence(path: str | Path, curves: Sequence[Convergence]) -> None:
             markersize=4,
             markevery=[0, len(gaps) - 1],
             linewidth=1.4,
-            label=curve.method,
+            label=", ".join(filter(None, (curve.labels, curve.method))),
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("passes over the features")
-    axes.set_ylabel("objective above the lowest")
+    axes.set_ylabel("objective above the lowest reached")
     axes.grid(linewidth=0.4)
     axes.legend(frameon=False, fontsize=8)
     axes.set_title(f"{curves[0].data}: proxy solvers", fontsize=9)

@@ -54,6 +54,8 @@ class PerClass:
 class Convergence:
     """Objective of a proxy solver, and the norm of its gradient, after so many passes over the features.
 
+    labels: the pseudo labels that the objective is of; only objectives of the same labels can be compared.
+
     >>> report.Convergence("digits", "fast", passes=(1.0, 30.0), objective=(0.9, 0.4)).objective[-1]
     0.4
     """
@@ -63,6 +65,7 @@ class Convergence:
     passes: tuple[float, ...]
     objective: tuple[float, ...]
     gradient_norm: tuple[float, ...] | None = None
+    labels: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
