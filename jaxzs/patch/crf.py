@@ -40,8 +40,11 @@ def dense_crf(
       probabilities: [C,H,W], 0 to 1, need not sum to 1; the unary term is -log(clip(p, 1e-5, 1)).
       image: [H,W,3] with levels 0 to 255.
       iterations: of the mean field.
-      smooth_weight, smooth_sigma: of the Gaussian over positions (pixels).
-      bilateral_weight, bilateral_sigma, colour_sigma: of the Gaussian over positions and colours.
+      smooth_weight: of the Gaussian over positions.
+      smooth_sigma: its width in pixels.
+      bilateral_weight: of the Gaussian over positions and colours.
+      bilateral_sigma: its width in pixels.
+      colour_sigma: its width in levels of 0 to 255.
       stride: 1 is exact and costs N^2 an iteration. Above 1, an approximation for slow machines: the bilateral term
         takes only every stride-th row and column of pixels as its sources, each standing for stride^2.
       precision: XLA precision of the distances; they are large, and lower ones blur colours.

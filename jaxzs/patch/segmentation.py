@@ -102,7 +102,8 @@ def segment(
       exact: round positions to half precision, as the original does.
       keep_border: let boxes reach the last row and column of the grid (not in the original).
       mask: [B,H/p,W/p] bool, False on padding; None: no padding.
-      compute_dtype, precision: of the encoder's products.
+      compute_dtype: None (float32) or the type of the operands of the encoder's products.
+      precision: XLA precision of the encoder's products.
 
     Returns:
       `Segmentation`; `label_map` makes labels of one image's maps.

@@ -45,17 +45,30 @@ def learn_proxies(
 ) -> ProxyResult:
     """Vision proxies that reproduce soft labels: argmin_W of the cross-entropy with softmax(X W^T / tau_i).
 
-    image_features [N,E] and text_proxies [C,E] (the reference's start), any float type, are L2-normalised here;
-    soft_labels [N,C] from `pseudo_labels`; rows with an entry strictly above `confidence` become one-hot, once.
-    temperature tau_i > 0: 0.04 in the paper, 4/s for a checkpoint of logit scale s. mask [N] bool, False for
-    padding. `solver`: "fast", preconditioned Riemannian conjugate gradient from the closed form, `iterations`
-    steps (default 28, or 47 where N < 2C: at most 30 and 50 passes), fewer where the gradient is down to its
-    rounding errors or a step lowers the objective by less than `tolerance` of its value; "reference", the
-    paper's gradient descent (default 2000 iterations); "closed_form", discriminant analysis on the labels.
-    product_dtype=bfloat16 speeds up "fast" (accumulated in float32); keep float32 for "reference", whose step
-    halving reacts to rounding. `ridge` is the closed form's regularisation, 1 to 3. Returns a `ProxyResult`;
-    predict with argmax(X W^T).
-    Raises DataError (shapes, values), ConfigError (options). InMaP, arXiv 2310.19752, equations 4 to 6.
+    InMaP, arXiv 2310.19752, equations 4 to 6. Predict with argmax(X W^T).
+
+    Args:
+      image_features: X [N,E], any float type; L2-normalised here.
+      text_proxies: Z [C,E], any float type; L2-normalised here. The start of "reference".
+      soft_labels: [N,C] of `pseudo_labels`.
+      temperature: tau_i > 0; 0.04 in the paper, 4/s for a checkpoint of logit scale s.
+      confidence: rows of labels with an entry strictly above it become one-hot, once; 0 to 1.
+      solver: "fast", preconditioned Riemannian conjugate gradient from the closed form; "reference", the paper's
+        gradient descent; "closed_form", discriminant analysis on the labels, without iterations.
+      iterations: by default 28 of "fast", or 47 where N < 2C (at most 30 and 50 passes), fewer where the gradient is
+        down to its rounding errors; 2000 of "reference".
+      mask: [N] bool, False for padding.
+      tolerance: "fast" stops where a step lowers the objective by less than this fraction of its value.
+      product_dtype: bfloat16 speeds up "fast" (accumulated in float32); keep float32 for "reference", whose step
+        halving reacts to rounding.
+      ridge: regularisation of the closed form, 1 to 3.
+
+    Returns:
+      `ProxyResult`.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite.
+      ConfigError: options out of range.
 
     >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])
     >>> z = jnp.array([[1.0, 0.9], [0.9, 1.0]])
@@ -151,13 +164,36 @@ def fit(
 ) -> ProxyResult:
     """The whole method, pseudo labels and proxies, by blocks of images: no [N,C] array ever exists.
 
-    image_features [N,E] and text_proxies [C,E], any float type, are L2-normalised here. label_temperature tau_t,
-    gamma, sinkhorn_iterations and key as in `pseudo_labels`; temperature tau_i and the rest as in
-    `learn_proxies`, with equal results. Labels are recomputed from class potentials, logits from proxies: a
-    step of "fast" costs two passes instead of one, and memory is that of one block of `block_size` images
-    (default: about four million similarities). Rows sharded over `data_axis` of `mesh` (found from a sharded
-    array; to be named under jit) stay where they are: one all-reduce of [C,E] and some of O(C) per step.
-    Returns a `ProxyResult`. Raises DataError (shapes, values), ConfigError (options).
+    InMaP, arXiv 2310.19752. Equal to `learn_proxies` on `pseudo_labels`: labels are computed again from class
+    potentials and logits from proxies, so that a step of "fast" costs two passes instead of one, and memory is that of
+    one block.
+
+    Args:
+      image_features: X [N,E], any float type; L2-normalised here. Rows sharded over `data_axis` stay where they are:
+        one all-reduce of [C,E] and some of O(C) per step.
+      text_proxies: Z [C,E], any float type; L2-normalised here.
+      label_temperature: tau_t > 0 of the pseudo labels; 0.01 in the paper, 1/s for a checkpoint of logit scale s.
+      temperature: tau_i > 0 of the proxies; 0.04 in the paper, 4/s likewise.
+      gamma: class marginal of the labels: 0 uniform, 1 as the text predicts it, "auto" chosen without labels.
+      sinkhorn_iterations: of the labels' scaling.
+      confidence: as in `learn_proxies`.
+      solver: as in `learn_proxies`.
+      iterations: as in `learn_proxies`.
+      mask: [N] bool, False for padding.
+      key: random key that gamma="auto" needs, for its two halves.
+      tolerance: as in `learn_proxies`.
+      product_dtype: as in `learn_proxies`.
+      ridge: as in `learn_proxies`.
+      block_size: images of a block; by default such that it has about four million similarities.
+      mesh: of the rows; found from a sharded array, to be named under jit.
+      data_axis: mesh axis of the rows.
+
+    Returns:
+      `ProxyResult`.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite.
+      ConfigError: options out of range.
 
     >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])
     >>> z = jnp.array([[1.0, 0.9], [0.9, 1.0]])

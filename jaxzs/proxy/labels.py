@@ -27,11 +27,23 @@ def sinkhorn_potentials(
 ) -> jax.Array:
     """Class potentials v of Sinkhorn: labels are softmax(X Z^T / tau_t + v); X Z^T is made by blocks only.
 
-    image_features [N,E] and text_proxies [C,E], any float type, are L2-normalised here. temperature tau_t > 0
-    (0.01 in the paper; 1/s for a checkpoint of logit scale s). gamma in [0, 1]: 0 forces a uniform class
-    marginal, 1 leaves the one that the text proxies predict (v = 0). mask [N] bool, False for padding.
-    Returns [C] float32. Raises DataError (shapes, values), ConfigError (options).
-    InMaP (arXiv 2310.19752), section 3.3, in the log domain.
+    InMaP, arXiv 2310.19752, section 3.3, in the log domain.
+
+    Args:
+      image_features: X [N,E], any float type; L2-normalised here.
+      text_proxies: Z [C,E], any float type; L2-normalised here.
+      temperature: tau_t > 0; 0.01 in the paper, 1/s for a checkpoint of logit scale s.
+      gamma: 0 to 1; 0 forces a uniform class marginal, 1 leaves the one that the text proxies predict (v = 0).
+      iterations: scalings of columns and rows; 20 in the paper.
+      mask: [N] bool, False for padding.
+      block_size: images of a block; by default such that it has about four million similarities.
+
+    Returns:
+      v [C] float32.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite.
+      ConfigError: options out of range.
 
     >>> x, z = jnp.array([[1.0, 0.2], [1.0, 0.3], [0.9, 0.4], [0.6, 0.5]]), jnp.eye(2)
     >>> v = proxy.sinkhorn_potentials(x, z, temperature=0.1)  # all images look like class 0
@@ -80,10 +92,25 @@ def choose_gamma(
     mask: ArrayLike | None = None,
     block_size: int | None = None,
 ) -> jax.Array:
-    """What gamma="auto" chooses: two-fold held-out cross-entropy of the closed form over `GAMMAS`.
+    """What gamma="auto" chooses: two-fold held-out cross-entropy of the closed form over `GAMMAS`. Not in the paper.
 
-    image_features [N,E] and text_proxies [C,E] are L2-normalised here; `key` splits the images into halves;
-    temperature tau_t, proxy_temperature tau_i. Returns gamma, [] float32. Raises DataError, ConfigError.
+    Args:
+      image_features: [N,E], any float type; L2-normalised here.
+      text_proxies: [C,E], any float type; L2-normalised here.
+      key: random key that splits the images into halves.
+      temperature: tau_t of the labels.
+      proxy_temperature: tau_i of the proxies.
+      confidence: as in `learn_proxies`.
+      iterations: as in `sinkhorn_potentials`.
+      mask: [N] bool, False for padding.
+      block_size: as in `sinkhorn_potentials`.
+
+    Returns:
+      gamma, [] float32: one of 0, 0.25, 0.5, 0.75, 1.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite.
+      ConfigError: options out of range.
 
     >>> x, z = jnp.tile(jnp.eye(4), (8, 1)), jnp.eye(4)
     >>> float(proxy.choose_gamma(x, z, key=jax.random.key(0)))
@@ -140,10 +167,23 @@ def pseudo_labels(
 ) -> jax.Array:
     """Soft labels from cosine similarities: softmax(S / tau_t), its columns scaled by Sinkhorn.
 
-    similarity [N,C] = X Z^T of normalised features, without logit scale. temperature, gamma, iterations, mask as
-    in `sinkhorn_potentials`; gamma=1 is exactly softmax(S / tau_t), gamma="auto" chooses by `choose_gamma` and
-    needs a random `key` and the image_features [N,E]. Returns [N,C] float32: rows sum to 1, or are 0 where
-    masked. Raises DataError (shapes, values), ConfigError (options).
+    InMaP, arXiv 2310.19752, section 3.3.
+
+    Args:
+      similarity: S [N,C] = X Z^T of normalised features, without logit scale.
+      temperature: as in `sinkhorn_potentials`.
+      gamma: as in `sinkhorn_potentials`; 1 is exactly softmax(S / tau_t), "auto" chooses by `choose_gamma`.
+      iterations: as in `sinkhorn_potentials`.
+      mask: [N] bool, False for padding.
+      image_features: [N,E], which gamma="auto" needs.
+      key: random key, which gamma="auto" needs.
+
+    Returns:
+      [N,C] float32; rows sum to 1, or are 0 where masked.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite.
+      ConfigError: options out of range.
 
     >>> s = jnp.array([[0.30, 0.25], [0.29, 0.26], [0.28, 0.27]])
     >>> print(proxy.pseudo_labels(s, gamma=1).mean(axis=0).round(2))  # plain softmax

@@ -54,12 +54,32 @@ def fit_chunks(
 ) -> ProxyResult:
     """`proxy.fit` on chunks of features, with equal results.
 
-    chunks: called for every pass; gives arrays [n,E] of any float type and any n, the same ones in the same order, for
-    instance the method `features` of a feature store. With several processes each gives its own part, e.g.
-    `partial(store.features, part=jax.process_index(), parts=jax.process_count())`, and sums are added up between them
-    once a pass. mesh: devices of this process that chunks are spread over ("data"), by default all.
-    The rest as in `proxy.fit`. gamma="auto" keeps one bool an image on the host. Returns a `ProxyResult`.
-    Raises DataError (shapes, values, no images), ConfigError (options).
+    Args:
+      chunks: called for every pass; gives arrays [n,E] of any float type and any n, the same ones in the same order,
+        for instance the method `features` of a feature store. With several processes each gives its own part, e.g.
+        `partial(store.features, part=jax.process_index(), parts=jax.process_count())`, and sums are added up between
+        them once a pass.
+      text_proxies: [C,E], any float type; L2-normalised here.
+      label_temperature: as in `proxy.fit`.
+      temperature: as in `proxy.fit`.
+      gamma: as in `proxy.fit`; "auto" keeps one bool an image on the host.
+      sinkhorn_iterations: as in `proxy.fit`.
+      confidence: as in `proxy.fit`.
+      solver: as in `proxy.fit`.
+      iterations: as in `proxy.fit`.
+      key: as in `proxy.fit`.
+      tolerance: as in `proxy.fit`.
+      product_dtype: as in `proxy.fit`.
+      ridge: as in `proxy.fit`.
+      block_size: as in `proxy.fit`.
+      mesh: devices of this process that chunks are spread over ("data"); by default all.
+
+    Returns:
+      `ProxyResult`.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite, no images.
+      ConfigError: options out of range.
 
     >>> x = np.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]], np.float32)
     >>> z = np.array([[1.0, 0.9], [0.9, 1.0]], np.float32)
