@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
+from jaxzs.commands import FINISHED
+from jaxzs.commands.options import (
+    File,
+    ModelOptions,
+    OutputOptions,
+    check_numbers,
+    check_output_file,
+    command_line,
+    load_model,
+    settings_of,
+)
 from jaxzs.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,14 +36,10 @@ _PROMPT_CLASSES, _PROMPT_BATCH, _PROMPT_STEPS = 50, 16, 4
 _TAG_FOREGROUND, _TAG_NAMES = 20, 45  # as for VOC
 
 
-@dataclasses.dataclass(frozen=True)
-class BenchOptions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchOptions(ModelOptions, OutputOptions):
     parts: Annotated[tuple[Part, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PARTS")] = PARTS
     """What to measure: image (encoder), text (encoder), proxy (a whole fit), prompt (textual tuning), tag (TagCLIP)."""
-    model: str = "demo"
-    """The embedded demo checkpoint, a folder, or a hub id such as openai/clip-vit-base-patch32."""
-    revision: str | None = None
-    """Commit, branch or tag of a hub id."""
     shape: Shape | None = None
     """Random weights of this published shape instead of a model: speed does not depend on the weights."""
     batch_size: int = 32
@@ -44,14 +48,10 @@ class BenchOptions:
     """Images that proxies are learned from."""
     classes: int = 100
     """Classes that proxies are learned for."""
-    bfloat16: bool = False
-    """Bfloat16 products in the encoders."""
     rounds: int = 5
     """Repetitions after the first; the median is reported."""
-    out: Path | None = None
+    out: File = None
     """Write the record to this .json file."""
-    json: bool = False
-    """Print the record instead of a table."""
 
 
 class _Measured(NamedTuple):
@@ -74,42 +74,36 @@ class _Model(NamedTuple):
 def run(options: BenchOptions) -> int:
     """Measure, print, and write the record; returns 0."""
     _check(options)
+    from tqdm import tqdm
+
     from jaxzs.report import write_record
 
     model = _model(options)
     timed: dict[str, Any] = {}
-    for part in dict.fromkeys(options.parts):
-        print(f"{part} ...", file=sys.stderr, flush=True)
-        timed[part] = _time(_MEASURED[part](model, options), options.rounds)
-    settings = {
-        name: value
-        for name, value in dataclasses.asdict(options).items()
-        if name not in ("out", "json", "revision")
-    }
+    with tqdm(dict.fromkeys(options.parts), unit="part", disable=options.no_progress) as parts:
+        for part in parts:
+            parts.set_postfix_str(part)
+            timed[part] = _time(_MEASURED[part](model, options), options.rounds)
     record = write_record(
         options.out,
-        command="jaxzs bench",
-        settings=settings,
+        command=command_line("bench", options),
+        settings=settings_of(options),
         metrics=timed,
         model=model.loaded,
         seconds={when: sum(of[when] for of in timed.values()) for when in ("compile", "run")},
         device_memory=_device_memory(),
     )
-    print(json.dumps(record, indent=1) if options.json else _table(model.name, record))
-    return 0
+    options.say(_table(model.name, record))
+    options.print_record(record)
+    return FINISHED
 
 
 def _check(options: BenchOptions) -> None:
-    for name in ("batch_size", "images", "classes", "rounds"):
-        if getattr(options, name) < 1:
-            flag = name.replace("_", "-")
-            raise DataError(f"--{flag} is {getattr(options, name)}, expected at least 1")
-    if options.classes < 2 and "proxy" in options.parts:
-        raise DataError("--classes is 1, expected at least 2 to learn proxies for")
+    check_numbers(options, "batch_size", "images", "rounds")
+    check_numbers(options, "classes", least=2)
     if options.shape is not None and options.model != "demo":
         raise DataError("give only one of --model and --shape (random weights)")
-    if options.out is not None and options.out.suffix.lower() != ".json":
-        raise DataError(f"--out {options.out}: the name must end in .json")
+    check_output_file(options.out, ".json")
 
 
 def _model(options: BenchOptions) -> _Model:
@@ -118,7 +112,7 @@ def _model(options: BenchOptions) -> _Model:
     from jaxzs import clip
 
     if options.shape is None:
-        loaded = clip.load(options.model, revision=options.revision)
+        loaded = load_model(options)
         return _Model(loaded.params, loaded.config, loaded.name, loaded)
     config = clip.ARCHITECTURES[options.shape]
     params = clip.random_params(jax.random.key(0), config)
@@ -133,7 +127,7 @@ def _image(model: _Model, options: BenchOptions) -> _Measured:
 
     pixels = _normal((options.batch_size, *_image_shape(model.config)))
     encode = functools.partial(
-        clip.encode_image, model.params, pixels, model.config, compute_dtype=_dtype(options)
+        clip.encode_image, model.params, pixels, model.config, compute_dtype=options.compute_dtype
     )
     return _Measured(encode, options.batch_size, "image")
 
@@ -143,7 +137,7 @@ def _text(model: _Model, options: BenchOptions) -> _Measured:
 
     ids = _token_ids(model.config, options.batch_size)
     encode = functools.partial(
-        clip.encode_text, model.params, ids, model.config, compute_dtype=_dtype(options)
+        clip.encode_text, model.params, ids, model.config, compute_dtype=options.compute_dtype
     )
     return _Measured(encode, options.batch_size, "text")
 
@@ -194,7 +188,7 @@ def _prompt(model: _Model, options: BenchOptions) -> _Measured:
         config,
         plan,
         labels=labels,
-        numerics=Numerics(_dtype(options)),
+        numerics=Numerics(options.compute_dtype),
     )
     return _Measured(lambda: tune().prompts, _PROMPT_STEPS, "step")
 
@@ -211,7 +205,7 @@ def _tag(model: _Model, options: BenchOptions) -> _Measured:
         texts,
         model.config,
         num_foreground=_TAG_FOREGROUND,
-        compute_dtype=_dtype(options),
+        compute_dtype=options.compute_dtype,
     )
     return _Measured(lambda: tag().scores, options.batch_size, "image")
 
@@ -232,12 +226,6 @@ def _normal(shape: tuple[int, ...], seed: int = 0) -> Any:
     import jax
 
     return jax.random.normal(jax.random.key(seed), shape)
-
-
-def _dtype(options: BenchOptions) -> Any:
-    import jax.numpy as jnp
-
-    return jnp.bfloat16 if options.bfloat16 else None
 
 
 def _image_shape(config: CLIPConfig) -> tuple[int, int, int]:
