@@ -8,15 +8,18 @@ figures (a short trial run's were seen before the final run's length, batch and 
 Classification is transductive (proxies are learned on the very images that are classified, without labels),
 with the temperatures 1/s and 4/s of the checkpoint's logit scale s. FOLDER holds MNIST test images as
 FOLDER/0/*.png to FOLDER/9/*.png; without it MNIST is left out. Tagging is TagCLIP's, step by step.
+With --skip-existing, sets that the record holds already are not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +37,7 @@ from jaxzs import data, patch, proxy, zeroshot
 from jaxzs.clip import Model, encode_image, load
 from jaxzs.commands.demo import real_digits
 from jaxzs.patch.metrics import f1, mean_average_precision
-from jaxzs.report import markdown_table, write_record
+from jaxzs.report import Figure, Results, Sweep, data_entry, markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "demo_clip"
 METHODS = ("zero-shot", "proxies, plain", "proxies, Sinkhorn")
@@ -78,35 +81,61 @@ def imbalanced(labels: np.ndarray, ratio: int = 5, seed: int = 0) -> np.ndarray:
     return np.flatnonzero(~rare | (rng.random(len(labels)) < 1 / ratio))
 
 
-def classification_tables(
-    model: Model, mnist_folder: Path | None, num: int
-) -> dict[str, list[float]]:
-    """Accuracy of the three methods on every set, by name."""
-    digit_names = list(DIGITS)
-    digits = zeroshot.text_proxies(model, digit_names, DIGIT_TEMPLATES)
+class Classification(NamedTuple):
+    """Images, their labels, class names and templates."""
+
+    images: Any
+    labels: np.ndarray
+    class_names: Sequence[str]
+    templates: Sequence[str]
+
+
+def classification_sets(mnist_folder: Path | None, num: int) -> dict[str, Classification]:
+    """Every set to classify, by name."""
+    digits = list(DIGITS), DIGIT_TEMPLATES
     templates = data.template_set("tagclip85")
-    shapes = zeroshot.text_proxies(model, list(SHAPES), templates)
-    outlines = zeroshot.text_proxies(model, list(demo_world.OUTLINE_SHAPES), templates)
-    glyphs = zeroshot.text_proxies(model, [names[0] for names in GLYPH_NAMES], templates)
-    sets: dict[str, tuple[Any, np.ndarray, Any]] = {"load_digits (real)": (*real_digits(), digits)}
+    shapes, outlines = (list(SHAPES), templates), (list(demo_world.OUTLINE_SHAPES), templates)
+    glyphs = [names[0] for names in GLYPH_NAMES], templates
+    sets = {"load_digits (real)": Classification(*real_digits(), *digits)}
     if mnist_folder is not None:
-        sets["MNIST test subset (real)"] = (*mnist(mnist_folder), digits)
-    sets |= {
-        "rendered digits, test fonts": (*demo_world.digits(num), digits),
-        "rendered glyphs, test fonts": (*demo_world.glyphs(num), glyphs),
-        "filled shapes": (*demo_world.shapes(num), shapes),
-        "outline shapes (never trained)": (*demo_world.outline_shapes(num), outlines),
-        "corrupted shapes": (*demo_world.corrupted("shapes", num), shapes),
-        "corrupted glyphs": (*demo_world.corrupted("glyphs", num), glyphs),
+        sets["MNIST test subset (real)"] = Classification(*mnist(mnist_folder), *digits)
+    return sets | {
+        "rendered digits, test fonts": Classification(*demo_world.digits(num), *digits),
+        "rendered glyphs, test fonts": Classification(*demo_world.glyphs(num), *glyphs),
+        "filled shapes": Classification(*demo_world.shapes(num), *shapes),
+        "outline shapes (never trained)": Classification(
+            *demo_world.outline_shapes(num), *outlines
+        ),
+        "corrupted shapes": Classification(*demo_world.corrupted("shapes", num), *shapes),
+        "corrupted glyphs": Classification(*demo_world.corrupted("glyphs", num), *glyphs),
     }
-    rows = {}
-    for name, (images, labels, text) in sets.items():
-        features = zeroshot.image_features(model, model.preprocess(list(images)))
-        rows[name] = classify(model, features, labels, text)
-        if "real" in name:
-            kept = imbalanced(labels)
-            rows[f"{name}, imbalanced 5:1"] = classify(model, features[kept], labels[kept], text)
-    return rows
+
+
+def classified(model: Model, name: str, given: Classification) -> Results:
+    """Accuracy of the three methods on one set; on real images also with classes out of balance."""
+    text = zeroshot.text_proxies(model, given.class_names, given.templates)
+    features = zeroshot.image_features(model, model.preprocess(list(given.images)))
+    rows = {name: classify(model, features, given.labels, text)}
+    if "real" in name:
+        kept = imbalanced(given.labels)
+        few = classify(model, features[kept], given.labels[kept], text)
+        rows[f"{name}, imbalanced 5:1"] = few
+    return Results(
+        rows,
+        tuple(
+            Figure(of, method, "accuracy", value, "transductive")
+            for of, values in rows.items()
+            for method, value in zip(METHODS, values, strict=True)
+        ),
+    )
+
+
+def identity_of(images: Any, labels: np.ndarray) -> str:
+    """Hash of images, which may differ in size, and their labels."""
+    digest = hashlib.sha256(np.ascontiguousarray(labels))
+    for image in images:
+        digest.update(np.ascontiguousarray(image))
+    return digest.hexdigest()
 
 
 # --- tagging ------------------------------------------------------------------------------------------
@@ -141,21 +170,33 @@ def tag_scores(model: Model, images: np.ndarray, text: Any, *, batch: int = 50) 
     return [np.concatenate(p) for p in parts]
 
 
-def tagging_tables(
-    model: Model, num: int, sizes: Sequence[int] = (48, 96, 128)
-) -> dict[str, dict[str, list[float]]]:
-    """mAP and F1 after each of STEPS, by size."""
+def tagged(model: Model, name: str, found: demo_world.Scenes) -> Results:
+    """mAP and F1 after each of STEPS on some scenes."""
     names = [*SHAPES, *BACKGROUND_NAMES]
     text = jnp.asarray(zeroshot.text_proxies(model, names, data.template_set("tagclip85")))
-    table: dict[str, dict[str, list[float]]] = {"mAP": {}, "F1": {}}
+    scores = tag_scores(model, found.images, text)
+    rows = {
+        "mAP": [100 * mean_average_precision(s, found.tags) for s in scores],
+        "F1": [100 * f1(above_half(s), found.tags).f1 for s in scores],
+    }
+    return Results(
+        rows,
+        tuple(
+            Figure(name, step, kind, value)
+            for kind, values in rows.items()
+            for step, value in zip(STEPS, values, strict=True)
+        ),
+    )
+
+
+def scene_sets(num: int, sizes: Sequence[int] = (48, 96, 128)) -> dict[str, demo_world.Scenes]:
+    """Scenes to tag, by name."""
+    sets = {}
     for size in sizes:
         least, most = (1, 3) if size == 48 else (3, 5)
-        found = demo_world.scenes(num, size=size, min_objects=least, max_objects=most)
         name = f"{size} px, {least} to {most} objects"
-        scores = tag_scores(model, found.images, text)
-        table["mAP"][name] = [100 * mean_average_precision(s, found.tags) for s in scores]
-        table["F1"][name] = [100 * f1(above_half(s), found.tags).f1 for s in scores]
-    return table
+        sets[name] = demo_world.scenes(num, size=size, min_objects=least, max_objects=most)
+    return sets
 
 
 def main() -> None:
@@ -172,10 +213,34 @@ def main() -> None:
     parser.add_argument(
         "--card", type=Path, default=None, help="checkpoint folder whose model card gets the tables"
     )
+    parser.add_argument("--skip-existing", action="store_true", help="keep sets of the record")
     options = parser.parse_args()
     model = load(options.model)
-    classification = classification_tables(model, options.mnist, options.num)
-    tagging = tagging_tables(model, options.num // 2)
+    command = f"python -m experiments.evaluate_demo_clip --num {options.num}" + (
+        " --mnist FOLDER" if options.mnist else ""
+    )
+    sweep = Sweep(
+        options.out / "evaluation.json",
+        command=command,
+        settings={
+            "templates": {"digits": DIGIT_TEMPLATES, "others": "tagclip85"},
+            "protocol": "transductive",
+        },
+        model=model,
+        skip_existing=options.skip_existing,
+    )
+    classification: dict[str, list[float]] = {}
+    for name, given in classification_sets(options.mnist, options.num).items():
+        entry = data_entry(name, identity_of(given.images, given.labels), len(given.labels))
+        compute = functools.partial(classified, model, name, given)
+        classification |= sweep.cell(name, compute, data=entry).metrics
+    tagging: dict[str, dict[str, list[float]]] = {"mAP": {}, "F1": {}}
+    for name, found in scene_sets(options.num // 2).items():
+        entry = data_entry(name, identity_of(found.images, found.tags), len(found.tags))
+        compute = functools.partial(tagged, model, name, found)
+        for kind, values in sweep.cell(name, compute, data=entry).metrics.items():
+            tagging[kind][name] = values
+    sweep.finish(Results({"classification": classification, "tagging": tagging}))
     table = lambda head, columns, rows: (  # noqa: E731
         f"{head}\n\n" + markdown_table(columns, [[k, *v] for k, v in rows.items()], digits=1)
     )
@@ -183,26 +248,12 @@ def main() -> None:
     tables += [table(f"tagging, {k} in %", ["scenes", *STEPS], rows) for k, rows in tagging.items()]
     text = "\n\n".join(tables)
     print(text)
-    command = f"python -m experiments.evaluate_demo_clip --num {options.num}" + (
-        " --mnist FOLDER" if options.mnist else ""
-    )
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "tables.md").write_text(f"`{command}`\n\n{text}\n")
     if options.card is not None:
         card = json.loads((options.card / "model_card.json").read_text())
         results = {"command": command, "classification": classification, "tagging": tagging}
         write_card(options.card, card["training"], results, f"`{command}`\n\n{text}")
-    write_record(
-        options.out / "evaluation.json",
-        command=command,
-        settings={
-            "num": options.num,
-            "templates": {"digits": DIGIT_TEMPLATES, "others": "tagclip85"},
-            "protocol": "transductive",
-        },
-        metrics=json.loads(json.dumps({"classification": classification, "tagging": tagging})),
-        fingerprint=model.fingerprint,
-    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tagging rendered scenes with the demo checkpoint: what each step of TagCLIP adds, and what the options do.
 
-    python experiments/patch_demo.py [--images 300]
+    python experiments/patch_demo.py [--images 300] [--skip-existing]
 
 Scenes hold several coloured shapes on one of six backgrounds; the twelve shapes are the classes, backgrounds compete.
 Scores, in the paper's order: the class token of the whole image ("global"), the best patch ("coarse"), after
@@ -11,9 +11,10 @@ checkpoint's 48 pixels are not resized to it.
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,23 @@ def write_pictures(
         print(f"scene {tagged.number}: true {', '.join(truth)}; tagged {', '.join(named)}")
 
 
+def scenes_entry(name: str, world: Scenes) -> dict[str, Any]:
+    """What a record says of some scenes."""
+    digest = hashlib.sha256(np.ascontiguousarray(world.images))
+    digest.update(np.ascontiguousarray(world.tags))
+    return report.data_entry(name, digest.hexdigest(), len(world.images))
+
+
+def as_results(name: str, rows: dict[str, dict[str, Any]]) -> report.Results:
+    """Metrics and figures of some methods on some scenes."""
+    figures = [
+        report.Figure(name, method, kind, 100 * value)
+        for method, row in rows.items()
+        for kind, value in (("mAP", row["mAP"]), ("F1", row["f1_overall"]["f1"]))
+    ]
+    return report.Results(rows, tuple(figures))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -133,18 +151,35 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of tables and pictures")
+    parser.add_argument("--skip-existing", action="store_true", help="keep worlds of the record")
     arguments = parser.parse_args()
-    start = time.perf_counter()
     model = jaxzs.load(arguments.model)
     texts = tag_texts(model, SHAPES, BACKGROUND_NAMES)
     worlds = {
         name: scenes(arguments.images, seed=arguments.seed, **options)
         for name, options in WORLDS.items()
     }
-    steps = {name: ablation(model, world, texts) for name, world in worlds.items()}
+    command = shlex.join(["python", "experiments/patch_demo.py", *sys.argv[1:]])
+    sweep = report.Sweep(
+        arguments.out / "patch_demo.json",
+        command=command,
+        settings={"images": arguments.images, "seed": arguments.seed},
+        model=model,
+        skip_existing=arguments.skip_existing,
+    )
+
+    def run(key: str, name: str, compute: Any, *given: Any) -> dict[str, dict[str, Any]]:
+        call = functools.partial(compute, model, *given, texts)
+        entry = scenes_entry(name, worlds[name])
+        return dict(sweep.cell(key, lambda: as_results(name, call()), data=entry).metrics)
+
+    steps = {
+        name: run(f"ablation, {name}", name, ablation, world) for name, world in worlds.items()
+    }
     middle = "96 px, 3 to 5 objects"
     held_out = scenes(arguments.images, seed=arguments.seed + 1, **WORLDS[middle])
-    options = options_table(model, worlds[middle], held_out, texts)
+    options = run(f"options, {middle}", middle, options_table, worlds[middle], held_out)
+    sweep.finish(report.Results({"ablation": steps, "options": options}))
     write_pictures(model, texts, arguments.out / "patch_demo", arguments.pictures, arguments.seed)
 
     header = ["scenes", *next(iter(steps.values()))]
@@ -183,15 +218,7 @@ def main() -> None:
         ]
     )
     print(text)
-    command = shlex.join(["python", "experiments/patch_demo.py", *sys.argv[1:]])
     (arguments.out / "patch_demo.md").write_text(f"`{command}`\n\n{text}\n", encoding="utf-8")
-    report.write_record(
-        arguments.out / "patch_demo.json",
-        command=command,
-        settings={"images": arguments.images, "seed": arguments.seed, "model": model.fingerprint},
-        metrics={"ablation": steps, "options": options},
-        seconds={"all": time.perf_counter() - start},
-    )
 
 
 if __name__ == "__main__":

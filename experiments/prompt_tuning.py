@@ -10,18 +10,19 @@ On one of the six published data sets, with the published settings, next to the 
         --model openai/clip-vit-base-patch32
 
 Three seeds are trained together. In SSL and UL a seed is a draw of the initial prompts; in TRZSL it is one of the
-published class splits (500, 0, 200) as well. Each cell is saved when it is finished, an interrupted one goes on where
-it was, and what is there already is not computed again. Tables, plots and records go to results/prompt_tuning/.
+published class splits (500, 0, 200) as well. Each cell is saved when it is finished, and an interrupted one goes on
+where it was; with --skip-existing, cells of the same settings, model and data are not computed again. Tables, plots and
+records go to results/prompt_tuning/.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import functools
+import hashlib
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,72 +32,17 @@ import numpy as np
 from jaxzs import data, load, prompt
 from jaxzs.clip import Model
 from jaxzs.errors import LabelError
-from jaxzs.files import write_json
 from jaxzs.prompt.files import MODALITIES
 from jaxzs.prompt.protocol import SPLIT_SEEDS
-from jaxzs.report import environment, markdown_table
+from jaxzs.report import Results, Sweep, curves, data_entry, markdown_table
+from jaxzs.report.plots import plot_per_class
+from jaxzs.report.published import published_values
 
 RESULTS = Path(__file__).parent / "results" / "prompt_tuning"
 PARADIGMS = ("ssl", "trzsl", "ul")
 STRATEGIES = ("labelled", "fpl", "ifpl", "grip")
 
-# README of the authors' repository (BatsResearch/menghini-neurips23-code), %: SSL, UL, TRZSL. No FPL, no IFPL.
-PUBLISHED: dict[str, dict[str, tuple[float | None, float | None, float | None]]] = {
-    "flowers102": {
-        "zero-shot": (63.7, 63.7, 63.4),
-        "text labelled": (76.8, None, 63.2),
-        "text grip": (83.6, 69.8, 86.3),
-        "image labelled": (63.7, None, 64.7),
-        "image grip": (67.9, 63.1, 77.2),
-        "joint labelled": (68.0, None, 61.1),
-        "joint grip": (74.6, 64.8, 82.0),
-    },
-    "resisc45": {
-        "zero-shot": (54.5, 54.5, 54.5),
-        "text labelled": (58.5, None, 63.4),
-        "text grip": (74.1, 70.6, 81.1),
-        "image labelled": (60.8, None, 67.1),
-        "image grip": (71.2, 68.4, 82.2),
-        "joint labelled": (62.8, None, 58.8),
-        "joint grip": (73.7, 69.4, 82.2),
-    },
-    "fgvc_aircraft": {
-        "zero-shot": (17.6, 17.6, 17.9),
-        "text labelled": (14.9, None, 21.7),
-        "text grip": (17.0, 15.2, 26.1),
-        "image labelled": (17.8, None, 26.7),
-        "image grip": (19.4, 17.5, 26.4),
-        "joint labelled": (11.1, None, 15.9),
-        "joint grip": (17.4, 14.7, 17.9),
-    },
-    "mnist": {
-        "zero-shot": (25.1, 25.1, 20.8),
-        "text labelled": (56.4, None, 21.2),
-        "text grip": (71.8, 67.9, 74.1),
-        "image labelled": (42.5, None, 25.5),
-        "image grip": (69.7, 68.0, 69.5),
-        "joint labelled": (64.4, None, 63.6),
-        "joint grip": (65.9, 68.2, 73.8),
-    },
-    "eurosat": {
-        "zero-shot": (32.9, 32.9, 30.5),
-        "text labelled": (59.5, None, 49.7),
-        "text grip": (58.7, 57.2, 92.3),
-        "image labelled": (47.1, None, 62.2),
-        "image grip": (63.5, 63.7, 97.0),
-        "joint labelled": (68.9, None, 60.4),
-        "joint grip": (60.4, 61.5, 95.5),
-    },
-    "dtd": {
-        "zero-shot": (43.2, 43.2, 43.4),
-        "text labelled": (37.1, None, 46.3),
-        "text grip": (56.1, 46.1, 65.3),
-        "image labelled": (36.4, None, 44.2),
-        "image grip": (54.6, 50.5, 62.8),
-        "joint labelled": (43.7, None, 36.9),
-        "joint grip": (54.1, 47.4, 64.4),
-    },
-}
+PUBLISHED = ("flowers102", "resisc45", "fgvc_aircraft", "mnist", "eurosat", "dtd")
 
 
 class Settings(NamedTuple):
@@ -219,7 +165,7 @@ def splits(given: Prepared, num_classes: int, paradigm: str, runs: int) -> list[
     return [prompt.trzsl_split(given.labels, num_classes, seed) for seed in seeds]
 
 
-def zero_shot(model: Model, given: Prepared, own_splits: list[prompt.Split]) -> dict[str, Any]:
+def zero_shot(model: Model, task: Task, given: Prepared, own_splits: list[prompt.Split]) -> Results:
     """Zero-shot CLIP on the test images, once a class split, and its predictions."""
     logits = prompt.plain_logits(
         given.modality, given.frozen.text_features, given.frozen, given.test_images, model.config
@@ -229,19 +175,27 @@ def zero_shot(model: Model, given: Prepared, own_splits: list[prompt.Split]) -> 
         prompt.evaluate(predictions, given.test_labels, s.seen if s.paradigm == "trzsl" else None)
         for s in own_splits
     ]
-    return {"test": [dataclasses.asdict(r) for r in results], "predictions": predictions.tolist()}
+    protocol = own_splits[0].paradigm.upper()
+    return Results(
+        {"test": [dataclasses.asdict(r) for r in results], "predictions": predictions.tolist()},
+        figures=(curves.evaluated(task.name, "zero-shot", results, protocol),),
+    )
 
 
 def tune(
     model: Model,
+    task: Task,
     given: Prepared,
     own_splits: list[prompt.Split],
     plan: prompt.Plan,
     seeds: tuple[int, ...],
     state: Path,
-) -> dict[str, Any]:
-    """One cell: all seeds together. Records of every iteration, and predictions of each seed on the test images."""
-    began = time.monotonic()
+    before: list[int],
+) -> Results:
+    """One cell: all seeds together. Records of every iteration, and predictions of each seed on the test images.
+
+    before: zero-shot predictions.
+    """
     fitted = prompt.fit(
         given.modality,
         given.frozen,
@@ -258,37 +212,48 @@ def tune(
     logits = prompt.score(
         given.modality, fitted.prompts, given.frozen, given.test_images, model.config
     )
-    return {
-        "test": [dataclasses.asdict(r) for r in fitted.records[-1].test or []],
-        "records": [dataclasses.asdict(r) for r in fitted.records],
-        "predictions": logits.argmax(2).tolist(),
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    state.unlink(missing_ok=True)
+    predictions, test = logits.argmax(2), fitted.records[-1].test or []
+    method, protocol = (
+        f"{given.modality.name} {plan.strategy}",
+        own_splits[0].paradigm.upper(),
+    )
+    per_class = curves.per_class(
+        task.name, method, task.class_names, before, predictions, given.test_labels, protocol
+    )
+    return Results(
+        {
+            "test": [dataclasses.asdict(r) for r in test],
+            "records": [dataclasses.asdict(r) for r in fitted.records],
+            "predictions": predictions.tolist(),
+        },
+        figures=(curves.evaluated(task.name, method, test, protocol),),
+        per_class=(per_class,) if (protocol, plan.strategy) == ("UL", "grip") else (),
+        pseudolabels=curves.pseudolabels(task.name, method, fitted.records, protocol),
+    )
 
 
 # --- tables -----------------------------------------------------------------------------------------------
 
 
-def headline(test: list[dict[str, Any]]) -> tuple[float, float]:
-    """Mean and standard deviation over runs of the harmonic mean (TRZSL) or the accuracy, in %."""
-    values = [100 * prompt.Evaluation(**one).headline for one in test]
-    return float(np.mean(values)), float(np.std(values))
-
-
-def table(cells: dict[str, Any], name: str) -> str:
+def table(cells: dict[str, Results], name: str) -> str:
     """Rows: zero-shot, then modality and strategy. Columns: SSL, TRZSL, UL, published ones where there are any."""
+    measured = {
+        (figure.method, figure.protocol): figure
+        for cell in cells.values()
+        for figure in cell.figures
+    }
+    theirs = {(method, of): value for (method, _, of), value in published_values(name).items()}
     rows = []
-    theirs = PUBLISHED.get(name, {})
-    wanted = [("zero-shot", "zero-shot {paradigm}")]
-    wanted += [(f"{m} {s}", f"{m} {{paradigm}} {s}") for m in MODALITIES for s in STRATEGIES]
-    for label, key in wanted:
+    for label in ["zero-shot", *(f"{m} {s}" for m in MODALITIES for s in STRATEGIES)]:
         row = [label]
         for paradigm in PARADIGMS:
-            cell = cells.get(key.format(paradigm=paradigm))
-            row.append("" if cell is None else "{:.1f} ± {:.1f}".format(*headline(cell["test"])))
+            figure = measured.get((label, paradigm.upper()))
+            spread = 0.0 if figure is None else figure.deviation or 0.0
+            row.append("" if figure is None else f"{figure.value:.1f} ± {spread:.1f}")
         if theirs:
-            ssl, ul, trzsl = theirs.get(label, (None, None, None))
-            row += ["" if value is None else f"{value:.1f}" for value in (ssl, trzsl, ul)]
+            values = [theirs.get((label, paradigm.upper())) for paradigm in PARADIGMS]
+            row += ["" if value is None else f"{value:.1f}" for value in values]
         if any(row[1:]):
             rows.append(row)
     header = ["method", "SSL", "TRZSL", "UL"]
@@ -296,14 +261,16 @@ def table(cells: dict[str, Any], name: str) -> str:
     return markdown_table(header, rows)
 
 
-def per_class(cells: dict[str, Any], task: Task, labels: np.ndarray, folder: Path) -> str:
-    """Who gains: bottom and top quarter of the classes, mean over runs; and a plot for GRIP of every modality."""
+def gains_table(cells: dict[str, Results], labels: np.ndarray) -> str:
+    """Who gains without labels: bottom and top quarter of the classes, mean over runs."""
     rows = []
-    before = np.array(cells["zero-shot ul"]["predictions"])
+    before = np.array(cells["zero-shot ul"].metrics["predictions"])
     for key, cell in cells.items():
         if key.startswith("zero-shot") or " ul " not in key:
             continue
-        found = [prompt.robin_hood(before, np.array(p), labels) for p in cell["predictions"]]
+        found = [
+            prompt.robin_hood(before, np.array(p), labels) for p in cell.metrics["predictions"]
+        ]
         mean = lambda f, found=found: float(np.mean([f(one) for one in found]))  # noqa: E731
         rows.append(
             [
@@ -315,11 +282,6 @@ def per_class(cells: dict[str, Any], task: Task, labels: np.ndarray, folder: Pat
                 mean(lambda r: r.slope),
             ]
         )
-        if key.endswith("grip"):
-            modality = key.split()[0]
-            prompt.plot_robin_hood(
-                found[0], task.class_names, folder / f"{task.name}_{modality}_grip.png"
-            )
     header = ["method", "poorest quarter", "richest quarter", "std zero-shot", "std tuned", "slope"]
     return markdown_table(header, rows)
 
@@ -331,56 +293,83 @@ def size_of(images: Images) -> int:
     return len(images[1]) if isinstance(images, tuple) else len(images)
 
 
-def run_task(model: Model, task: Task, settings: Settings, options: argparse.Namespace) -> None:
-    """Every cell that is asked for and not there yet; then the tables."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"{task.name}.json"
-    seeds = tuple(options.seeds)
-    protocol = {
-        "fingerprint": model.fingerprint,
-        "class_names": task.class_names,
-        "template": task.template,
-        "train": size_of(task.train),
-        "test": size_of(task.test),
-        "seeds": list(seeds),
-        "split_seeds": list(SPLIT_SEEDS),
-        "k": settings.k,
-        "iterations": settings.iterations,
-        "literal_braces": settings.literal_braces,
-        "optimisation": dataclasses.asdict(settings.optimisation),
-        "lengths": settings.lengths,
-    }
-    kept = json.loads(file.read_text()) if file.exists() else {}
-    cells: dict[str, Any] = kept.get("cells", {}) if kept.get("protocol") == protocol else {}
+def identity_of(task: Task) -> str:
+    """Hash of the images and labels to learn from and to test on."""
+    digest = hashlib.sha256()
+    for images in (task.train, task.test):
+        if isinstance(images, tuple):
+            for array in images:
+                digest.update(np.ascontiguousarray(array))
+        else:
+            digest.update(images.identity.encode())
+    return digest.hexdigest()
 
-    def keep(key: str, cell: dict[str, Any]) -> None:
-        cells[key] = cell
-        whole = {"protocol": protocol, "environment": environment(), "cells": cells}
-        write_json(file, whole)
-        mean, deviation = headline(cell["test"])
-        print(f"  {task.name} {key}: {mean:.1f} ± {deviation:.1f}", flush=True)
+
+def run_task(model: Model, task: Task, settings: Settings, options: argparse.Namespace) -> None:
+    """Every cell that is asked for; then the tables and plots."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    seeds = tuple(options.seeds)
+    command = f"python -m experiments.prompt_tuning {shlex.join(sys.argv[1:])}".rstrip()
+    train, test = size_of(task.train), size_of(task.test)
+    sweep = Sweep(
+        options.out / f"{task.name}.json",
+        command=command,
+        settings={
+            "class_names": task.class_names,
+            "template": task.template,
+            "train": train,
+            "test": test,
+            "seeds": list(seeds),
+            "split_seeds": list(SPLIT_SEEDS),
+            "k": settings.k,
+            "iterations": settings.iterations,
+            "literal_braces": settings.literal_braces,
+            "optimisation": dataclasses.asdict(settings.optimisation),
+            "lengths": settings.lengths,
+        },
+        model=model,
+        data=data_entry(task.name, identity_of(task), train + test),
+        skip_existing=options.skip_existing,
+    )
+    cells: dict[str, Results] = {}
+
+    def run_cell(key: str, compute: functools.partial[Results]) -> None:
+        cells[key] = sweep.cell(key, compute)
+        own = cells[key].figures[0]
+        print(f"  {task.name} {key}: {own.value:.1f} ± {own.deviation or 0.0:.1f}", flush=True)
 
     for modality in options.modalities:
         given = prepare(model, task, modality, settings)
         for paradigm in options.paradigms:
             own_splits = splits(given, len(task.class_names), paradigm, len(seeds))
-            if f"zero-shot {paradigm}" not in cells:
-                keep(f"zero-shot {paradigm}", zero_shot(model, given, own_splits))
+            plain = f"zero-shot {paradigm}"
+            if plain not in cells:
+                run_cell(plain, functools.partial(zero_shot, model, task, given, own_splits))
+            before = cells[plain].metrics["predictions"]
             for strategy in options.strategies:
-                key = f"{modality} {paradigm} {strategy}"
-                if key in cells or (paradigm, strategy) == ("ul", "labelled"):
+                if (paradigm, strategy) == ("ul", "labelled"):
                     continue
+                key = f"{modality} {paradigm} {strategy}"
                 state = options.out / f".{task.name}-{key.replace(' ', '-')}.safetensors"
                 plan = prompt.Plan(
                     strategy, settings.k, settings.iterations, optimisation=settings.optimisation
                 )
-                keep(key, tune(model, given, own_splits, plan, seeds, state))
-                state.unlink(missing_ok=True)
+                run_cell(
+                    key,
+                    functools.partial(
+                        tune, model, task, given, own_splits, plan, seeds, state, before
+                    ),
+                )
+    sweep.finish()
+    for cell in cells.values():
+        for result in cell.per_class:
+            file = f"{task.name}_{result.method.replace(' ', '_')}.png"
+            plot_per_class(options.out / file, result)
     text = [
         f"# {task.name}: prompt tuning with pseudolabels",
         "",
-        f"`python -m experiments.prompt_tuning {shlex.join(sys.argv[1:])}`: {protocol['train']} images to learn from, "
-        f"{protocol['test']} to test on, seeds {', '.join(map(str, seeds))}; mean ± standard deviation, %. "
+        f"`{command}`: {train} images to learn from, {test} to test on, "
+        f"seeds {', '.join(map(str, seeds))}; mean ± standard deviation, %. "
         "TRZSL: harmonic mean of seen and unseen classes.",
         f"Model {model.name}, {settings.optimisation.epochs} epochs a training, {settings.iterations} iterations, "
         f"K = {settings.k} (FPL, IFPL), prompt lengths {settings.lengths}.",
@@ -392,7 +381,7 @@ def run_task(model: Model, task: Task, settings: Settings, options: argparse.Nam
             "",
             "Change per class (UL), points:",
             "",
-            per_class(cells, task, given.test_labels, options.out),
+            gains_table(cells, given.test_labels),
         ]
     (options.out / f"{task.name}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
@@ -418,6 +407,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of a training, instead of the setting's")
     parser.add_argument("--iterations", type=int, help="of IFPL and GRIP, instead of the setting's")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--skip-existing", action="store_true", help="keep cells of the record")
     options = parser.parse_args()
     model = load(options.model)
     for name in options.data:

@@ -1,6 +1,6 @@
 """Segmenting rendered scenes with the demo checkpoint: mIoU of patch argmax, CAM, + affinity, + CRF, patch scores.
 
-    python experiments/segment_demo.py [--images 100]
+    python experiments/segment_demo.py [--images 100] [--skip-existing]
 
 The scenes come with true masks. Tags are those that TagCLIP finds, and, to tell its mistakes apart from those of the
 masks, the true ones.
@@ -9,9 +9,9 @@ masks, the true ones.
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ sys.path.insert(
 import jaxzs
 from experiments.demo_world import Scenes, scenes
 from experiments.demo_world.captions import BACKGROUND_NAMES, SHAPES
-from experiments.patch_demo import RESULTS, WORLDS, tag_all
+from experiments.patch_demo import RESULTS, WORLDS, scenes_entry, tag_all
 from jaxzs import report
 from jaxzs.patch import Batching
 from jaxzs.patch.masks import pixel_labels, score_maps, segment_images
@@ -72,6 +72,40 @@ def by_steps(
     return {name: np.stack(labels) for name, labels in steps.items()}
 
 
+def segmented(
+    model: jaxzs.Model,
+    world: Scenes,
+    name: str,
+    kind: str,
+    texts: Any,
+    crf: dict[str, Any],
+    pictures: int,
+    folder: Path,
+) -> report.Results:
+    """Figures of each step with tags of a kind, found or true; pictures of the last step."""
+    found = tag_all(model, world, texts)
+    tags = [np.flatnonzero(row).tolist() for row in world.tags]
+    if kind == "found":
+        tags = [np.flatnonzero(tagged.tags).tolist() for tagged in found]
+    steps = by_steps(model, world, found, tags, texts, crf)
+    if kind == "found":
+        steps = {"patch argmax": patch_argmax(found, world.images.shape[1]), **steps}
+    for number in range(pictures):
+        write_mask_overlay(
+            folder / f"scene_{number}_{kind}_tags.png",
+            Image.fromarray(world.images[number]),
+            steps["scores + CRF"][number],
+            NAMES,
+        )
+    rows = {step: segmentation_report(labels, world.masks, NAMES) for step, labels in steps.items()}
+    figures = [
+        report.Figure(name, step, kind_of, 100 * row[key], f"{kind} tags")
+        for step, row in rows.items()
+        for kind_of, key in (("mIoU", "mIoU"), ("pixel accuracy", "pixel_accuracy"))
+    ]
+    return report.Results(rows, tuple(figures))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -82,32 +116,31 @@ def main() -> None:
     parser.add_argument("--crf-stride", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--skip-existing", action="store_true", help="keep cells of the record")
     arguments = parser.parse_args()
-    start = time.perf_counter()
     model = jaxzs.load(arguments.model)
-    world = scenes(arguments.images, seed=arguments.seed, **WORLDS["96 px, 3 to 5 objects"])
+    name = "96 px, 3 to 5 objects"
+    world = scenes(arguments.images, seed=arguments.seed, **WORLDS[name])
     texts = tag_texts(model, SHAPES, BACKGROUND_NAMES)
-    found = tag_all(model, world, texts)
-    tags = {
-        "found": [np.flatnonzero(tagged.tags).tolist() for tagged in found],
-        "true": [np.flatnonzero(row).tolist() for row in world.tags],
-    }
-    figures = {
-        ("none", "patch argmax"): segmentation_report(patch_argmax(found, 96), world.masks, NAMES)
-    }
     crf = {"stride": arguments.crf_stride}
-    for kind, of_images in tags.items():
-        for step, labels in by_steps(model, world, found, of_images, texts, crf).items():
-            figures[kind, step] = segmentation_report(labels, world.masks, NAMES)
-            if step != "scores + CRF":
-                continue
-            for number in range(arguments.pictures):
-                write_mask_overlay(
-                    arguments.out / "segment_demo" / f"scene_{number}_{kind}_tags.png",
-                    Image.fromarray(world.images[number]),
-                    labels[number],
-                    NAMES,
-                )
+    command = shlex.join(["python", "experiments/segment_demo.py", *sys.argv[1:]])
+    sweep = report.Sweep(
+        arguments.out / "segment_demo.json",
+        command=command,
+        settings={"images": arguments.images, "seed": arguments.seed, "crf": crf},
+        model=model,
+        data=scenes_entry(name, world),
+        skip_existing=arguments.skip_existing,
+    )
+    folder = arguments.out / "segment_demo"
+    figures = {}
+    for kind in ("found", "true"):
+        compute = functools.partial(
+            segmented, model, world, name, kind, texts, crf, arguments.pictures, folder
+        )
+        for step, row in sweep.cell(f"{kind} tags", compute).metrics.items():
+            figures["none" if step == "patch argmax" else kind, step] = row
+    sweep.finish()
     table = report.markdown_table(
         ["tags", "labels", "mIoU", "pixel accuracy"],
         [
@@ -116,18 +149,10 @@ def main() -> None:
         ],
         digits=1,
     )
-    title = f"Segmenting {arguments.images} rendered scenes, 96 px, 3 to 5 objects, %"
+    title = f"Segmenting {arguments.images} rendered scenes, {name}, %"
     print(f"{title}\n\n{table}")
-    command = shlex.join(["python", "experiments/segment_demo.py", *sys.argv[1:]])
     text = f"`{command}`\n\n{title}\n\n{table}\n"
     (arguments.out / "segment_demo.md").write_text(text, encoding="utf-8")
-    report.write_record(
-        arguments.out / "segment_demo.json",
-        command=command,
-        settings={"images": arguments.images, "crf": crf, "model": model.fingerprint},
-        metrics={f"{kind} tags, {step}": row for (kind, step), row in figures.items()},
-        seconds={"all": time.perf_counter() - start},
-    )
 
 
 if __name__ == "__main__":

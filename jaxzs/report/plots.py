@@ -74,12 +74,16 @@ def plot_convergence(path: str | Path, curves: Sequence[Convergence]) -> None:
     lowest: dict[str, float] = {}
     for curve in curves:
         lowest[curve.labels] = min(*curve.objective, lowest.get(curve.labels, float("inf")))
-    for number, curve in enumerate(curves):
+    labels = list(dict.fromkeys(curve.labels for curve in curves))
+    methods = list(dict.fromkeys(curve.method for curve in curves))
+    for curve in curves:
         gaps = [max(value - lowest[curve.labels], _OBJECTIVE_NOISE) for value in curve.objective]
+        number = methods.index(curve.method)
         axes.plot(
             [max(passes, 0.5) for passes in curve.passes],
             gaps,
-            color=_COLOURS[number % len(_COLOURS)],
+            color=_COLOURS[labels.index(curve.labels) % len(_COLOURS)],
+            linestyle=("-", "--", ":", "-.")[number % 4],
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=4,
             markevery=[0, len(gaps) - 1],
