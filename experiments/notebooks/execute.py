@@ -54,6 +54,8 @@ def write(notebook: Any, name: str) -> None:
     import nbformat
 
     for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = joined(cell.outputs)
         for output in cell.get("outputs", []):
             if "image/png" in (pictures := output.get("data", {})):
                 pictures["image/png"] = small(pictures["image/png"])
@@ -64,6 +66,17 @@ def write(notebook: Any, name: str) -> None:
         "colab": {"provenance": []},
     }
     nbformat.write(notebook, HERE / f"{name}.ipynb")
+
+
+def joined(outputs: list[Any]) -> list[Any]:
+    """Printed text of one cell in one piece, however the kernel happened to cut it."""
+    kept: list[Any] = []
+    for output in outputs:
+        if kept and output.output_type == "stream" and kept[-1].get("name") == output.name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def small(picture: str) -> str:
