@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import hashlib
+import json
 import shlex
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,31 +27,29 @@ from tqdm import tqdm
 
 import jaxzs
 from jaxzs import report
-from jaxzs.data import dataset_info, open_image
+from jaxzs.data import DatasetInfo, dataset_info, open_image
 from jaxzs.errors import DataError, LabelError
 from jaxzs.patch import Batching, default_attention_layers, tag_images
 from jaxzs.patch.metrics import tag_report
 from jaxzs.patch.texts import default_cache, tag_texts
+from jaxzs.report.published import published_values
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What the original does for one data set. published: figure -> value, in percent."""
+    """What the original does for one data set, and how many images it has."""
 
     images: int
     attention: str = "last"
     relative_threshold: float = 0.5
-    published: tuple[tuple[str, float], ...] = ()
 
 
 SETTINGS = {
-    "voc2007": Setting(4952, published=(("mAP", 92.8),)),
-    "voc2012": Setting(1449, published=(("f1", 84.12), ("precision", 92.51), ("recall", 77.13))),
-    "coco2014": Setting(40137, published=(("mAP", 68.8),)),
-    "coco2017": Setting(4952, published=(("f1", 54.10), ("precision", 78.57), ("recall", 41.25))),
-    "coco_stuff": Setting(
-        4172, "all", 0.1, published=(("f1", 46.71), ("precision", 43.68), ("recall", 50.20))
-    ),
+    "voc2007": Setting(4952),
+    "voc2012": Setting(1449),
+    "coco2014": Setting(40137),
+    "coco2017": Setting(4952),
+    "coco_stuff": Setting(4172, "all", 0.1),
 }
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -90,39 +90,30 @@ def find_files(folder: Path, names: Sequence[str]) -> list[Path]:
     return [files[name] for name in names]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--dataset", choices=SETTINGS, required=True)
-    parser.add_argument("--images", type=Path, required=True, help="folder of image files")
-    parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--model", default="openai/clip-vit-base-patch16")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--limit", type=int, help="take only so many images")
-    parser.add_argument("--padded", action="store_true", help="pad to few shapes; default: exact")
-    parser.add_argument("--bfloat16", action="store_true")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+def images_entry(name: str, paths: Sequence[Path], labels: object) -> dict[str, Any]:
+    """What a record says of image files: their names and sizes, and the labels, make the fingerprint."""
+    listed = [[path.name, path.stat().st_size] for path in paths]
+    digest = hashlib.sha256(json.dumps([listed, labels]).encode()).hexdigest()
+    return report.data_entry(name, digest, len(paths))
 
-    setting, info = SETTINGS[options.dataset], dataset_info(options.dataset)
-    labels = read_labels(options.labels, info.label_ids, info.num_classes)
-    names = list(labels)[: options.limit]
-    paths = find_files(options.images, names)
-    model = jaxzs.load(options.model)
-    start = time.perf_counter()
+
+def tag_all(
+    model: jaxzs.Model,
+    info: DatasetInfo,
+    setting: Setting,
+    paths: Sequence[Path],
+    truth: np.ndarray,
+    options: argparse.Namespace,
+) -> report.Results:
+    """Tags of all images, and how they compare with the truth [N,F]."""
     texts = tag_texts(
         model, info.class_names, info.background_names, info.templates, cache=default_cache()
     )
-
-    def photos() -> Iterator:
-        yield from map(open_image, paths)
-
-    scores = np.zeros((len(paths), info.num_classes), np.float32)
-    tags = np.zeros(scores.shape, bool)
+    scores = np.zeros(truth.shape, np.float32)
+    tags = np.zeros(truth.shape, bool)
     found = tag_images(
         model,
-        photos(),
+        map(open_image, paths),
         texts,
         num_foreground=info.num_classes,
         batching=Batching(options.batch),
@@ -135,31 +126,74 @@ def main() -> None:
     )
     for tagged in tqdm(found, total=len(paths), unit="image", disable=None):
         scores[tagged.number], tags[tagged.number] = tagged.scores, tagged.tags
-    seconds = time.perf_counter() - start
+    figures = tag_report(scores, tags, truth, info.class_names)
+    overall = figures["f1_overall"]
+    measured = {"mAP": figures["mAP"], "mAP of classes present": figures["mAP_sklearn"]}
+    measured |= {
+        "F1": overall["f1"],
+        "precision": overall["precision"],
+        "recall": overall["recall"],
+    }
+    return report.Results(
+        figures,
+        tuple(
+            report.Figure(options.dataset, "TagCLIP", name, 100 * value)
+            for name, value in measured.items()
+        ),
+    )
 
-    truth = np.zeros(scores.shape, int)
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--dataset", choices=SETTINGS, required=True)
+    parser.add_argument("--images", type=Path, required=True, help="folder of image files")
+    parser.add_argument("--labels", type=Path, required=True)
+    parser.add_argument("--model", default="openai/clip-vit-base-patch16")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--limit", type=int, help="take only so many images")
+    parser.add_argument("--padded", action="store_true", help="pad to few shapes; default: exact")
+    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--out", type=Path, help="file of the record, .json")
+    parser.add_argument("--skip-existing", action="store_true", help="keep the record in --out")
+    options = parser.parse_args()
+
+    setting, info = SETTINGS[options.dataset], dataset_info(options.dataset)
+    labels = read_labels(options.labels, info.label_ids, info.num_classes)
+    names = list(labels)[: options.limit]
+    paths = find_files(options.images, names)
+    truth = np.zeros((len(names), info.num_classes), int)
     for row, name in enumerate(names):
         truth[row, labels[name]] = 1
-    figures = tag_report(scores, tags, truth, info.class_names)
-    measured = {"mAP": figures["mAP"], "mAP of classes present": figures["mAP_sklearn"]}
-    measured |= figures["f1_overall"]
-    published = dict(setting.published)
-    complete = len(paths) == setting.images
-    rows = [[name, 100 * value, published.get(name, "")] for name, value in measured.items()]
+    model = jaxzs.load(options.model)
+    sweep = report.Sweep(
+        options.out,
+        command=shlex.join(["python", "experiments/patch_classification.py", *sys.argv[1:]]),
+        settings={
+            "dataset": options.dataset,
+            "names": info.digest,
+            "padded": options.padded,
+            "bfloat16": options.bfloat16,
+        },
+        model=model,
+        data=images_entry(options.dataset, paths, [labels[name] for name in names]),
+        skip_existing=options.skip_existing,
+    )
+    found = sweep.cell("tags", lambda: tag_all(model, info, setting, paths, truth, options))
+    record = sweep.finish()
+    published = published_values(options.dataset)
+    rows = [
+        [one.figure, one.value, published.get((one.method, one.figure, one.protocol), "")]
+        for one in found.figures
+    ]
+    seconds = sum(record["seconds"].values())
     print(
         f"{info.title}: {len(paths)} of {setting.images} images, {options.model}, {seconds:.0f} s"
     )
     print(report.markdown_table(["figure, %", "measured", "published"], rows))
-    if not complete:
+    if len(paths) != setting.images:
         print("note: not the full list of images; the published figures are for all of them")
-    if options.out is not None:
-        report.write_record(
-            options.out,
-            command=shlex.join(["python", "experiments/patch_classification.py", *sys.argv[1:]]),
-            settings={"dataset": options.dataset, "model": model.fingerprint, "names": info.digest},
-            metrics={**figures, "published": published},
-            seconds={"all": seconds},
-        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,32 +23,37 @@ from tqdm import tqdm
 
 import jaxzs
 from jaxzs import report
-from jaxzs.data import dataset_info, open_image
+from jaxzs.data import DatasetInfo, dataset_info, open_image
 from jaxzs.errors import DataError
 from jaxzs.patch import Batching, default_attention_layers, tag_images
 from jaxzs.patch.masks import segment_images
 from jaxzs.patch.metrics import segmentation_report
 from jaxzs.patch.segmentation import default_affinity_layers
 from jaxzs.patch.texts import default_cache, tag_texts
+from jaxzs.report.published import published_values
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file
+from experiments.patch_classification import images_entry
+
+Pair = tuple[Path, Path]  # an image and its mask
 CLIP_ES_TEMPLATE = "a clean origami {}."
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What the original does for one data set. published: mIoU without and with CRF, of the paper."""
+    """What the original does for one data set, how many images it has, and its name in published tables."""
 
     images: int
     box_threshold: float
     last_layer: bool
-    published: tuple[float, float]
+    name: str
     stuff: bool = False
 
 
 SETTINGS = {
-    "voc2012": Setting(1449, 0.4, False, (64.8, 68.7)),
-    "coco2017": Setting(4952, 0.7, True, (34.0, 35.3)),
-    "coco_stuff": Setting(4172, 0.7, True, (30.1, 31.0), stuff=True),
+    "voc2012": Setting(1449, 0.4, False, "voc2012"),
+    "coco2017": Setting(4952, 0.7, True, "coco2017"),
+    "coco_stuff": Setting(4172, 0.7, True, "coco_stuff27", stuff=True),
 }
 
 
@@ -61,75 +65,66 @@ def group_of_ids(groups: Sequence[Sequence[int]]) -> np.ndarray:
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--dataset", choices=SETTINGS, required=True)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--masks", type=Path, required=True)
-    parser.add_argument("--model", default="openai/clip-vit-base-patch16")
-    parser.add_argument("--true-tags", action="store_true")
-    parser.add_argument("--crf", action="store_true")
-    parser.add_argument("--crf-stride", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-
-    setting, info = SETTINGS[options.dataset], dataset_info(options.dataset)
-    pairs = sorted(
-        (path, options.masks / f"{path.stem}.png")
-        for path in options.images.iterdir()
-        if (options.masks / f"{path.stem}.png").exists()
-    )[: options.limit]
-    if not pairs:
-        raise DataError(f"no image of {options.images} has a mask of its name in {options.masks}")
-    model, start = jaxzs.load(options.model), time.perf_counter()
-    depth, F = model.config.vision.num_hidden_layers, info.num_classes
-    truth = [np.asarray(Image.open(mask)) for _, mask in pairs]
-    batching = Batching(options.batch)
-
-    def photos() -> Any:
-        return (open_image(path) for path, _ in pairs)
-
+def tags_of(
+    model: jaxzs.Model,
+    info: DatasetInfo,
+    setting: Setting,
+    pairs: Sequence[Pair],
+    truth: Sequence[np.ndarray],
+    options: argparse.Namespace,
+) -> dict[int, list[int]]:
+    """Classes of each image: those of its mask, or those that TagCLIP finds."""
+    F = info.num_classes
     if options.true_tags:
         ids = np.asarray(info.label_ids if setting.stuff else np.arange(1, F + 1))
-        tags = {
+        return {
             number: np.flatnonzero(np.isin(ids, np.unique(mask))).tolist()
             for number, mask in enumerate(truth)
         }
-    else:
-        texts = tag_texts(
-            model, info.class_names, info.background_names, info.templates, cache=default_cache()
-        )
-        found = tag_images(
-            model,
-            photos(),
-            texts,
-            num_foreground=F,
-            batching=batching,
-            attention_layers=default_attention_layers(depth, "all" if setting.stuff else "last"),
-            relative_threshold=0.1 if setting.stuff else 0.5,
-            exact=True,
-        )
-        tags = {
-            tagged.number: np.flatnonzero(tagged.tags).tolist()
-            for tagged in tqdm(found, total=len(pairs), unit="image", desc="tags", disable=None)
-        }
+    texts = tag_texts(
+        model, info.class_names, info.background_names, info.templates, cache=default_cache()
+    )
+    depth = model.config.vision.num_hidden_layers
+    found = tag_images(
+        model,
+        (open_image(path) for path, _ in pairs),
+        texts,
+        num_foreground=F,
+        batching=Batching(options.batch),
+        attention_layers=default_attention_layers(depth, "all" if setting.stuff else "last"),
+        relative_threshold=0.1 if setting.stuff else 0.5,
+        exact=True,
+    )
+    return {
+        tagged.number: np.flatnonzero(tagged.tags).tolist()
+        for tagged in tqdm(found, total=len(pairs), unit="image", desc="tags", disable=None)
+    }
+
+
+def segment_all(
+    model: jaxzs.Model,
+    info: DatasetInfo,
+    setting: Setting,
+    pairs: Sequence[Pair],
+    options: argparse.Namespace,
+) -> report.Results:
+    """Masks of all images, and how they compare with the true ones."""
+    truth = [np.asarray(Image.open(mask)) for _, mask in pairs]
+    tags = tags_of(model, info, setting, pairs, truth, options)
+    depth, F = model.config.vision.num_hidden_layers, info.num_classes
     renamed = info.renamed("clip_es")
     others = ("background",) if setting.stuff else info.background_names
     template = (CLIP_ES_TEMPLATE,)
     texts = tag_texts(model, renamed.class_names, others, template, cache=default_cache())
     masks = segment_images(
         model,
-        photos(),
+        (open_image(path) for path, _ in pairs),
         tags,
         texts[:F],
         texts[F:],
         background=not setting.stuff,
         crf={"stride": options.crf_stride} if options.crf else None,
-        batching=batching,
+        batching=Batching(options.batch),
         box_threshold=setting.box_threshold,
         affinity_layers=default_affinity_layers(depth, last=setting.last_layer),
         exact=True,
@@ -146,21 +141,70 @@ def main() -> None:
         names, predicted = coarse.class_names, [fine[labels] for labels in predicted]
         truth = [table[mask] for mask in truth]
     figures = segmentation_report(predicted, truth, names)
-    seconds = time.perf_counter() - start
+    method, protocol = "CLS-SEG" + " + CRF" * options.crf, "found tags"
+    if options.true_tags:
+        protocol = "true tags"
+    return report.Results(
+        figures,
+        (
+            report.Figure(setting.name, method, "mIoU", 100 * figures["mIoU"], protocol),
+            report.Figure(
+                setting.name, method, "pixel accuracy", 100 * figures["pixel_accuracy"], protocol
+            ),
+        ),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--dataset", choices=SETTINGS, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--masks", type=Path, required=True)
+    parser.add_argument("--model", default="openai/clip-vit-base-patch16")
+    parser.add_argument("--true-tags", action="store_true")
+    parser.add_argument("--crf", action="store_true")
+    parser.add_argument("--crf-stride", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--out", type=Path, help="file of the record, .json")
+    parser.add_argument("--skip-existing", action="store_true", help="keep the record in --out")
+    options = parser.parse_args()
+
+    setting, info = SETTINGS[options.dataset], dataset_info(options.dataset)
+    pairs = sorted(
+        (path, options.masks / f"{path.stem}.png")
+        for path in options.images.iterdir()
+        if (options.masks / f"{path.stem}.png").exists()
+    )[: options.limit]
+    if not pairs:
+        raise DataError(f"no image of {options.images} has a mask of its name in {options.masks}")
+    model = jaxzs.load(options.model)
+    sizes = [mask.stat().st_size for _, mask in pairs]
+    sweep = report.Sweep(
+        options.out,
+        command=shlex.join(["python", "experiments/segmentation.py", *sys.argv[1:]]),
+        settings={
+            "dataset": options.dataset,
+            "names": info.digest,
+            "true_tags": options.true_tags,
+            "crf": options.crf and {"stride": options.crf_stride},
+        },
+        model=model,
+        data=images_entry(setting.name, [path for path, _ in pairs], sizes),
+        skip_existing=options.skip_existing,
+    )
+    found = sweep.cell("masks", lambda: segment_all(model, info, setting, pairs, options))
+    seconds = sum(sweep.finish()["seconds"].values())
     tagging = "true tags" if options.true_tags else "TagCLIP's tags"
     print(f"{info.title}: {len(pairs)} of {setting.images} images, {tagging}, {seconds:.0f} s")
-    published = "" if options.true_tags else setting.published[options.crf]
-    rows = [["mIoU", 100 * figures["mIoU"], published]]
-    rows.append(["pixel accuracy", 100 * figures["pixel_accuracy"], ""])
+    published = published_values(setting.name)
+    rows = [
+        [one.figure, one.value, published.get((one.method, one.figure, one.protocol), "")]
+        for one in found.figures
+    ]
     print(report.markdown_table(["figure, %", "measured", "published"], rows))
-    if options.out is not None:
-        report.write_record(
-            options.out,
-            command=shlex.join(["python", "experiments/segmentation.py", *sys.argv[1:]]),
-            settings={"dataset": options.dataset, "model": model.fingerprint, "crf": options.crf},
-            metrics={**figures, "published": setting.published},
-            seconds={"all": seconds},
-        )
 
 
 if __name__ == "__main__":
