@@ -205,6 +205,8 @@ def main() -> None:
         for one in found.figures
     ]
     print(report.markdown_table(["figure, %", "measured", "published"], rows))
+    if len(pairs) != setting.images:
+        print("note: not the full list of images; the published figures are for all of them")
 
 
 if __name__ == "__main__":

@@ -163,8 +163,8 @@ def write_record(
 
 
 def json_values(value: Any) -> Any:
-    """Tuples as lists, paths as text: what reading the JSON gives back."""
-    return json.loads(json.dumps(value, default=str))
+    """Tuples as lists, paths as text, null for numbers that are not finite: what reading the JSON gives back."""
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
 
 
 def read_record(path: str | Path) -> Record:

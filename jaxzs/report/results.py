@@ -99,11 +99,13 @@ class Results:
     pseudolabels: tuple[Pseudolabels, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """`metrics`, and every list that is not empty."""
+        """`metrics`, and every list that is not empty; figures that are not finite (an F1 of no tags) are left out."""
+        finite = tuple(figure for figure in self.figures if math.isfinite(figure.value))
+        given = dataclasses.replace(self, figures=finite)
         lists = {
-            name: [_without_none(dataclasses.asdict(one)) for one in getattr(self, name)]
+            name: [_without_none(dataclasses.asdict(one)) for one in getattr(given, name)]
             for name in SHAPES
-            if getattr(self, name)
+            if getattr(given, name)
         }
         return {"metrics": dict(self.metrics), **lists}
 
