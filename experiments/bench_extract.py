@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -220,7 +221,7 @@ def main() -> int:
     if options.one_memory:
         print(json.dumps(memory_of(options.one_memory)))
         return 0
-    results: dict[str, Any] = {"command": " ".join(sys.argv)}
+    results: dict[str, Any] = {}
     if options.images:
         if not options.torch_python:
             parser.error("--torch-python is needed for the comparison")
@@ -234,7 +235,15 @@ def main() -> int:
         results["memory"].append(json.loads(answer.strip().splitlines()[-1]))
     print(json.dumps(results, indent=1))
     if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        from jaxzs.report import write_record  # not at the top: the workers start without it
+
+        names = ("repeats", "workers", "threads", "memory")
+        write_record(
+            options.out,
+            command=shlex.join(["python", "-m", "experiments.bench_extract", *sys.argv[1:]]),
+            settings={name: getattr(options, name) for name in names},
+            metrics=results,
+        )
     return 0
 
 

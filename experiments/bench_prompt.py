@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ import numpy as np
 from jaxzs import __version__, clip
 from jaxzs.prompt import Frozen, Optimisation, TextPrompt, placeholder_ids
 from jaxzs.prompt.training import Items, chunk_batches, runs, shuffled, start, train_chunk
+from jaxzs.report import write_record
 
 C, B, K = 50, 16, 16
 LONGEST_NAME = 5
@@ -234,7 +236,12 @@ def main() -> None:
         }
     print(json.dumps(figures, indent=2))
     if options.out:
-        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+        write_record(
+            options.out,
+            command=shlex.join(["python", "-m", "experiments.bench_prompt", *sys.argv[1:]]),
+            settings={"steps": options.steps, "layers": options.layers, "classes": C, "batch": B},
+            metrics=figures,
+        )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from experiments.demo_world.tokenizer import write_tokenizer
 from jaxzs.clip import CLIPConfig, TextConfig, VisionConfig, random_params, write_checkpoint
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.files import atomic_path
+from jaxzs.report import write_record
 
 LOG_EVERY = 50  # steps
 # glibc gives large arrays back to the system after every use and faults them in again: a third of the CPU time.
@@ -351,7 +352,13 @@ def main() -> None:
     write_card(folder, run)
     results = options.results or options.out
     results.mkdir(parents=True, exist_ok=True)
-    (results / "training.json").write_text(json.dumps(run, indent=1))
+    write_record(
+        results / "training.json",
+        command=run["command"],
+        settings={"plan": run["plan"], "recipe": run["recipe"]},
+        metrics=run,
+        seconds={"run": run["seconds"]},
+    )
     (results / "log.json").write_text(json.dumps(progress["log"], indent=1))
     draw_curve(results / "loss.png", progress["log"])
     size = sum(f.stat().st_size for f in folder.iterdir())

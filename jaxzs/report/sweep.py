@@ -101,7 +101,7 @@ class Sweep:
             cell["data"] = dict(data)
         self.cells[key] = json_values({**cell, **found.as_json()})
         self._write(Results())
-        return found
+        return shapes.parse(self.cells[key], key)  # the same whether it was computed or kept
 
     def finish(self, results: Results | None = None, **more: Any) -> dict[str, Any]:
         """Write the record with what belongs to no cell; returns it. `more` as in `write_record`."""
