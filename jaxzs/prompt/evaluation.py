@@ -113,7 +113,7 @@ def robin_hood(
 
 
 def plot_robin_hood(analysis: RobinHood, class_names: Any, path: str | Path) -> None:
-    """Bars of per-class change, poorest class first, written as an image file (type by the suffix).
+    """Bars of per-class change, poorest class first, written as a PNG file.
 
     >>> labels = np.repeat(np.arange(4), 2)
     >>> analysis = prompt.robin_hood(np.array([0, 0, 1, 1, 2, 0, 0, 0]), labels, labels)
@@ -121,20 +121,11 @@ def plot_robin_hood(analysis: RobinHood, class_names: Any, path: str | Path) -> 
     >>> data.open_image("classes.png").size
     (480, 432)
     """
-    from matplotlib.figure import Figure
+    from jaxzs.report import PerClass
+    from jaxzs.report.plots import plot_per_class
 
-    count = len(analysis.classes)
-    figure = Figure(figsize=(max(4.0, 0.35 * count + 2), 3.6), layout="constrained")
-    axes = figure.subplots()
-    gain = 100 * (analysis.tuned - analysis.zero_shot)
-    axes.bar(range(count), gain, color=["#2a7f62" if g >= 0 else "#b5483a" for g in gain])
-    axes.axhline(0, color="black", linewidth=0.8)
-    names = [
-        f"{class_names[c]} ({100 * a:.0f})"
-        for c, a in zip(analysis.classes, analysis.zero_shot, strict=True)
-    ]
-    axes.set_xticks(range(count), names, rotation=60, ha="right", fontsize=8)
-    axes.set_ylabel("change in accuracy (points)")
-    axes.set_xlabel("class (zero-shot accuracy), poorest first")
-    axes.set_title(f"slope {analysis.slope:+.2f}", fontsize=9)
-    figure.savefig(path, dpi=120)
+    percent = lambda fractions: tuple((100 * fractions).tolist())  # noqa: E731
+    names = tuple(class_names[c] for c in analysis.classes)
+    before, after = percent(analysis.zero_shot), percent(analysis.tuned)
+    slope = f"slope {analysis.slope:+.2f}"
+    plot_per_class(path, PerClass("", "tuned prompt", names, before, after, slope))

@@ -62,9 +62,9 @@ def plot_per_class(path: str | Path, result: PerClass) -> None:
         names = [f"{result.classes[c]} ({result.zero_shot[c]:.0f})" for c in order]
         axes.set_xticks(range(len(order)), names, rotation=60, ha="right", fontsize=8)
     axes.set_ylabel("change in accuracy, points")
-    axes.set_xlabel("class (zero-shot accuracy, %), poorest first")
-    protocol = f", {result.protocol}" if result.protocol else ""
-    axes.set_title(f"{result.data}: {result.method} against zero-shot{protocol}", fontsize=9)
+    axes.set_xlabel(f"class{' (zero-shot accuracy, %)' if named else ''}, poorest first")
+    title = ", ".join(filter(None, (f"{result.method} against zero-shot", result.protocol)))
+    axes.set_title(": ".join(filter(None, (result.data, title))), fontsize=9)
     _save(figure, path)
 
 
@@ -101,8 +101,9 @@ def plot_convergence(path: str | Path, curves: Sequence[Convergence]) -> None:
 
 
 def plot_pseudolabels(path: str | Path, curves: Sequence[Pseudolabels]) -> None:
-    """K against the accuracy of the pseudolabels, an iteration a point; lines where K grows (GRIP)."""
-    figure, axes = _canvas(6.0, 4.0)
+    """K against the accuracy of the pseudolabels, an iteration a point: where K grows (GRIP), or else all."""
+    figure, axes = _canvas(7.5, 4.0)
+    curves = [curve for curve in curves if len(set(curve.k)) > 1] or curves
     for number, curve in enumerate(curves):
         label = ", ".join(filter(None, (curve.method, curve.protocol)))
         axes.plot(
@@ -111,13 +112,13 @@ def plot_pseudolabels(path: str | Path, curves: Sequence[Pseudolabels]) -> None:
             color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=5,
-            linewidth=1.4 if len(set(curve.k)) > 1 else 0,
+            linewidth=1.4,
             label=label,
         )
     axes.set_xlabel("K, pseudolabels per class")
     axes.set_ylabel("pseudolabels that are right, %")
     axes.grid(linewidth=0.4)
-    axes.legend(frameon=False, fontsize=8, ncols=1 + len(curves) // 9)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     axes.set_title(f"{curves[0].data}: pseudolabels", fontsize=9)
     _save(figure, path)
 
