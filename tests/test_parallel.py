@@ -240,15 +240,16 @@ def test_pseudo_labels_sharded(problem, shape, gamma):
 
 
 def check_equal(result, alone):
-    """Unit vectors within 1e-5 (measured 1e-6). The objective is a difference of sums of order 20: 1e-5 absolute."""
+    """Unit vectors within 1e-5 (measured 5e-7). The objective is a difference of sums of order 20: 1e-5 absolute."""
     difference = np.abs(parallel.gather(result.proxies) - np.asarray(alone.proxies)).max()
     assert difference <= 1e-5
     np.testing.assert_allclose(result.objective, alone.objective, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
-@pytest.mark.parametrize(("solver", "iterations"), [("fast", 8), ("reference", 50)])
+@pytest.mark.parametrize(("solver", "iterations"), [("fast", 30), ("reference", 50)])
 def test_proxies_sharded(problem, shape, solver, iterations):
+    """Any number of steps: which of them are kept must not depend on rounding."""
     x, z = problem
     mesh = parallel.make_mesh(data=shape[0], model=shape[1])
     labels = np.asarray(proxy.pseudo_labels(x @ z.T))
@@ -262,12 +263,26 @@ def test_proxies_sharded(problem, shape, solver, iterations):
     check_equal(result, alone)
 
 
-def test_whole_method_sharded(problem):
+@pytest.mark.parametrize(
+    "iterations", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 10, 15, 47)), 30]
+)
+def test_whole_method_sharded(problem, iterations):
     x, z = problem
-    alone = proxy.fit(x, z, iterations=8)
+    alone = proxy.fit(x, z, iterations=iterations)
     rows, mask = parallel.shard_rows(x, parallel.make_mesh())
-    result = proxy.fit(rows, z, iterations=8, mask=mask)
+    result = proxy.fit(rows, z, iterations=iterations, mask=mask)
     check_equal(result, alone)
+
+
+def test_few_images_sharded():
+    """Flat valleys, where the gradient is small beside the two sums it is the difference of: measured 1e-5, not 5e-7."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(40, 32)).astype(np.float32)
+    x = (z[rng.integers(0, 40, 200)] + 2 * rng.normal(size=(200, 32))).astype(np.float32)
+    alone = proxy.fit(x, z, iterations=30)
+    rows, mask = parallel.shard_rows(x, parallel.make_mesh())
+    result = proxy.fit(rows, z, iterations=30, mask=mask)
+    np.testing.assert_allclose(np.asarray(result.proxies), np.asarray(alone.proxies), atol=2e-5)
 
 
 def test_no_collective_grows_with_the_images():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxzs.proxy.closed_form import LabelSums
 from jaxzs.proxy.rows import EXACT, normalize
-from jaxzs.proxy.sweeps import REFRESH, Sweeps
+from jaxzs.proxy.sweeps import REFRESH, Sweeps, stretch
 
 REFERENCE_ITERATIONS = 2000
 LEARNING_RATE = 10.0
@@ -22,16 +22,18 @@ LEARNING_RATE = 10.0
 FAST_STEPS = 28
 FAST_STEPS_FEW_IMAGES = 47
 LONGEST_STEP = 0.3  # root mean square of the proxies' moves in one step
-ARMIJO = 1e-4
+SLOPE_LEFT = 1 - 2e-4  # of the slope at the start that may point uphill at the end of a step
 
 
 class ProxyResult(NamedTuple):
     """What a solver returns.
 
-    proxies [C, E] float32, unit length. objective and gradient_norm: histories, the first entry at the start,
-    the last one at `proxies`; entries after an early stop repeat the last. gradient_norm is the Frobenius norm
-    of the objective's gradient on the spheres. passes: pairs of [N,E]x[E,C] products it took ([] float32; the
-    evaluation that ends the histories of "reference" and "closed_form" not counted).
+    proxies: [C,E] float32, unit length.
+    objective: its history, the first entry at the start, the last one at `proxies`; entries after an early stop repeat
+    the last.
+    gradient_norm: history of the Frobenius norm of the objective's gradient on the spheres.
+    passes: [] float32, pairs of [N,E] x [E,C] products it took; the evaluation that ends the histories of "reference"
+    and "closed_form" is not counted.
     """
 
     proxies: jax.Array
@@ -131,8 +133,10 @@ def fast(
     `start` [C, E] is the closed form and `inverse` [E, E] its preconditioner. Each step goes to the minimum of
     the second-order model along its direction, at most LONGEST_STEP far. The model's curvature is a sum of
     variances, which rounding does not touch; differences of objectives, on which line searches usually rest,
-    drown in it after ten steps and make equal runs part. Where the objective does not fall (Armijo), the step
-    is taken back and damped. Stops after `steps`, once the gradient is no longer than its own rounding errors, or
+    drown in it after ten steps and make equal runs part: so would the Armijo condition. A step is kept by the slope at
+    its end (the approximate Wolfe condition of Hager and Zhang 2005, equation 4.1 there), as long as the objective does
+    not rise by more than rounding; else it is taken back and damped. Equal runs on any number of devices thus take
+    equal decisions. Stops after `steps`, once the gradient is no longer than its own rounding errors, or
     once a step gains no more than `tolerance` of the objective, if that is above 0.
     """
     longest = FAST_STEPS_FEW_IMAGES if steps is None else steps
@@ -162,9 +166,9 @@ def fast(
         proxies = normalize(old.proxies + t * direction)
         new = at(proxies, sweeps.advance(old.cache, along, proxies, direction, t, step))
         gain = old.objective - new.objective
-        accepted = gain >= -ARMIJO * slope * t - noise
-        # minimum of the parabola through both values and the first slope
-        damped = jnp.clip(-slope * t / (2 * jnp.maximum(-gain - slope * t, 1e-30)), 0.1, 0.5)
+        slope_there = jnp.sum(new.gradient * direction / stretch(direction, t)[:, None])
+        accepted = (slope_there <= -SLOPE_LEFT * slope) & (gain >= -10 * noise)
+        damped = jnp.clip(slope / (slope - jnp.maximum(slope_there, 0)), 0.1, 0.5)  # secant
 
         point = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
         norm = jnp.linalg.norm(point.gradient)
