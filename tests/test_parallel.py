@@ -275,7 +275,7 @@ def test_whole_method_sharded(problem, iterations):
 
 
 def test_few_images_sharded():
-    """Flat valleys, where the gradient is small beside the two sums it is the difference of: measured 1e-5, not 5e-7."""
+    """Flat valleys: the gradient is small beside the two sums it is the difference of. Measured 1e-5, not 5e-7."""
     rng = np.random.default_rng(0)
     z = rng.normal(size=(40, 32)).astype(np.float32)
     x = (z[rng.integers(0, 40, 200)] + 2 * rng.normal(size=(200, 32))).astype(np.float32)
