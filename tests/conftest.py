@@ -61,6 +61,22 @@ def data_mesh() -> jax.sharding.Mesh:
 
 
 @pytest.fixture(scope="session")
+def digit_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ten real scanned digits of each of the classes one, two and zero: `photos/` in documentation."""
+    from PIL import Image
+
+    from jaxzs.commands.demo import real_digits
+
+    folder = tmp_path_factory.mktemp("photos")
+    images, labels = real_digits()
+    for digit, name in enumerate(("zero", "one", "two")):
+        (folder / name).mkdir()
+        for number, image in enumerate(images[labels == digit][:10]):
+            Image.fromarray(image).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a complete CLIP of random weights: 32-pixel images, byte-level tokens, 16 features."""
     from tokenizers import pre_tokenizers

@@ -103,31 +103,16 @@ def _home(value: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from PIL import Image
-
-    from jaxzs.commands.demo import real_digits
-
-    folder = tmp_path_factory.mktemp("photos")
-    images, labels = real_digits()
-    for digit, name in enumerate(("zero", "one", "two")):
-        (folder / name).mkdir()
-        for number, image in enumerate(images[labels == digit][:10]):
-            Image.fromarray(image).save(folder / name / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def demo() -> Any:
     return jaxzs.load("demo")
 
 
 @pytest.fixture
 def namespace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path, demo: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digit_photos: Path, demo: Any
 ) -> dict[str, Any]:
     """The names that examples may use; they run in a folder that they may write to, and share one demo model."""
-    (tmp_path / "photos").symlink_to(photos, target_is_directory=True)
+    (tmp_path / "photos").symlink_to(digit_photos, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     load = jaxzs.clip.load
     monkeypatch.setattr(
