@@ -18,7 +18,8 @@
 # that is worth doing.
 #
 # `MODEL = "demo"` takes the small checkpoint inside the package; for real weights change that one line, e.g. to
-# `"openai/clip-vit-base-patch32"`. The images are 1,000 real scanned digits (scikit-learn's) either way.
+# `"openai/clip-vit-base-patch32"`. The images are 1,000 real scanned digits (scikit-learn's) either way. What to
+# see is written for the demo checkpoint.
 
 # %%
 MODEL = "demo"  # or a hub id such as "openai/clip-vit-base-patch32", or a folder with a checkpoint

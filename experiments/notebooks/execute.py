@@ -3,7 +3,7 @@
     python experiments/notebooks/execute.py                        # all, NAME.py -> NAME.ipynb
     python experiments/notebooks/execute.py patches                # one
     python experiments/notebooks/execute.py --check                # run, write nothing
-    python experiments/notebooks/execute.py --check --model FOLDER # the one changed line: MODEL = "FOLDER"
+    python experiments/notebooks/execute.py --check --set MODEL=openai/clip-vit-base-patch32   # with that line changed
 
 Needs the extra `notebooks`. Prints the seconds of each; the first error stops it.
 """
@@ -15,6 +15,7 @@ import base64
 import io
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,16 @@ NAMES = ("quickstart", "prompt_tuning", "patches", "compose")
 SECONDS = 600  # for one cell, on the slowest machine
 
 
-def read(name: str, model: str | None = None) -> Any:
-    """The text source as a notebook without outputs; `model` goes into its line MODEL = "demo"."""
+def read(name: str, settings: Mapping[str, str] | None = None) -> Any:
+    """The text source as a notebook without outputs; `settings` go into its lines `NAME = "..."`."""
     import jupytext
 
     text = (HERE / f"{name}.py").read_text(encoding="utf-8")
-    if model is not None:
-        text, lines = re.subn(
-            r'^MODEL = "demo"', lambda _: f"MODEL = {model!r}", text, flags=re.MULTILINE
-        )
-        assert lines == 1, f"{name}.py has {lines} lines MODEL = ..., expected one"
+    for key, value in (settings or {}).items():
+        line = re.compile(rf'^{key} = "[^"]*"', flags=re.MULTILINE)
+        if len(line.findall(text)) != 1:
+            raise SystemExit(f"{name}.py has no line {key} = ... to be changed")
+        text = line.sub(lambda _, new=f"{key} = {value!r}": new, text)
     notebook = jupytext.reads(text, fmt="py:percent")
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"  # jupytext draws new ones each time
@@ -95,12 +96,13 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME")
     parser.add_argument("--check", action="store_true", help="run without writing NAME.ipynb")
-    parser.add_argument("--model", help='in place of "demo"; with --check')
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
-    if arguments.model and not arguments.check:
-        parser.error("--model goes with --check: the notebooks are kept as the demo runs them")
+    if arguments.set and not arguments.check:
+        parser.error("--set goes with --check: the notebooks are kept as the demo runs them")
+    settings = dict(setting.split("=", 1) for setting in arguments.set)
     for name in arguments.names:
-        notebook = read(name, arguments.model)
+        notebook = read(name, settings)
         seconds = execute(notebook)
         if not arguments.check:
             write(notebook, name)

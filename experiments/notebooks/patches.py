@@ -19,7 +19,7 @@
 # `MODEL = "demo"` takes the small checkpoint inside the package and rendered scenes of coloured shapes. For real
 # weights change that one line, e.g. to `"openai/clip-vit-base-patch16"`: then the pictures are two photographs
 # (they come with scikit-learn) under everyday names. The tables need pictures with known truth and take rendered
-# scenes either way.
+# scenes either way. What to see is written for the demo checkpoint.
 
 # %%
 MODEL = "demo"  # or a hub id such as "openai/clip-vit-base-patch16", or a folder with a checkpoint

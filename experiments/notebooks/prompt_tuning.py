@@ -20,7 +20,7 @@
 # `MODEL = "demo"` takes the small checkpoint inside the package. For real weights change that one line, e.g. to
 # `"openai/clip-vit-base-patch32"`: same images, same cells. Settings are small here, for a CPU; the published
 # ones are the defaults of `prompt.Plan()` and `prompt.Optimisation()` (10 iterations of 150 epochs, 16 prompt
-# tokens).
+# tokens). What to see is written for the demo checkpoint.
 
 # %%
 MODEL = "demo"  # or a hub id such as "openai/clip-vit-base-patch32", or a folder with a checkpoint
@@ -183,8 +183,8 @@ plt.show()
 # %% [markdown]
 # ## Three strategies
 #
-# **See:** GRIP gains most. Eight pseudolabels a class, once (FPL) or again and again (IFPL), gain little on the demo
-# checkpoint. The points are seeds: differences of the size of their spread mean nothing.
+# **See:** GRIP gains most. Eight pseudolabels a class, once (FPL) or again and again (IFPL), gain little on the
+# demo checkpoint. The points are seeds: differences of the size of their spread mean nothing.
 
 # %%
 finals = {name: [100 * run.accuracy for run in fit.records[-1].test] for name, fit in fits.items()}
@@ -244,8 +244,8 @@ plt.show()
 # Eight learned vectors take the place of the words "a photo of the digit". Only the modality changes. The images
 # are constants now, so a step costs next to nothing.
 #
-# **See:** a gain is not certain. Textual GRIP gains less here than visual GRIP, and some seeds lose: what a prompt
-# mislabels, the next iteration learns.
+# **See:** a gain is not certain. Textual GRIP gains less here than visual GRIP, and some seeds lose: what a
+# prompt mislabels, the next iteration learns.
 
 # %%
 textual = prompt.TextPrompt(length=8)

@@ -19,7 +19,8 @@
 # `MODEL = "demo"` is the small checkpoint inside the package: no download, a minute on a laptop. It was trained
 # on rendered glyphs only; the images here are 1,797 real scanned digits (UCI, they come with scikit-learn). For
 # real weights change that one line, e.g. to `"openai/clip-vit-base-patch32"`: the same images go through the same
-# cells, only larger. For images of your own name a folder as well, laid out as `class name/image.jpg`.
+# cells, only larger. For images of your own name a folder as well, laid out as `class name/image.jpg`. What to
+# see is written for the demo checkpoint.
 
 # %%
 MODEL = "demo"  # or a hub id such as "openai/clip-vit-base-patch32", or a folder with a checkpoint
@@ -140,8 +141,8 @@ print(report.markdown_table(["proxies", "accuracy, %"], rows, digits=1))
 # The margin of an image is its cosine to the proxy of its true class minus the largest cosine to another: below
 # zero is a mistake.
 #
-# **See:** left, margins grow, and fewer images are left of zero. Right, the gain is not uniform: the poor classes gain
-# most, some good ones lose a little.
+# **See:** left, margins grow, and fewer images are left of zero. Right, the gain is not uniform: the poor classes
+# gain most, some good ones lose a little.
 
 
 # %%
