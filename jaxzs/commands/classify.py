@@ -133,7 +133,9 @@ def _check_options(options: ClassifyOptions) -> None:
     if not options.images:
         raise DataError("no images given: name a folder, files or globs")
     if options.prompt is not None and (options.templates or options.store):
-        raise DataError("--prompt replaces --templates, and its features are not kept in a --store")
+        raise DataError(
+            "--prompt replaces --templates, and its features are not kept in a --store; leave these out"
+        )
     if options.gamma != "auto":
         try:
             valid = 0 <= float(options.gamma) <= 1

@@ -106,20 +106,32 @@ class LabelOptions:
 
         Raises `LabelError` for more than one of them, and for names that are empty or repeated.
         """
-        from jaxzs.zeroshot import check_class_names
-
-        given = [self.labels, self.labels_file, self.dataset]
-        if sum(value is not None for value in given) > 1:
-            raise LabelError("give only one of --labels, --labels-file and --dataset")
+        given = [name for name in ("labels", "labels_file", "dataset") if getattr(self, name)]
+        given += ["labels"] * (self.labels == "")
+        if len(given) > 1:
+            named = " and ".join(map(option, given))
+            raise LabelError(
+                f"{named} are given: give only one of --labels, --labels-file and --dataset"
+            )
         if self.labels is not None:
-            names = split_names(self.labels)
+            names, where = split_names(self.labels), f"--labels {self.labels!r}"
         elif self.labels_file is not None:
-            names = read_names(self.labels_file)
+            names, where = read_names(self.labels_file), f"{self.labels_file}"
         else:
             info = self.dataset_info()
             return None if info is None else info.class_names
-        check_class_names(names)
+        check_named(names, where)
         return names
+
+
+def check_named(names: Sequence[str], where: str) -> None:
+    """`zeroshot.check_class_names`, saying where the names stand."""
+    from jaxzs.zeroshot import check_class_names
+
+    try:
+        check_class_names(names)
+    except LabelError as error:
+        raise LabelError(f"{where}: {error}") from error
 
 
 def split_names(names: str) -> tuple[str, ...]:
@@ -134,9 +146,16 @@ def read_names(path: Path) -> tuple[str, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LabelError(f"cannot read class names from {path}: {reason}") from error
+    except OSError as error:
+        raise LabelError(
+            f"cannot read class names from {path}: {error.strerror or error}; name a file with one class name "
+            "a line, or a JSON list"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise LabelError(
+            f"cannot read class names from {path}: it is not a text file in UTF-8; name a file with one class "
+            "name a line, or a JSON list"
+        ) from error
     if path.suffix.lower() != ".json":
         names = tuple(line.strip() for line in text.splitlines() if line.strip())
     else:
@@ -195,13 +214,13 @@ def check_output_file(path: Path | None, *suffixes: str, name: str = "out") -> N
     """Raise `DataError` before hours of work when a file will not be writable, or is not of a type that is written."""
     if path is None:
         return
-    if path.suffix.lower() not in suffixes:
-        wanted = " or ".join(suffixes)
-        raise DataError(f"{option(name)} {path}: the name must end in {wanted}")
     if path.is_dir():
         raise DataError(
             f"{option(name)} {path} is a folder, expected a file; write e.g. {path / ('results' + suffixes[0])}"
         )
+    if path.suffix.lower() not in suffixes:
+        wanted = " or ".join(suffixes)
+        raise DataError(f"{option(name)} {path}: the name must end in {wanted}")
     _check_writable(path.parent, f"{option(name)} {path}")
 
 

@@ -22,6 +22,7 @@ from jaxzs.commands.options import (
     settings_of,
     shown_as,
 )
+from jaxzs.errors import DataError
 
 if TYPE_CHECKING:
     from jaxzs.features import FeatureStore
@@ -93,6 +94,8 @@ def run_extract(options: ExtractOptions) -> int:
         return FINISHED
     skipped = [reason for chunk in store.chunks() for reason in chunk.skipped]
     number = store.num_items - len(skipped)
+    if not number:
+        raise DataError(f"none of the {len(skipped)} images could be read; the first: {skipped[0]}")
     options.say(f"{number} images x {store.settings['embedding']} features ({options.dtype})")
     if store.label_names:
         listed = ", ".join(store.label_names[:8]) + ", ..." * (len(store.label_names) > 8)

@@ -55,7 +55,7 @@ def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
     (30, 'photos/one/0.png')
     >>> data.find_images("no/such/folder")
     Traceback (most recent call last):
-    jaxzs.errors.DataError: no such file or folder: no/such/folder
+    jaxzs.errors.DataError: no such file or folder: no/such/folder; name folders, image files or globs
     """
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     found: set[Path] = set()
@@ -72,7 +72,7 @@ def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
                 elif _looks_like_image(match.name):
                     found.add(match)
         else:
-            raise DataError(f"no such file or folder: {source}")
+            raise DataError(f"no such file or folder: {source}; name folders, image files or globs")
     if not found:
         raise DataError(
             f"no images in {', '.join(map(str, listed)) or 'an empty list'}: looked for files ending in "

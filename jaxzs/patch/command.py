@@ -16,6 +16,7 @@ from jaxzs.commands.options import (
     ModelOptions,
     OutputOptions,
     Text,
+    check_named,
     check_numbers,
     check_output_file,
     check_output_folder,
@@ -182,15 +183,12 @@ class Names(NamedTuple):
 
 def read_names(options: PatchOptions) -> Names:
     """Names and templates as given, or those of the data set."""
-    from jaxzs.zeroshot import check_class_names
-
     foreground, info = options.class_names(), options.dataset_info()
     assert foreground is not None  # check_options has seen to it
     background = () if info is None else info.background_names
     if options.background is not None:
         background = split_names(options.background)
-    if background:
-        check_class_names(background)
+        check_named(background, f"--background {options.background!r}")
     templates = read_templates(options.templates) or (info.templates if info else None)
     return Names(foreground, background, templates)
 

@@ -221,11 +221,18 @@ def _read_tags(
 ) -> dict[Path, list[int]]:
     """Tags of the images from a file of `jaxzs tag`, matched by path, then by file name."""
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))["results"]
-        listed = {Path(row["path"]): [tag["label"] for tag in row["tags"]] for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text file"
         raise DataError(
-            f"{file} is not a file that `jaxzs tag --out {file}` writes: {error}"
+            f"cannot read {file}: {reason}; write it with `jaxzs tag ... --out {file.with_suffix('.json')}`"
+        ) from error
+    try:
+        rows = json.loads(text)["results"]
+        listed = {Path(row["path"]): [tag["label"] for tag in row["tags"]] for row in rows}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{file} is not a file that `jaxzs tag ... --out {file.with_suffix('.json')}` writes: {error}"
         ) from error
     by_name = {path.name: labels for path, labels in listed.items()}
     place = {name: c for c, name in enumerate(foreground)}

@@ -167,7 +167,7 @@ def run(options: TuneOptions) -> int:
 
 def _check(options: TuneOptions) -> None:
     if not options.seeds or len(set(options.seeds)) < len(options.seeds):
-        raise DataError("--seeds must be distinct numbers")
+        raise DataError(f"--seeds are {options.seeds}, expected distinct numbers, at least one")
     check_output_file(options.out, ".safetensors")
     check_output_file(options.state, ".safetensors", name="state")
     if options.paradigm == "ul" and options.strategy == "labelled":

@@ -157,7 +157,11 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
             values = json.loads((file.metadata() or {}).get("jaxzs", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+        raise DataError(
+            f"cannot read {path}: {error.strerror or error}; name a file that `jaxzs tune` has written"
+        ) from error
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+        raise DataError(
+            f"{path} is not a safetensors file, or is damaged: {error}; name a file that `jaxzs tune` has written"
+        ) from error
     return arrays, values if isinstance(values, dict) else {}

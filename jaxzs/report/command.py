@@ -41,7 +41,8 @@ def run(options: ReportOptions) -> int:
     if not records:
         first = f"; the first: {next(iter(skipped.values()))}" if skipped else ""
         raise RecordError(
-            f"no record of a run among {len(skipped)} .json files of {', '.join(options.results)}{first}"
+            f"no record of a run among {len(skipped)} .json files of {', '.join(options.results)}{first}. "
+            "Records are the .json files that commands and experiments write (demo.json, --out, ...)"
         )
     rows = rows_of(records)
     pictures = draw(records, rows, options.out)

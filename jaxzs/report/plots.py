@@ -55,7 +55,7 @@ def plot_per_class(path: str | Path, result: PerClass) -> None:
     order = sorted(range(len(result.classes)), key=lambda c: result.zero_shot[c])
     gain = [result.accuracy[c] - result.zero_shot[c] for c in order]
     named = len(order) <= _NAMED_CLASSES
-    figure, axes = _canvas(max(4.0, 0.35 * len(order) + 2) if named else 12.0, 3.8)
+    figure, axes = _canvas(max(4.0, 0.35 * len(order) + 2) if named else 12.0, 3.6)
     axes.bar(range(len(order)), gain, color=[GAIN if g >= 0 else LOSS for g in gain])
     axes.axhline(0, color="black", linewidth=0.8)
     if named:
