@@ -166,7 +166,7 @@ def main() -> None:
         f"{arguments.seed}.\nTransductive: accuracy on the images that the proxies were fitted on, labels "
         "unseen; held out: the same proxies on\nother images. Passes: pairs of [N,E]x[E,C] products. "
         "Seconds: labels and solver, compiled before, median\n"
-        f'of {arguments.repeats} (reference: 1). The prompt is only "a <name>": compare methods with each '
+        f'of {arguments.repeats} (reference: 1). The prompt is only "a NAME": compare methods with each '
         "other, not with published tables.\n\n"
     )
     (arguments.out / "proxy_features.md").write_text(text + table + "\n")
