@@ -5,6 +5,7 @@ a mesh, and nothing else names a mesh axis. Computation is `jax.jit` on arrays w
 are of type Auto, so that the compiler places the collectives.
 
     mesh = parallel.make_mesh()                              # all devices along "data"
+    model = jaxzs.load(name, mesh=mesh, placement="fully_sharded")   # read shard by shard
     x, mask = parallel.shard_rows(features, mesh)            # [N,E], padded to a multiple of the devices
     result = jaxzs.proxy.fit(x, text_proxies, mask=mask)     # the same numbers as on one device
 
@@ -215,7 +216,8 @@ def placer(
         where = _parameter_sharding(path, leaf.shape, config, mesh, placement)
         if isinstance(leaf, jax.Array):
             return jax.device_put(leaf, where)
-        return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+        # A copy of each shard alone: a CPU device would keep the view into the file.
+        return jax.make_array_from_callback(leaf.shape, where, lambda index: np.array(leaf[index]))
 
     return place
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shutil
+from pathlib import Path
 
 import chex
 import jax
@@ -11,8 +14,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import jaxzs
 from jaxzs import clip, parallel, proxy
 from jaxzs.clip.params import abstract_params, flatten, random_params
+from jaxzs.clip.weights import read_config
 from jaxzs.errors import ConfigError, DataError
 
 CONFIG = clip.CLIPConfig(
@@ -157,6 +162,72 @@ def test_a_checkpoint_is_placed_while_it_is_read(params, tmp_path):
     chex.assert_trees_all_equal(read, params)
     largest = max(np.prod(got) for shape, got in asked if len(shape) == 2)
     assert largest <= 24 * 48  # [patches + 1, width / 4] and [width / 4, mlp / 2] at most
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_loaded_onto_a_mesh_in_one_line(tiny_checkpoint, placement):
+    mesh = parallel.make_mesh(model=2)
+    model, alone = (
+        jaxzs.load(tiny_checkpoint, mesh=mesh, placement=placement),
+        jaxzs.load(tiny_checkpoint),
+    )
+    chex.assert_trees_all_equal(model.params, alone.params)
+    asked = parallel.parameter_shardings(model.config, mesh, placement)
+    assert jax.tree.map(lambda leaf: leaf.sharding, model.params) == asked
+    assert model.fingerprint == alone.fingerprint
+    pixels = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    features = clip.encode_image(model.params, pixels, model.config)
+    expected = np.asarray(clip.encode_image(alone.params, pixels, alone.config))
+    np.testing.assert_allclose(
+        np.asarray(features), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+    )
+
+
+def test_unknown_placement(tiny_checkpoint):
+    with pytest.raises(ConfigError, match="expected replicated"):
+        jaxzs.load(tiny_checkpoint, mesh=parallel.make_mesh(), placement="sharded")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's own figures")
+def test_no_second_copy_while_loading(tiny_checkpoint, tmp_path, monkeypatch):
+    """Anonymous memory grows by the leaves read so far and the one in hand, not by a second copy of all."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "flax_model.msgpack").unlink()
+    tower = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8}
+    old = read_config(tiny_checkpoint)
+    config = dataclasses.replace(
+        old,
+        text=dataclasses.replace(old.text, **tower),
+        vision=dataclasses.replace(old.vision, **tower),
+    )
+    params = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), abstract_params(config))
+    clip.write_checkpoint(tmp_path / "model", params, config)
+    sizes = [leaf.nbytes for _, leaf in flatten(params)]
+    assert sum(sizes) > 50e6
+    del params
+    made, grown = parallel.placer, []
+
+    def anonymous() -> int:
+        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    def watched(*args):
+        place = made(*args)
+
+        def one(path, leaf):
+            leaf = jax.block_until_ready(place(path, leaf))
+            grown.append(anonymous() - before)
+            return leaf
+
+        return one
+
+    monkeypatch.setattr(parallel, "placer", watched)
+    before = anonymous()
+    model = jaxzs.load(tmp_path / "model", mesh=parallel.make_mesh(), placement="fully_sharded")
+    assert len(grown) == len(sizes)
+    # what was read so far, the leaf in hand, and 20 MB for the allocator
+    most = np.cumsum(sizes) + max(sizes) + 20e6
+    assert (np.array(grown) <= most).all()
+    assert model.params["logit_scale"] == 0.5
 
 
 # --- rows -----------------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxzs.clip import weights
 from jaxzs.clip.config import CLIPConfig
@@ -20,6 +21,9 @@ from jaxzs.clip.hub import find_checkpoint
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.clip.tokenizer import Tokenizer
 from jaxzs.errors import CheckpointError, TextError
+
+if TYPE_CHECKING:
+    from jaxzs.parallel import Placement
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +105,8 @@ def load(
     dtype: Any = jnp.float32,
     revision: str | None = None,
     local_files_only: bool = False,
+    mesh: Mesh | None = None,
+    placement: Placement = "replicated",
 ) -> Model:
     """Load a checkpoint: the embedded "demo", a local folder, or a HuggingFace hub id.
 
@@ -110,6 +116,10 @@ def load(
       dtype: of storage (float32, bfloat16, float16). Computation is float32 unless a function is told otherwise.
       revision: commit, branch or tag of a hub id.
       local_files_only: never go to the network; `HF_HUB_OFFLINE=1` does the same.
+      mesh: devices to put the parameters on (`jaxzs.parallel.make_mesh()`), each leaf shard by shard as it is read: no
+        host ever holds a second copy. Default: the first device.
+      placement: on the mesh "replicated", "fully_sharded" over its axis "data", "tensor" (heads, MLP and vocabulary
+        over "model") or "tensor_fully_sharded"; see `jaxzs.parallel.parameter_shardings`.
 
     Returns:
       A `Model`.
@@ -127,7 +137,12 @@ def load(
     jaxzs.errors.CheckpointError: ./no/such/folder: no such file or folder, and not a hub id (owner/name). ...
     """
     folder = find_checkpoint(name_or_path, revision=revision, local_files_only=local_files_only)
-    params, config = weights.read_checkpoint(folder, dtype=dtype)
+    place = None
+    if mesh is not None:
+        from jaxzs.parallel import placer  # built upon this package
+
+        place = placer(weights.read_config(folder), mesh, placement)
+    params, config = weights.read_checkpoint(folder, dtype=dtype, place=place)
     folder = folder if folder.is_dir() else folder.parent
     return Model(
         params=params,
