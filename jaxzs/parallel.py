@@ -103,6 +103,8 @@ def partition_spec(
     An axis without a rule, one whose mesh axis is taken already, and one that the mesh axis does not divide evenly
     stay whole.
 
+    Raises `ConfigError` when names and lengths differ in number.
+
     >>> mesh = parallel.make_mesh(devices=jax.devices()[:1])
     >>> tuple(parallel.partition_spec(("images", None), (8, 3), mesh))
     ('data', None)
@@ -124,6 +126,8 @@ def sharding(
 ) -> NamedSharding:
     """`partition_spec` as a `NamedSharding` on `mesh`.
 
+    Arguments and errors as `partition_spec`.
+
     >>> mesh = parallel.make_mesh()
     >>> tuple(parallel.sharding(mesh, ("images", None), (mesh.size, 3)).spec)
     ('data', None)
@@ -136,6 +140,8 @@ def sharding(
 
 def parameter_axes(config: CLIPConfig) -> Tree:
     """Logical axis names of every leaf of `abstract_params(config)`: nested dict of tuples.
+
+    Which mesh axis each takes is in `PARAMETER_RULES`, by placement.
 
     >>> parallel.parameter_axes(clip.CLIPConfig())["visual_projection"]["kernel"]
     ('width', 'embedding')
@@ -190,6 +196,8 @@ def place_parameters(
 ) -> Tree:
     """Parameters (host or device arrays) put on the mesh. Values do not change.
 
+    placement: as in `parameter_shardings`, with its errors.
+
     >>> model, mesh = jaxzs.load("demo"), parallel.make_mesh()
     >>> params = parallel.place_parameters(model.params, model.config, mesh)
     >>> len(params["logit_scale"].devices()) == mesh.size
@@ -204,6 +212,8 @@ def placer(
 ) -> Callable[[str, Any], jax.Array]:
     """`place(path, array)` for `clip.read_checkpoint(path, place=...)`: each leaf goes shard by shard from the file
     to the devices of this process, and no host ever holds a second copy.
+
+    placement: as in `parameter_shardings`, with its errors.
 
     >>> model, mesh = clip.find_checkpoint("demo"), parallel.make_mesh()
     >>> place = parallel.placer(clip.CLIPConfig.from_hf(model), mesh, "fully_sharded")
@@ -255,6 +265,8 @@ def shard_rows(rows: Any, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
 
     N' is the next multiple of the devices along "data". With several processes every one passes the same rows;
     where each holds only its own part use `rows_of_processes`.
+
+    rows: any array [N,...] that fits on the host.
 
     >>> mesh = parallel.make_mesh()
     >>> rows, mask = parallel.shard_rows(np.ones((30, 4), np.float32), mesh)
@@ -419,6 +431,8 @@ def rows_of_processes(
 def gather(x: jax.Array) -> np.ndarray:
     """The whole of a global array, on the host of every process.
 
+    A collective where other processes hold parts of it: all of them must call it.
+
     >>> rows, _ = parallel.shard_rows(np.ones((30, 4), np.float32), parallel.make_mesh())
     >>> float(parallel.gather(rows).sum())
     120.0
@@ -432,6 +446,8 @@ def gather(x: jax.Array) -> np.ndarray:
 
 def barrier(name: str) -> None:
     """Wait until every process has come here; nothing happens with a single one.
+
+    name: equal in all of them; tells several barriers apart.
 
     >>> parallel.barrier("features are written")
     """

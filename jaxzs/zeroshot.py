@@ -45,6 +45,8 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
 def check_class_names(class_names: Sequence[str], *, distinct: bool = True) -> None:
     """Raise `LabelError` unless `class_names` are non-empty texts, and distinct (ImageNet's are not).
 
+    distinct: whether a name that occurs twice is an error too.
+
     >>> zeroshot.check_class_names(["cat", "dog", "cat"])
     Traceback (most recent call last):
     jaxzs.errors.LabelError: class names occur more than once: cat

@@ -111,6 +111,8 @@ def batches(
 def shard(num_items: int, part: int, parts: int) -> range:
     """Numbers that part `part` of `parts` reads: neighbouring items, all parts cover each exactly once.
 
+    Of unequal parts the last ones are shorter. Raises `ConfigError` unless 0 <= part < parts.
+
     >>> [list(data.shard(5, part, 2)) for part in range(2)]
     [[0, 1, 2], [3, 4]]
     """

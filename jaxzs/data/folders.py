@@ -76,6 +76,8 @@ def open_folder(
 def open_files(paths: Sequence[Path]) -> FolderSource:
     """Image files without labels, in the order given, e.g. of `find_images`.
 
+    Its identity is of names, sizes and times of writing. Without splits, labels and label names.
+
     >>> source = data.open_files(data.find_images("photos/two"))
     >>> len(source), source.label_names
     (10, ())

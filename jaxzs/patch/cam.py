@@ -56,6 +56,8 @@ def class_activation_maps(
       half_positions: round positions to half precision, also on the native grid, as the original does.
       numerics: how products are computed.
 
+    CLIP-ES, arXiv 2212.09506, Softmax-GradCAM. Returns `CamOutput`.
+
     >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 48, 3), np.float32)
     >>> texts = zeroshot.text_proxies(model, ["circle", "square", "ground"])[None]  # two tags, one background
     >>> maps = jax.jit(patch.class_activation_maps, static_argnames="config")

@@ -38,6 +38,8 @@ class Grid(NamedTuple):
 def full_grid(num_images: int, rows: int, columns: int) -> Grid:
     """Grid of images without padding.
 
+    num_images B, each of rows x columns patches.
+
     >>> grid = patch.full_grid(4, rows=6, columns=8)
     >>> grid.shape, grid.patches.shape, bool(grid.valid.all())
     ((6, 8), (4, 48), True)

@@ -117,6 +117,8 @@ def attention_votes(attention: Sequence[jax.Array], patches: jax.Array) -> jax.A
 
     patches [B,P] bool: the mean is over pairs of valid patches only.
 
+    The attention mask of dual masking: TagCLIP, arXiv 2312.12828, section 3.2.
+
     >>> weights = jnp.array([[[0.2, 0.4, 0.4], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]]])  # one layer, two patches
 
     >>> patch.attention_votes([weights, weights], jnp.ones((1, 2), bool)).tolist()
@@ -143,6 +145,9 @@ def fuse_attention(
     """Patch-to-patch attention [B,P,P]: the mean of `layers`, where at least `votes` of all layers agree.
 
     Rows sum to less than 1, as in the paper; `renormalize` (not in the paper) makes them sum to 1.
+
+    attention: L arrays [B,T,T] of `local_tower`. patches [B,P] bool: the valid ones. layers: numbers of the averaged
+    layers. votes may be traced. TagCLIP, arXiv 2312.12828, section 3.2.
 
     >>> weights = jnp.array([[[0.2, 0.4, 0.4], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]]])  # one layer, two patches
 
@@ -173,6 +178,9 @@ def class_probabilities(
 
 def coarse_scores(tokens: jax.Array, text_features: jax.Array, logit_scale: jax.Array) -> jax.Array:
     """Class probabilities of every patch, the class token left out: tokens [B,T,E], [C,E] -> [B,P,C].
+
+    text_features [C,E] of all names, background included. Both sides are L2-normalised here; logit_scale [] as in the
+    checkpoint (its logarithm). Float32, summing to 1 over C. TagCLIP, arXiv 2312.12828, section 3.
 
     >>> tokens = jnp.array([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]])  # class token, two patches
     >>> print(patch.coarse_scores(tokens, jnp.eye(2), jnp.log(jnp.float32(100)))[0].round(2))

@@ -175,6 +175,8 @@ def pixel_labels(
     image: PIL image or array. background, crf: as in `segment_images`. exact: give the CRF the colours that the
     original gives it, wrapped around.
 
+    Raises what `dense_crf` raises, and `DataError` for no tags without a background.
+
     >>> image, maps = np.zeros((2, 8, 3), np.uint8), np.array([[[1.0, 0.0]]])
     >>> patch.pixel_labels(image, maps, [3])[0].tolist()
     [4, 4, 4, 4, 0, 0, 0, 0]

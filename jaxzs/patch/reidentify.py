@@ -57,6 +57,8 @@ def find_candidates(
     refined [B,P,C]; the range covers background classes, too. `stop_at_empty`: the first candidate without a box
     rules out those after it (what the original does) and not only itself.
 
+    relative_threshold: the fraction, 0 to 1; may be traced. TagCLIP, arXiv 2312.12828, section 3.3.
+
     >>> refined = jnp.zeros((1, 9, 2)).at[0, 0, 0].set(0.9).at[0, 4, 1].set(0.1)  # 3 x 3 patches, two classes
     >>> found = patch.find_candidates(refined, 2, 0.5, patch.full_grid(1, 3, 3))
     >>> found.chosen.tolist(), found.boxes[0, 0].tolist()  # top, bottom, left, right
@@ -161,6 +163,9 @@ def reidentify(
     """Probability of each accepted class in its own crop: [B,F], 0 for all others.
 
     `capacity` candidates, of whatever images, go through the encoder at a time, as often as it takes to do all.
+
+    pixels [B,H,W,3] float, normalised; text_features [C,E]; candidates of `find_candidates`.
+    TagCLIP, arXiv 2312.12828, section 3.3.
 
     >>> model, pixels = jaxzs.load("demo"), jnp.zeros((1, 48, 48, 3))
     >>> texts = zeroshot.text_proxies(model, ["circle", "square"])

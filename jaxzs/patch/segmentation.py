@@ -57,6 +57,8 @@ def affinity(attention: Sequence[jax.Array], grid: Grid, layers: Sequence[int]) 
     The mean over layers without the class token, made doubly stochastic by Sinkhorn-like steps (columns, then
     rows, three times), symmetrised, and squared: two steps along it.
 
+    CLIP-ES, arXiv 2212.09506, class-aware attention-based affinity.
+
     >>> weights = jnp.array([[[0.2, 0.4, 0.4], [0.2, 0.6, 0.2], [0.2, 0.2, 0.6]]])  # one layer, two patches
     >>> patch.affinity([weights], patch.full_grid(1, 1, 2), layers=(0,))[0].tolist()
     [[0.625, 0.375], [0.375, 0.625]]

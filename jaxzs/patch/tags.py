@@ -218,6 +218,9 @@ def _tag(
 def fuse_scores(best: jax.Array, probability: jax.Array, reidentified: jax.Array) -> jax.Array:
     """Average of patch score and second look, where there was one: three arrays [B,F] -> [B,F].
 
+    best: of the refined patches. probability: of `reidentify`. reidentified: bool, where it counts.
+    TagCLIP, arXiv 2312.12828, section 3.3.
+
     >>> best, again = jnp.array([[0.75, 0.25]]), jnp.array([[0.25, 0.0]])
     >>> patch.fuse_scores(best, again, jnp.array([[True, False]])).tolist()
     [[0.5, 0.25]]
@@ -231,6 +234,9 @@ def decide(
     """Tags and the thresholds they exceed, a fraction of each image's range of scores: [B,F], [F] -> two [B,F].
 
     An image whose scores are all equal, or below their thresholds, gets the tag of its first highest score.
+
+    scores [B,F]; relative_threshold [F], 0 to 1. Returns tags bool and thresholds float32, both [B,F]. As the code of
+    TagCLIP (arXiv 2312.12828) does.
 
     >>> scores = jnp.array([[0.9, 0.2, 0.6]])
     >>> tags, threshold = patch.decide(scores, jnp.full(3, 0.5), patch.full_grid(1, 2, 2))

@@ -97,6 +97,8 @@ def class_logits(
 ) -> jax.Array:
     """exp(logit_scale) * cosine of prompted image and class features: images [B,...] -> [B,C] float32.
 
+    prompts: of one run. images: as `constant_images` made them for this modality.
+
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> source = data.open_source("photos")
     >>> frozen = prompt.freeze(model, modality, source.label_names)

@@ -377,6 +377,8 @@ def score(
 ) -> np.ndarray:
     """Logits of all images under the prompts of every run: images [N,...], prompts [R,...] -> [R,N,C] float32.
 
+    Scaled cosines, computed `batch_size` images at a time. images: as `constant_images` made them for this modality.
+
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> source = data.open_source("photos")
     >>> frozen = prompt.freeze(model, modality, source.label_names)
@@ -424,6 +426,9 @@ def plain_logits(
     numerics: Numerics = Numerics(),
 ) -> np.ndarray:
     """Logits of all images without any prompt: images [N,...], class_features [C,E] -> [N,C] float32.
+
+    modality, frozen, images: of one kind, as `freeze` and `constant_images` made them. This is zero-shot CLIP, which
+    gives the first pseudolabels.
 
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> source = data.open_source("photos")

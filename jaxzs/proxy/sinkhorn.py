@@ -22,7 +22,7 @@ def soft_labels(similarity: jax.Array, potentials: jax.Array, temperature: jax.A
 def round_labels(labels: jax.Array, confidence: ArrayLike = 0.6) -> jax.Array:
     """Rows whose largest entry is strictly above `confidence` become one-hot there: [N, C] -> [N, C].
 
-    InMaP (arXiv 2310.19752), section 4.1: labels above 0.6 are taken as certain.
+    InMaP (arXiv 2310.19752): labels above 0.6 are taken as certain. confidence: 0 to 1.
 
     >>> print(proxy.round_labels(jnp.array([[0.7, 0.3], [0.55, 0.45]])))
     [[1.   0.  ]
