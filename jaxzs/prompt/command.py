@@ -116,11 +116,15 @@ def run(options: TuneOptions) -> int:
             literal_braces=not options.filled_template,
             compute_dtype=numerics.compute_dtype,
         )
-        images, labels = prompt.read_source(model, modality, source, numerics=numerics)
+        images, labels = prompt.read_source(
+            model, modality, source, numerics=numerics, progress=not options.quiet
+        )
         split = _split(options, labels, len(names))
         test = None
         if test_source is not None:
-            test = prompt.read_source(model, modality, test_source, numerics=numerics)
+            test = prompt.read_source(
+                model, modality, test_source, numerics=numerics, progress=not options.quiet
+            )
             test = test[0], _in_order_of(test[1], test_source, source, names)
         before = _zero_shot(options, model, modality, frozen, test, numerics)
         zero_shot = None

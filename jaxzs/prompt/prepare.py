@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -75,10 +75,11 @@ def read_source(
     *,
     batch_size: int = 64,
     numerics: Numerics = Numerics(),
+    progress: bool = False,
 ) -> tuple[jax.Array, np.ndarray]:
     """What of a source's images no prompt changes, and their labels: (images [N,...] on device, labels [N] int64).
 
-    Labels are -1 where the source has none. Raises `DataError` for an image that cannot be read (rows must stay those
+    Labels are -1 where the source has none. progress: shown on terminals. Raises `DataError` for an image that cannot be read (rows must stay those
     of the source), for several labels on one image, and for an empty source.
 
     >>> model, source = jaxzs.load("demo"), data.open_source("photos")
@@ -89,10 +90,14 @@ def read_source(
     >>> images.shape  # embedded patches: these a visual prompt does not change
     (30, 37, 96)
     """
+    from tqdm import tqdm
+
     kept, labels = [], []
     size = model.config.vision.image_size
     shape = (size, size, model.config.vision.num_channels)
+    bar = tqdm(total=len(source), unit="image", disable=None if progress else True)
     for batch in batches(source, model.preprocess, batch_size, image_shape=shape):
+        bar.update(int(np.sum(batch.mask)))
         if batch.errors:
             raise DataError(f"prompt tuning needs every image: {batch.errors[0]}")
         kept.append(
@@ -102,6 +107,7 @@ def read_source(
         if any(len(places) > 1 for places in own):
             raise LabelError("an image has several labels; prompt tuning classifies into one class")
         labels += [places[0] if places else -1 for places in own]
+    bar.close()
     if not kept:
         raise DataError("there are no images to tune prompts on")
     return jnp.concatenate(kept), np.array(labels, np.int64)
@@ -125,15 +131,23 @@ def constant_images(
     >>> prompt.constant_images(prompt.TextPrompt(), model.params, pixels, model.config).shape
     (5, 64)
     """
-    N = len(pixels)
-    if N == 0:
+    if len(pixels) == 0:
         raise DataError("there are no images to tune prompts on")
-    batch_size = min(batch_size, N)
-    kept = []
-    for first in range(0, N, batch_size):
-        rows = np.minimum(np.arange(first, first + batch_size), N - 1)
-        kept.append(_constants(modality, params, pixels[rows], config, numerics)[: N - first])
-    return jnp.concatenate(kept)
+    parts = [
+        _constants(modality, params, pixels[rows], config, numerics)[:real]
+        for rows, real in equal_batches(len(pixels), batch_size)
+    ]
+    return jnp.concatenate(parts)
+
+
+def equal_batches(number: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Rows 0 to N-1 in batches of one size, so that one program serves all: (rows [B], how many of them are real).
+
+    The last row fills up the last batch.
+    """
+    size = min(batch_size, number)
+    for first in range(0, number, size):
+        yield np.minimum(np.arange(first, first + size), number - 1), min(size, number - first)
 
 
 @functools.partial(jax.jit, static_argnames=("modality", "config", "numerics"))

@@ -27,6 +27,7 @@ from jaxzs.clip.model import logits_per_image
 from jaxzs.errors import DataError, JaxzsError
 from jaxzs.prompt.modality import Frozen, Modality, Prompts, class_logits
 from jaxzs.prompt.objective import loss
+from jaxzs.prompt.prepare import equal_batches
 from jaxzs.prompt.protocol import epoch_learning_rates
 
 Order = Callable[
@@ -390,13 +391,12 @@ def score(
     (1, 30, 3)
     """
     classes = _class_features(modality, prompts, frozen, config, numerics)
-    N = len(images)
-    batch_size = min(batch_size, N)
-    parts = []
-    for first in range(0, N, batch_size):
-        rows = np.minimum(np.arange(first, first + batch_size), N - 1)  # the last row fills up
-        part = _batch_logits(modality, prompts, classes, frozen, images, rows, config, numerics)
-        parts.append(np.asarray(part)[:, : N - first])
+    parts = [
+        np.asarray(
+            _batch_logits(modality, prompts, classes, frozen, images, rows, config, numerics)
+        )[:, :real]
+        for rows, real in equal_batches(len(images), batch_size)
+    ]
     return np.concatenate(parts, axis=1)
 
 
@@ -438,13 +438,12 @@ def plain_logits(
     >>> prompt.plain_logits(modality, frozen.text_features, frozen, images, model.config).shape
     (30, 3)
     """
-    N = len(images)
-    batch_size = min(batch_size, N)
-    parts = []
-    for first in range(0, N, batch_size):
-        rows = np.minimum(np.arange(first, first + batch_size), N - 1)
-        part = _plain_batch(modality, class_features, frozen, images, rows, config, numerics)
-        parts.append(np.asarray(part)[: N - first])
+    parts = [
+        np.asarray(_plain_batch(modality, class_features, frozen, images, rows, config, numerics))[
+            :real
+        ]
+        for rows, real in equal_batches(len(images), batch_size)
+    ]
     return np.concatenate(parts)
 
 
