@@ -79,8 +79,8 @@ def read_source(
 ) -> tuple[jax.Array, np.ndarray]:
     """What of a source's images no prompt changes, and their labels: (images [N,...] on device, labels [N] int64).
 
-    Labels are -1 where the source has none. progress: shown on terminals. Raises `DataError` for an image that cannot be read (rows must stay those
-    of the source), for several labels on one image, and for an empty source.
+    Labels are -1 where the source has none. progress: shown on terminals. Raises `DataError` for an image that
+    cannot be read (rows must stay those of the source), for several labels on one image, and for an empty source.
 
     >>> model, source = jaxzs.load("demo"), data.open_source("photos")
     >>> images, labels = prompt.read_source(model, prompt.TextPrompt(), source)
