@@ -149,11 +149,11 @@ def vision_tower(
     Raises:
       ImageError: wrong rank, channels or size.
 
-    >>> model = jaxzs.load("demo")
-    >>> tower = clip.vision_tower(model.params, np.zeros((2, 48, 48, 3), np.float32), model.config)
-    >>> tower.tokens.shape, tower.pooled.shape  # 36 patches and the class token
+    >>> model, tower = jaxzs.load("demo"), jax.jit(clip.vision_tower, static_argnames="config")
+    >>> output = tower(model.params, np.zeros((2, 48, 48, 3), np.float32), model.config)
+    >>> output.tokens.shape, output.pooled.shape  # 36 patches and the class token
     ((2, 37, 96), (2, 96))
-    >>> len(tower.hidden), len(tower.attention), tower.attention[0].shape
+    >>> len(output.hidden), len(output.attention), output.attention[0].shape
     (6, 5, (2, 3, 37, 37))
     """
     grid = _check_pixels(pixels, config.vision, interpolate_positions)
@@ -262,10 +262,10 @@ def text_tower(
     Raises:
       TextError: wrong rank or type, too long, ids outside the vocabulary.
 
-    >>> model = jaxzs.load("demo")
+    >>> model, tower = jaxzs.load("demo"), jax.jit(clip.text_tower, static_argnames="config")
     >>> input_ids, _ = model.tokenize(["the digit one", "seven"])
-    >>> tower = clip.text_tower(model.params, input_ids, model.config)
-    >>> tower.tokens.shape, tower.pooled.shape
+    >>> output = tower(model.params, input_ids, model.config)
+    >>> output.tokens.shape, output.pooled.shape
     ((2, 5, 64), (2, 64))
     """
     _check_ids(input_ids, config.text, attention_mask)

@@ -70,7 +70,8 @@ def local_tower(
       numerics: how products are computed.
 
     >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 96, 3), np.float32)
-    >>> local = patch.local_tower(model.params, pixels, model.config, patch.full_grid(1, 6, 12))
+    >>> tower = jax.jit(patch.local_tower, static_argnames="config")
+    >>> local = tower(model.params, pixels, model.config, patch.full_grid(1, 6, 12))
     >>> local.tokens.shape, len(local.attention), local.attention[0].shape
     ((1, 73, 64), 5, (1, 73, 73))
     """

@@ -39,7 +39,7 @@ def dual_masking(
     TagCLIP, arXiv 2312.12828, section 3.2. keep_border: let boxes reach the last row and column (not in the original).
 
     >>> coarse = jnp.zeros((1, 9, 1)).at[0, 0, 0].set(0.9).at[0, 8, 0].set(0.5)  # 3 x 3 patches, one class
-    >>> refined = patch.dual_masking(jnp.eye(9)[None], coarse, patch.full_grid(1, 3, 3))
+    >>> refined = jax.jit(patch.dual_masking)(jnp.eye(9)[None], coarse, patch.full_grid(1, 3, 3))
     >>> print(refined.scores[0, :, 0].reshape(3, 3))  # boxes end before the last row and column
     [[0.9 0.  0. ]
      [0.  0.  0. ]

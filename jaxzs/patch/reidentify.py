@@ -60,7 +60,8 @@ def find_candidates(
     relative_threshold: the fraction, 0 to 1; may be traced. TagCLIP, arXiv 2312.12828, section 3.3.
 
     >>> refined = jnp.zeros((1, 9, 2)).at[0, 0, 0].set(0.9).at[0, 4, 1].set(0.1)  # 3 x 3 patches, two classes
-    >>> found = patch.find_candidates(refined, 2, 0.5, patch.full_grid(1, 3, 3))
+    >>> candidates = jax.jit(patch.find_candidates, static_argnums=1)
+    >>> found = candidates(refined, 2, 0.5, patch.full_grid(1, 3, 3))
     >>> found.chosen.tolist(), found.boxes[0, 0].tolist()  # top, bottom, left, right
     ([[True, False]], [0, 1, 0, 1])
     """
@@ -170,7 +171,7 @@ def reidentify(
     >>> model, pixels = jaxzs.load("demo"), jnp.zeros((1, 48, 48, 3))
     >>> texts = zeroshot.text_proxies(model, ["circle", "square"])
     >>> refined = jnp.zeros((1, 36, 2)).at[0, 7:9, 0].set(0.9)
-    >>> found = patch.find_candidates(refined, 2, 0.5, patch.full_grid(1, 6, 6))
+    >>> found = jax.jit(patch.find_candidates, static_argnums=1)(refined, 2, 0.5, patch.full_grid(1, 6, 6))
     >>> again = patch.reidentify(model.params, pixels, texts, found, model.config, capacity=2)
     >>> found.accepted.tolist(), (again > 0).tolist()
     ([[True, False]], [[True, False]])

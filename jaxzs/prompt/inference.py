@@ -37,8 +37,6 @@ def classify(
     >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
 
     >>> pixels = model.preprocess(data.open_image("photos/one/0.png"))
-    >>> prompt.classify(model, tuned, pixels).shape
-    (1, 2)
     >>> prompt.classify(model, tuned, pixels, class_names=["one", "two", "zero"]).shape
     (1, 3)
     """

@@ -35,8 +35,8 @@ def joint_prefixes(
     Returns:
       (text_prefix [K,D_text], visual_prefix [K,D_vision]).
 
-    >>> joint_params = prompt.JointPrompt().init(jax.random.key(0), clip.CLIPConfig())
-    >>> text, visual = prompt.joint_prefixes(joint_params)
+    >>> init = lambda key: prompt.JointPrompt().init(key, clip.CLIPConfig())
+    >>> text, visual = jax.eval_shape(lambda key: prompt.joint_prefixes(init(key)), jax.random.key(0))
     >>> text.shape, visual.shape
     ((4, 512), (4, 768))
     """
@@ -63,10 +63,10 @@ def _block_config(width: int) -> TextConfig:
 class JointPrompt:
     """The joint modality: both towers run at every step; the constants of an image are its embedded patches.
 
-    >>> modality = prompt.JointPrompt()
-    >>> text, visual = modality.prefixes(modality.init(jax.random.key(0), jaxzs.load("demo").config))
-    >>> text.shape, visual.shape
-    ((4, 64), (4, 96))
+    >>> modality, config = prompt.JointPrompt(), jaxzs.load("demo").config
+    >>> prompts = jax.eval_shape(lambda key: modality.init(key, config), jax.random.key(0))
+    >>> prompts["text"].shape, prompts["visual"].shape, modality.learning_rate
+    ((4, 64), (4, 96), 0.01)
     """
 
     name: ClassVar[str] = "joint"

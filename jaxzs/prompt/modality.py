@@ -105,7 +105,8 @@ def class_logits(
     >>> images, labels = prompt.read_source(model, modality, source)
 
     >>> prompts = modality.init(jax.random.key(0), model.config)
-    >>> prompt.class_logits(modality, prompts, frozen, images, model.config).shape
+    >>> logits = jax.jit(prompt.class_logits, static_argnums=(0, 4))
+    >>> logits(modality, prompts, frozen, images, model.config).shape
     (30, 3)
     """
     return logits_per_image(
