@@ -76,7 +76,16 @@ RUNS = {
     "tune": (
         "{photos}",
         "p.json",
-        "--epochs 1 --iterations 1 --prompt-length 2 --test {photos} --out {out}/p.safetensors".split(),
+        [
+            "--epochs",
+            "1",
+            "--iterations",
+            "1",
+            "--test",
+            "{photos}",
+            "--out",
+            "{out}/p.safetensors",
+        ],
     ),
 }
 
