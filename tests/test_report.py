@@ -425,3 +425,14 @@ def test_report_does_not_read_its_own_folder(records, capsys):
     (records / "report" / "x.json").write_text("[]")
     assert main(["report", str(records), "--out", str(records / "report")]) == 0
     assert "not used" not in capsys.readouterr().err
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    """docs/reports.md: the experiment of your own, twice."""
+    page = (Path(__file__).parents[1] / "docs" / "reports.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[-1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        exec(example, {})
+    assert len(read_record("sweep.json").results.figures) == 3
+    assert capsys.readouterr().err.count("kept from sweep.json") == 3

@@ -11,6 +11,7 @@ from jaxzs.report.results import Convergence, Figure, PerClass, Pseudolabels
 GAIN, LOSS = "#2a7f62", "#b5483a"
 _COLOURS = ("#1f5fa8", "#d9822b", "#2a7f62", "#9a4f96", "#7a6a53", "#c2405b", "#4fa3b8", "#8a8a2c")
 _MARKERS = "osD^vPX*"
+_LINES = ("-", "--", ":", "-.")
 _OBJECTIVE_NOISE = 1e-6  # of float32 objectives made of logits up to 25
 _NAMED_CLASSES = 60  # with more, names on an axis cannot be read
 
@@ -83,7 +84,7 @@ def plot_convergence(path: str | Path, curves: Sequence[Convergence]) -> None:
             [max(passes, 0.5) for passes in curve.passes],
             gaps,
             color=_COLOURS[labels.index(curve.labels) % len(_COLOURS)],
-            linestyle=("-", "--", ":", "-.")[number % 4],
+            linestyle=_LINES[number % len(_LINES)],
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=4,
             markevery=[0, len(gaps) - 1],
@@ -104,16 +105,19 @@ def plot_pseudolabels(path: str | Path, curves: Sequence[Pseudolabels]) -> None:
     """K against the accuracy of the pseudolabels, an iteration a point: where K grows (GRIP), or else all."""
     figure, axes = _canvas(7.5, 4.0)
     curves = [curve for curve in curves if len(set(curve.k)) > 1] or curves
-    for number, curve in enumerate(curves):
-        label = ", ".join(filter(None, (curve.method, curve.protocol)))
+    methods = list(dict.fromkeys(curve.method for curve in curves))
+    protocols = list(dict.fromkeys(curve.protocol for curve in curves))
+    for curve in curves:
+        number = protocols.index(curve.protocol)
         axes.plot(
             curve.k,
             curve.accuracy,
-            color=_COLOURS[number % len(_COLOURS)],
+            color=_COLOURS[methods.index(curve.method) % len(_COLOURS)],
+            linestyle=_LINES[number % len(_LINES)],
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=5,
             linewidth=1.4,
-            label=label,
+            label=", ".join(filter(None, (curve.method, curve.protocol))),
         )
     axes.set_xlabel("K, pseudolabels per class")
     axes.set_ylabel("pseudolabels that are right, %")
