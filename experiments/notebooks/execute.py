@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -46,7 +47,8 @@ def execute(notebook: Any) -> float:
 
     start = time.perf_counter()
     resources = {"metadata": {"path": str(HERE)}}
-    NotebookClient(notebook, timeout=SECONDS, resources=resources, record_timing=False).execute()
+    client = NotebookClient(notebook, timeout=SECONDS, resources=resources, record_timing=False)
+    client.execute(env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
     return time.perf_counter() - start
 
 

@@ -127,11 +127,8 @@ def tune(modality, frozen, plan, pool, test):
 fits = {}
 for name, plan in plans.items():
     fits[name] = tune(visual, frozen, plan, (pool_images, pool_labels), (test_images, test_labels))
-    last = fits[name].records[-1]
-    found = [f"{100 * result.accuracy:.1f}" for result in last.test]
-    print(
-        f"{name:4} test accuracy of the three seeds, %: {', '.join(found)}   ({last.seconds:.0f} s)"
-    )
+    found = [f"{100 * result.accuracy:.1f}" for result in fits[name].records[-1].test]
+    print(f"{name:4} test accuracy of the three seeds, %: {', '.join(found)}")
 
 # %% [markdown]
 # ## GRIP grows its pseudolabels

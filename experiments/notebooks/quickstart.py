@@ -17,7 +17,7 @@
 # and Hu, NeurIPS 2023), and look at what changed.
 #
 # `MODEL = "demo"` is the small checkpoint inside the package: no download, a minute on a laptop. It was trained
-# on rendered glyphs only; the images here are 1,797 real scanned digits (UCI, they come with scikit-learn). For
+# on rendered pictures only; the images here are 1,797 real scanned digits (UCI, they come with scikit-learn). For
 # real weights change that one line, e.g. to `"openai/clip-vit-base-patch32"`: the same images go through the same
 # cells, only larger. For images of your own name a folder as well, laid out as `class name/image.jpg`. What to
 # see is written for the demo checkpoint.
