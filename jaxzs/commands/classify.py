@@ -50,8 +50,7 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
     method: Annotated[Literal["proxy", "zero-shot"] | None, shown_as("{proxy,zero-shot}")] = None
     """Learn proxies from these images (the default), or compare with the text as it is (the default with --prompt)."""
     templates: Annotated[tuple[str, ...], shown_as("TEXT ...")] = ()
-    """Sentences with {} for the class name, or sets of them: simple, imagenet7, imagenet80, tagclip85. By default
-    those of the data set, or "a photo of a {}."."""
+    """Sentences with {}, or sets simple, imagenet7, imagenet80, tagclip85; else the data set's or "a photo of a {}"."""
     gamma: str = "auto"
     """Class balance assumed by proxies: 0 uniform, 1 as predicted by the text, or auto."""
     top: int = 1

@@ -30,6 +30,7 @@ Text = Annotated[str | None, shown_as("TEXT")]
 File = Annotated[Path | None, shown_as("FILE")]
 Folder = Annotated[Path | None, shown_as("DIR")]
 Number = Annotated[int | None, shown_as("INT")]
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Images = Annotated[tuple[str, ...], tyro.conf.Positional, shown_as("IMAGES ...")]
 
 
@@ -37,9 +38,9 @@ Images = Annotated[tuple[str, ...], tyro.conf.Positional, shown_as("IMAGES ...")
 class OutputOptions:
     """What every command says, and where."""
 
-    json: bool = False
+    json: Flag = False
     """Print the record of the run as JSON on standard output, and nothing else there."""
-    quiet: bool = False
+    quiet: Flag = False
     """Neither progress nor notices."""
 
     def say(self, text: str = "") -> None:
@@ -71,7 +72,7 @@ class ModelOptions:
     """The embedded demo checkpoint, a folder, or a hub id such as openai/clip-vit-base-patch32."""
     revision: Text = None
     """Commit, branch or tag of a hub id."""
-    bfloat16: bool = False
+    bfloat16: Flag = False
     """Encode with bfloat16 products: faster on accelerators, results equal to two or three digits."""
 
     @property
@@ -92,7 +93,7 @@ class LabelOptions:
     """File with one class name a line, or a JSON list."""
     dataset: Text = None
     """Class names and templates of a known data set (`jaxzs datasets` lists them), or of your own JSON file."""
-    force: bool = False
+    force: Flag = False
     """Use class names that the demo checkpoint has never seen."""
 
     def dataset_info(self) -> DatasetInfo | None:

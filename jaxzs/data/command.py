@@ -11,6 +11,7 @@ import tyro
 from jaxzs.commands import FINISHED, INCOMPLETE
 from jaxzs.commands.options import (
     File,
+    Flag,
     ModelOptions,
     OutputOptions,
     Text,
@@ -33,8 +34,7 @@ _SHOWN = 10  # unreadable images named on the terminal; the store names all
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractOptions(OutputOptions, ModelOptions):
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """A folder (class/image, split/class/image, or with labels.csv), an .npz file with "images", the folder of a
-    prepared tensorflow-datasets data set, or tfds:NAME."""
+    """A folder (class/image, split/class/image, or with labels.csv), .npz file, prepared tfds folder, or tfds:NAME."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("features")
     """Folder of feature stores; this one is OUT/KEY, the key standing for model, preprocessing and images."""
     split: Text = None
@@ -43,7 +43,7 @@ class ExtractOptions(OutputOptions, ModelOptions):
     """Table of labels (CSV or JSON) of a folder; by default labels.csv or labels.json in it."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the features on disk."""
-    tokens: bool = False
+    tokens: Flag = False
     """Store the tokens of all patches, too."""
     batch_size: int = 32
     """Images encoded at once, over all devices of this process."""
@@ -53,7 +53,7 @@ class ExtractOptions(OutputOptions, ModelOptions):
     """That decode and preprocess."""
     max_skipped: int = 100
     """Unreadable images before the run stops."""
-    distributed: bool = False
+    distributed: Flag = False
     """Run as one of several processes (TPU pod, SLURM, Open MPI): each encodes its part into the same store."""
 
 

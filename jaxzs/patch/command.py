@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from jaxzs.commands import FINISHED, INCOMPLETE
 from jaxzs.commands.options import (
     File,
+    Flag,
     Folder,
     Images,
     LabelOptions,
@@ -51,11 +52,10 @@ class PatchOptions(OutputOptions, ModelOptions, LabelOptions):
     threshold: float = 0.5
     """Tag what scores above this fraction of the way from an image's lowest to its highest score."""
     templates: Annotated[tuple[str, ...], shown_as("TEXT ...")] = ()
-    """Sentences with {} for the name, or sets of them: simple, imagenet7, imagenet80, tagclip85. By default those
-    of the data set, or TagCLIP's 85."""
-    keep_border: bool = False
+    """Sentences with {}, or sets simple, imagenet7, imagenet80, tagclip85; else the data set's, or TagCLIP's 85."""
+    keep_border: Flag = False
     """Let boxes reach the last row and column of patches, which the original never does."""
-    exact: bool = False
+    exact: Flag = False
     """Reproduce the original code to the last decision, its oddities too; slower."""
     batch_size: int = 8
     """Images worked on at once."""
@@ -71,7 +71,7 @@ class TagOptions(PatchOptions):
     """Write all results to this .csv or .json file; the record of the run lies beside a .csv file, as .json."""
     scales: tuple[float, ...] = (1.0,)
     """Sizes to look at each image in, relative to its own; scores are averaged."""
-    renormalize: bool = False
+    renormalize: Flag = False
     """Make attention weights sum to one, which the original does not."""
 
 

@@ -15,6 +15,7 @@ import tyro
 from jaxzs.commands import FINISHED, INCOMPLETE
 from jaxzs.commands.options import (
     File,
+    Flag,
     Number,
     check_numbers,
     check_output_folder,
@@ -51,7 +52,7 @@ class SegmentOptions(PatchOptions):
     """Tags of the images, as `jaxzs tag --out FILE.json` writes them; by default they are found."""
     maps: Literal["cam", "scores"] = "cam"
     """Where tags are: activation maps (CLIP-ES), or patch scores, which suit the demo checkpoint better."""
-    crf: bool = False
+    crf: Flag = False
     """Sharpen the masks along the edges of the photo with a dense CRF."""
     crf_stride: Number = None
     """Take only every so many rows and columns as sources; default 1, on a CPU more for large images."""

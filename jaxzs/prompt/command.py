@@ -13,6 +13,7 @@ import tyro
 from jaxzs.commands import FINISHED
 from jaxzs.commands.options import (
     File,
+    Flag,
     LabelOptions,
     ModelOptions,
     Number,
@@ -44,8 +45,9 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuneOptions(OutputOptions, ModelOptions, LabelOptions):
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """Images to learn from: a folder (one subfolder a class if labelled), an .npz file, or tfds:NAME. Names of
-    --labels or --labels-file are in the order of their labels; by default they are the data's own."""
+    """Images to learn from: a folder (one subfolder a class if labelled), an .npz file, or tfds:NAME."""
+    labels: Text = None
+    """Class names, separated by commas, in the order of the data's labels; by default the data's own."""
     split: Text = None
     """Part of the images: train, test[:50%], all[100:200], train+test."""
     test: Text = None
@@ -70,7 +72,7 @@ class TuneOptions(OutputOptions, ModelOptions, LabelOptions):
     """Learned tokens; by default 16, and 4 and 4 in joint."""
     template: str = "a photo of a {}"
     """Sentence with {} for the class name, where no context is learned."""
-    filled_template: bool = False
+    filled_template: Flag = False
     """Fill in the template for the first pseudolabels as well; the published code leaves its braces there."""
     balance: Literal["code", "paper"] = "code"
     """Weights of labels and pseudolabels, as in the published code or as in the paper."""
@@ -86,7 +88,7 @@ class TuneOptions(OutputOptions, ModelOptions, LabelOptions):
     """Images of a step."""
     seeds: tuple[int, ...] = (1,)
     """Seeds of the initial prompts, trained together."""
-    recompute: bool = False
+    recompute: Flag = False
     """Keep no activations for the gradient: less memory, a third slower."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("prompt.safetensors")
     """Where the prompt goes; several seeds get -seedN before the suffix. The record lies beside it, as .json."""
