@@ -7,9 +7,11 @@ Running takes minutes and the extra `notebooks`; it is asked for with JAXZS_NOTE
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import pytest
 from PIL import Image
 
 from experiments.notebooks import execute
-from jaxzs import clip, load
+from jaxzs import cli, clip, load
 
 pytest.importorskip("jupytext")
 asked = pytest.mark.skipif(
@@ -73,6 +75,17 @@ def test_first_code_cell_is_the_same_question_everywhere(name):
     assert "jaxzs.__version__" in first
     changed = execute.read(name, {"MODEL": "elsewhere"}).cells[1].source
     assert changed.startswith("MODEL = 'elsewhere'")
+
+
+def test_commands_parse(monkeypatch, capsys):
+    """Those that the notebooks name for the shell."""
+    for command in cli.COMMANDS.values():
+        monkeypatch.setattr(importlib.import_module(command.module), command.run, lambda options: 0)
+    text = "\n".join(cell.source for name in execute.NAMES for cell in execute.read(name).cells)
+    lines = re.findall(r"^jaxzs .*$", text, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        assert cli.main(shlex.split(line)[1:]) == 0, f"{line}\n{capsys.readouterr()}"
 
 
 # --- running ----------------------------------------------------------------------------------------

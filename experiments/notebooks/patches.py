@@ -280,6 +280,11 @@ for row in range(4):
 plt.show()
 
 # %% [markdown]
-# From the shell: `jaxzs tag FOLDER --dataset voc2012 --overlay tags/` and `jaxzs segment FOLDER --dataset voc2012
-# --crf`, with `--model openai/clip-vit-base-patch16`. The full ablations with 300 scenes of each size are in
-# `experiments/results/patch_demo.md` and `segment_demo.md`.
+# From the shell:
+#
+# ```sh
+# jaxzs tag FOLDER --dataset voc2012 --overlay tags/ --model openai/clip-vit-base-patch16
+# jaxzs segment FOLDER --dataset voc2012 --crf --out masks/ --model openai/clip-vit-base-patch16
+# ```
+#
+# The full ablations with 300 scenes of each size are in `experiments/results/patch_demo.md` and `segment_demo.md`.

@@ -286,6 +286,11 @@ print(f"{file.name}: {file.stat().st_size / 1000:.1f} kB")
 plt.show()
 
 # %% [markdown]
-# From the shell: `jaxzs tune --data FOLDER --modality image --paradigm ul --strategy grip --out
-# prompt.safetensors`, then `jaxzs classify FOLDER --prompt prompt.safetensors`. All modalities, paradigms and
-# strategies with three seeds are in `experiments/results/prompt_tuning`.
+# From the shell:
+#
+# ```sh
+# jaxzs tune FOLDER --modality image --paradigm ul --strategy grip --out prompt.safetensors
+# jaxzs classify FOLDER --prompt prompt.safetensors
+# ```
+#
+# All modalities, paradigms and strategies with three seeds are in `experiments/results/prompt_tuning`.

@@ -249,6 +249,11 @@ print(
 print(f"{file.stat().st_size / 1000:.1f} kB")
 
 # %% [markdown]
-# The same from the shell: `jaxzs classify FOLDER --labels "cat,dog" --model openai/clip-vit-base-patch32`. Next:
-# `prompt_tuning` (learn the prompt), `patches` (what is where), `compose` (all of it as functions in your own
+# The same from the shell:
+#
+# ```sh
+# jaxzs classify FOLDER --labels "cat,dog" --model openai/clip-vit-base-patch32
+# ```
+#
+# Next: `prompt_tuning` (learn the prompt), `patches` (what is where), `compose` (all of it as functions in your own
 # code).
