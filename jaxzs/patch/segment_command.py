@@ -175,7 +175,10 @@ def _by_activation(job: _Job) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
 
     tags = job.given
     if tags is None:
-        found = _tagged(job)
+        from tqdm import tqdm
+
+        quiet = job.options.no_progress
+        found = tqdm(_tagged(job), total=len(job.paths), unit="image", desc="tags", disable=quiet)
         tags = {path: np.flatnonzero(tagged.tags).tolist() for path, tagged in found}
     templates = read_templates(job.options.templates) or (_CLIP_ES_TEMPLATE,)
     F = len(job.names.foreground)
