@@ -17,7 +17,7 @@ import numpy as np
 from jaxzs import proxy
 from jaxzs.clip import Model
 from jaxzs.errors import DataError, LabelError
-from jaxzs.proxy.fit import Solver
+from jaxzs.proxy.solvers import Solver
 from jaxzs.zeroshot import similarity
 
 Method = Literal["zero-shot", "proxy"]

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxzs import proxy
 from jaxzs.errors import ConfigError, DataError
-from jaxzs.proxy.fit import _fit
+from jaxzs.proxy.fit import Choices, Numbers, _fit
 from jaxzs.proxy.rows import Products, Rows
 
 STEPS = 5
@@ -240,18 +240,15 @@ def test_vmap_of_the_solvers_in_memory(solver):
 def test_one_trace_for_all_values():
     x, z, _ = data(n=32)
     chex.clear_trace_counter()
-    static = ("sinkhorn_iterations", "solver", "iterations", "products", "block_size", "mesh")
     whole = chex.assert_max_traces(_fit.__wrapped__, n=1)
-    whole = jax.jit(whole, static_argnames=(*static, "data_axis"))
+    whole = jax.jit(whole, static_argnames=("choices", "block_size", "mesh", "data_axis"))
+    choices = Choices(sinkhorn_iterations=20, solver="fast", iterations=3, products=Products())
     for tau, alpha in ((0.01, 0.6), (0.02, 0.5)):
         whole(
             Rows(jnp.ones(32, bool), features=jnp.asarray(x)),
             jnp.asarray(z),
-            *jnp.float32([tau, 0.04, 0.0, alpha, 1.0, 0.0]),
-            sinkhorn_iterations=20,
-            solver="fast",
-            iterations=3,
-            products=Products(),
+            Numbers(*jnp.float32([tau, 0.04, 0.0, alpha, 1.0, 0.0])),
+            choices,
             block_size=16,
             mesh=None,
             data_axis="data",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,21 @@ from jax.typing import ArrayLike
 
 from jaxzs.errors import ConfigError
 from jaxzs.proxy import checks
-from jaxzs.proxy.closed_form import LabelSums, closed_form, label_sums, precondition, sums_of
+from jaxzs.proxy.closed_form import label_sums, sums_of
 from jaxzs.proxy.gamma import Gamma, held_out_gamma, is_auto, random_halves
-from jaxzs.proxy.rows import Products, Rows, block_rows, count, in_blocks, normalize, prepare
-from jaxzs.proxy.sinkhorn import round_labels, sinkhorn
-from jaxzs.proxy.solvers import (
-    REFERENCE_ITERATIONS,
-    ProxyResult,
-    evaluate_at,
-    fast,
-    reference,
+from jaxzs.proxy.rows import (
+    Products,
+    Reduce,
+    Rows,
+    block_rows,
+    count,
+    in_blocks,
+    normalize,
+    prepare,
 )
-from jaxzs.proxy.sweeps import Kept, Recomputed, Sweeps
-
-Solver = Literal["fast", "reference", "closed_form"]
+from jaxzs.proxy.sinkhorn import round_labels, sinkhorn
+from jaxzs.proxy.solvers import ProxyResult, Solver, check_options, solve
+from jaxzs.proxy.sweeps import Kept, Recomputed
 
 
 def learn_proxies(
@@ -88,7 +89,7 @@ def learn_proxies(
         labels.shape[1], z.shape[0], "the numbers of classes of soft_labels and text_proxies"
     )
     checks.finite(labels, "soft_labels", rows_mask)
-    _check_solver(temperature, confidence, solver, iterations, ridge)
+    check_options(temperature, confidence, solver, iterations, ridge)
     return _learn(
         Rows(rows_mask, features=x),
         z,
@@ -119,27 +120,88 @@ def _learn(
 ) -> ProxyResult:
     sums = sums_of(prepare(rows), round_labels(labels.astype(jnp.float32), confidence))
     sweeps = Kept(rows, temperature, products)
-    return _solve(sweeps, sums, text, temperature, ridge, tolerance, solver, iterations)
+    return solve(sweeps, sums, text, temperature, ridge, tolerance, solver, iterations)
 
 
-def _solve(
-    sweeps: Sweeps,
-    sums: LabelSums,
-    text: jax.Array,
-    temperature: jax.Array,
-    ridge: jax.Array,
-    tolerance: jax.Array,
+class Numbers(NamedTuple):
+    """The numbers of the whole method, [] float32 each, which may be traced. gamma: None for "auto"."""
+
+    label_temperature: jax.Array
+    temperature: jax.Array
+    gamma: jax.Array | None
+    confidence: jax.Array
+    ridge: jax.Array
+    tolerance: jax.Array
+
+
+class Choices(NamedTuple):
+    """What decides which program is compiled."""
+
+    sinkhorn_iterations: int
+    solver: Solver
+    iterations: int | None
+    products: Products
+
+
+def checked_options(
+    *,
+    label_temperature: ArrayLike,
+    temperature: ArrayLike,
+    gamma: Gamma,
+    sinkhorn_iterations: int,
+    confidence: ArrayLike,
     solver: Solver,
     iterations: int | None,
+    tolerance: float,
+    product_dtype: Any,
+    ridge: float,
+) -> tuple[Numbers, Choices]:
+    """The options of `fit`, checked."""
+    checks.label_options(label_temperature, gamma, sinkhorn_iterations)
+    check_options(temperature, confidence, solver, iterations, ridge)
+    numbers = Numbers(
+        checks.scalar(label_temperature),
+        checks.scalar(temperature),
+        None if is_auto(gamma) else checks.scalar(gamma),
+        checks.scalar(confidence),
+        jnp.float32(ridge),
+        jnp.float32(tolerance),
+    )
+    products = Products(jnp.dtype(product_dtype))
+    return numbers, Choices(sinkhorn_iterations, solver, iterations, products)
+
+
+def whole_method(
+    reduce: Reduce, num_images: jax.Array, text: jax.Array, numbers: Numbers, choices: Choices
 ) -> ProxyResult:
-    if solver == "reference":
-        steps = REFERENCE_ITERATIONS if iterations is None else iterations
-        return reference(sweeps, sums, normalize(text), temperature, steps)
-    inverse = precondition(sums, ridge)
-    proxies = closed_form(sums, inverse)
-    if solver == "closed_form":
-        return evaluate_at(sweeps, proxies, sums, temperature)
-    return fast(sweeps, sums, proxies, inverse, temperature, tolerance, iterations)
+    """Sinkhorn, labels and proxies, from sums over the images alone. text [C,E] need not be normalised."""
+    text, temperature = normalize(text), numbers.label_temperature
+    scale = partial(
+        sinkhorn,
+        reduce,
+        text,
+        num_images,
+        text.shape[0],
+        temperature=temperature,
+        iterations=choices.sinkhorn_iterations,
+    )
+    gamma = numbers.gamma
+    if gamma is None:
+        gamma = held_out_gamma(
+            reduce, text, scale, temperature, numbers.temperature, numbers.confidence, numbers.ridge
+        )
+    potentials = scale(gammas=gamma[None])[0]
+    sums = reduce(label_sums, text, potentials, temperature, numbers.confidence)
+    return solve(
+        Recomputed(reduce, numbers.temperature, choices.products),
+        sums,
+        text,
+        numbers.temperature,
+        numbers.ridge,
+        numbers.tolerance,
+        choices.solver,
+        choices.iterations,
+    )
 
 
 def fit(
@@ -201,104 +263,52 @@ def fit(
     [0, 0, 1, 1]
     """
     x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
-    checks.label_options(label_temperature, gamma, sinkhorn_iterations)
-    _check_solver(temperature, confidence, solver, iterations, ridge)
+    numbers, choices = checked_options(
+        label_temperature=label_temperature,
+        temperature=temperature,
+        gamma=gamma,
+        sinkhorn_iterations=sinkhorn_iterations,
+        confidence=confidence,
+        solver=solver,
+        iterations=iterations,
+        tolerance=tolerance,
+        product_dtype=product_dtype,
+        ridge=ridge,
+    )
     mesh = _mesh_of(x, data_axis) if mesh is None else mesh
     rows = Rows(rows_mask, features=x)
     if is_auto(gamma):
         rows = rows._replace(fold=random_halves(key, x.shape[0]))
     shards = 1 if mesh is None else mesh.shape[data_axis]
     checks.divides(x.shape[0], shards, data_axis)
-    return _fit(
-        rows,
-        z,
-        checks.scalar(label_temperature),
-        checks.scalar(temperature),
-        None if is_auto(gamma) else checks.scalar(gamma),
-        checks.scalar(confidence),
-        jnp.float32(ridge),
-        jnp.float32(tolerance),
-        sinkhorn_iterations=sinkhorn_iterations,
-        solver=solver,
-        iterations=iterations,
-        products=Products(jnp.dtype(product_dtype)),
-        block_size=block_rows(block_size, x.shape[0] // shards, z.shape[0]),
-        mesh=mesh,
-        data_axis=data_axis,
-    )
+    size = block_rows(block_size, x.shape[0] // shards, z.shape[0])
+    return _fit(rows, z, numbers, choices, block_size=size, mesh=mesh, data_axis=data_axis)
 
 
-@partial(
-    jax.jit,
-    static_argnames=(
-        "sinkhorn_iterations",
-        "solver",
-        "iterations",
-        "products",
-        "block_size",
-        "mesh",
-        "data_axis",
-    ),
-)
+@partial(jax.jit, static_argnames=("choices", "block_size", "mesh", "data_axis"))
 def _fit(
     rows: Rows,
     text: jax.Array,
-    label_temperature: jax.Array,
-    temperature: jax.Array,
-    gamma: jax.Array | None,
-    confidence: jax.Array,
-    ridge: jax.Array,
-    tolerance: jax.Array,
+    numbers: Numbers,
+    choices: Choices,
     *,
-    sinkhorn_iterations: int,
-    solver: Solver,
-    iterations: int | None,
-    products: Products,
     block_size: int,
     mesh: Mesh | None,
     data_axis: str,
 ) -> ProxyResult:
-    def whole_method(
-        rows: Rows,
-        text: jax.Array,
-        label_temperature: jax.Array,
-        temperature: jax.Array,
-        gamma: jax.Array | None,
-        confidence: jax.Array,
-        ridge: jax.Array,
-        tolerance: jax.Array,
-    ) -> ProxyResult:
+    def run(rows: Rows, text: jax.Array, numbers: Numbers) -> ProxyResult:
         reduce = in_blocks(rows, block_size, None if mesh is None else data_axis)
-        text = normalize(text)
-        scale = partial(
-            sinkhorn,
-            reduce,
-            text,
-            reduce(count),
-            text.shape[0],
-            temperature=label_temperature,
-            iterations=sinkhorn_iterations,
-        )
-        if gamma is None:
-            gamma = held_out_gamma(
-                reduce, text, scale, label_temperature, temperature, confidence, ridge
-            )
-        potentials = scale(gammas=gamma[None])[0]
-        sums = reduce(label_sums, text, potentials, label_temperature, confidence)
-        sweeps = Recomputed(reduce, temperature, products)
-        return _solve(sweeps, sums, text, temperature, ridge, tolerance, solver, iterations)
+        return whole_method(reduce, reduce(count), text, numbers, choices)
 
     if mesh is not None:
-        whole_method = jax.shard_map(
-            whole_method,
+        run = jax.shard_map(
+            run,
             mesh=mesh,
-            in_specs=(P(data_axis), *[P()] * 7),
+            in_specs=(P(data_axis), P(), P()),
             out_specs=P(),
             check_vma=False,  # results are equal on all devices: every sum over rows ends in a psum
         )
-    return whole_method(
-        rows, text, label_temperature, temperature, gamma, confidence, ridge, tolerance
-    )
+    return run(rows, text, numbers)
 
 
 def _mesh_of(x: jax.Array, data_axis: str) -> Mesh | None:
@@ -313,15 +323,3 @@ def _mesh_of(x: jax.Array, data_axis: str) -> Mesh | None:
         )
     assert isinstance(sharding.mesh, Mesh)
     return sharding.mesh
-
-
-def _check_solver(
-    temperature: Any, confidence: Any, solver: str, iterations: int | None, ridge: float
-) -> None:
-    checks.positive(temperature, "temperature")
-    checks.between(confidence, "confidence", 0, 1)
-    checks.positive(ridge, "ridge")
-    if solver not in get_args(Solver):
-        raise ConfigError(f"solver is {solver!r}; expected one of {', '.join(get_args(Solver))}")
-    if iterations is not None:
-        checks.whole_number(iterations, "iterations")

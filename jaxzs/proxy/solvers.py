@@ -7,15 +7,18 @@ P^T X is known, no solver looks at the labels again.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from jaxzs.proxy.closed_form import LabelSums
+from jaxzs.errors import ConfigError
+from jaxzs.proxy import checks
+from jaxzs.proxy.closed_form import LabelSums, closed_form, precondition
 from jaxzs.proxy.rows import EXACT, normalize
 from jaxzs.proxy.sweeps import REFRESH, Sweeps, stretch
 
+Solver = Literal["fast", "reference", "closed_form"]
 REFERENCE_ITERATIONS = 2000
 LEARNING_RATE = 10.0
 # One pass to start, one a step, half a pass for each refresh: at most 30 passes, or 50 where images are few.
@@ -55,6 +58,40 @@ def _evaluate(
     scale = 1 / (sums.num_images * temperature)
     objective = total / sums.num_images - jnp.sum(sums.labelled * proxies) * scale
     return objective, (predicted - sums.labelled) * scale
+
+
+def solve(
+    sweeps: Sweeps,
+    sums: LabelSums,
+    text: jax.Array,
+    temperature: jax.Array,
+    ridge: jax.Array,
+    tolerance: jax.Array,
+    solver: Solver,
+    iterations: int | None,
+) -> ProxyResult:
+    """Proxies of the labels whose sums are given, by one of the solvers; "reference" starts from `text` [C, E]."""
+    if solver == "reference":
+        steps = REFERENCE_ITERATIONS if iterations is None else iterations
+        return reference(sweeps, sums, normalize(text), temperature, steps)
+    inverse = precondition(sums, ridge)
+    proxies = closed_form(sums, inverse)
+    if solver == "closed_form":
+        return evaluate_at(sweeps, proxies, sums, temperature)
+    return fast(sweeps, sums, proxies, inverse, temperature, tolerance, iterations)
+
+
+def check_options(
+    temperature: Any, confidence: Any, solver: str, iterations: int | None, ridge: float
+) -> None:
+    """Raise `ConfigError` unless these are options of `solve`."""
+    checks.positive(temperature, "temperature")
+    checks.between(confidence, "confidence", 0, 1)
+    checks.positive(ridge, "ridge")
+    if solver not in get_args(Solver):
+        raise ConfigError(f"solver is {solver!r}; expected one of {', '.join(get_args(Solver))}")
+    if iterations is not None:
+        checks.whole_number(iterations, "iterations")
 
 
 def evaluate_at(

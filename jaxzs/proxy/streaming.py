@@ -22,13 +22,10 @@ from jax.typing import ArrayLike
 from jaxzs import parallel
 from jaxzs.errors import DataError
 from jaxzs.proxy import checks
-from jaxzs.proxy.closed_form import label_sums
-from jaxzs.proxy.fit import Solver, _check_solver, _solve
-from jaxzs.proxy.gamma import Gamma, held_out_gamma, is_auto, random_halves
-from jaxzs.proxy.rows import Products, Rows, block_rows, in_blocks, normalize
-from jaxzs.proxy.sinkhorn import sinkhorn
-from jaxzs.proxy.solvers import ProxyResult
-from jaxzs.proxy.sweeps import Recomputed
+from jaxzs.proxy.fit import checked_options, whole_method
+from jaxzs.proxy.gamma import Gamma, is_auto, random_halves
+from jaxzs.proxy.rows import Rows, block_rows, in_blocks
+from jaxzs.proxy.solvers import ProxyResult, Solver
 
 Chunks = Callable[[], Iterable[np.ndarray]]
 _AHEAD = 2  # chunks that are on their way to the devices while one is summed
@@ -87,8 +84,18 @@ def fit_chunks(
     >>> zeroshot.predict(x, result.proxies).tolist()
     [0, 0, 1, 1]
     """
-    checks.label_options(label_temperature, gamma, sinkhorn_iterations)
-    _check_solver(temperature, confidence, solver, iterations, ridge)
+    numbers, choices = checked_options(
+        label_temperature=label_temperature,
+        temperature=temperature,
+        gamma=gamma,
+        sinkhorn_iterations=sinkhorn_iterations,
+        confidence=confidence,
+        solver=solver,
+        iterations=iterations,
+        tolerance=tolerance,
+        product_dtype=product_dtype,
+        ridge=ridge,
+    )
     text = checks.matrix(text_proxies, "text_proxies", "[C,E]")
     checks.finite(text, "text_proxies")
     checks.classes(text.shape[0])
@@ -96,38 +103,10 @@ def fit_chunks(
     passes = _Passes(chunks, text, mesh, block_size)
     if is_auto(gamma):
         passes.fold = np.asarray(random_halves(key, passes.num_images))
-    text = normalize(text)
-    label_temperature = checks.scalar(label_temperature)
-    temperature, confidence = checks.scalar(temperature), checks.scalar(confidence)
     # Without jit the loops of the solvers run in Python, where each of their sums can be a pass over the chunks;
     # the sums themselves are compiled.
     with jax.disable_jit():
-        scale = partial(
-            sinkhorn,
-            passes,
-            text,
-            jnp.float32(passes.num_images),
-            text.shape[0],
-            temperature=label_temperature,
-            iterations=sinkhorn_iterations,
-        )
-        if is_auto(gamma):
-            gamma = held_out_gamma(
-                passes, text, scale, label_temperature, temperature, confidence, ridge
-            )
-        potentials = scale(gammas=checks.scalar(gamma)[None])[0]
-        sums = passes(label_sums, text, potentials, label_temperature, confidence)
-        sweeps = Recomputed(passes, temperature, Products(jnp.dtype(product_dtype)))
-        return _solve(
-            sweeps,
-            sums,
-            text,
-            temperature,
-            jnp.float32(ridge),
-            jnp.float32(tolerance),
-            solver,
-            iterations,
-        )
+        return whole_method(passes, jnp.float32(passes.num_images), text, numbers, choices)
 
 
 class _Passes:
