@@ -6,7 +6,7 @@
     model         name and fingerprint of the checkpoint; null where there is none
     data          name, fingerprint and number of images of the data; null where there are none
     metrics, figures, per_class, convergence, pseudolabels    what was measured (`jaxzs.report.results`)
-    cells         parts of a sweep: each with its identity, seconds and results (`jaxzs.report.sweep`)
+    cells         parts of a sweep: each with its identity, seconds, revision, date and results (`jaxzs.report.sweep`)
     seconds       compile, run, and perhaps stages
     versions, device, backend, num_devices, matmul_precision, git_revision, date    where and when
 
@@ -210,8 +210,9 @@ def parse_record(raw: Any, path: Path) -> Record:
     found = [shapes.parse(raw, str(path))]
     cells = raw.get("cells", {}) if schema else {}
     for key, cell in cells.items():
-        if not isinstance(cell, dict) or not isinstance(cell.get("identity"), str):
-            raise RecordError(f"{path}: cells[{key!r}] lacks its identity")
+        whole = isinstance(cell, dict) and isinstance(cell.get("seconds"), dict)
+        if not whole or not isinstance(cell.get("identity"), str):
+            raise RecordError(f"{path}: cells[{key!r}] lacks its identity or its seconds")
         found.append(shapes.parse(cell, f"{path}: cells[{key!r}]"))
     return Record(
         path=path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import sys
@@ -11,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from jaxzs.errors import RecordError
 from jaxzs.report import results as shapes
-from jaxzs.report.records import json_values, model_entry, read_record, write_record
+from jaxzs.report.records import (
+    Record,
+    git_revision,
+    json_values,
+    model_entry,
+    read_record,
+    write_record,
+)
 from jaxzs.report.results import Results
 from jaxzs.report.timing import measured
 
@@ -62,15 +70,13 @@ class Sweep:
         self.path = None if path is None else Path(path)
         self.command, self.settings, self.model, self.data = command, settings, model, data
         self.notify = notify
-        self.record: dict[str, Any] = {}
         self._model = None if model is None else model_entry(model)
-        self._before = self._existing() if skip_existing else {}
-        whole = {"settings": json_values(settings), "model": self._model, "data": data}
+        self._before = self._existing() if skip_existing else None
+        self.cells: dict[str, Any] = {}
         # Of an equal record also the cells stay that this run does not ask for.
-        same = self._before and all(
-            json_values(self._before["raw"].get(name)) == value for name, value in whole.items()
-        )
-        self.cells: dict[str, Any] = dict(self._before["cells"]) if same else {}
+        whole = {"settings": json_values(settings), "model": self._model, "data": data}
+        if self._before and all(self._before.raw.get(name) == own for name, own in whole.items()):
+            self.cells = dict(self._before.cells)
 
     def cell(
         self,
@@ -85,7 +91,7 @@ class Sweep:
         settings: those of this cell beyond the sweep's. data: of this cell, where cells have their own.
         """
         own = identity({**self.settings, **(settings or {})}, self._model, data or self.data)
-        kept = self._before.get("cells", {}).get(key)
+        kept = self._before.cells.get(key) if self._before else None
         if kept is not None and kept["identity"] == own:
             self.notify(f"{key}: kept from {self.path}")
             self.cells[key] = kept
@@ -94,7 +100,9 @@ class Sweep:
             self.notify(f"{key}: {self.path} has it with other settings or data; computed anew")
         with measured() as seconds:
             found = compute()
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         cell: dict[str, Any] = {"identity": own, "seconds": seconds}
+        cell |= {"git_revision": git_revision(), "date": now}
         if settings:
             cell["settings"] = dict(settings)
         if data is not None:
@@ -112,7 +120,7 @@ class Sweep:
         for cell in self.cells.values():
             for name, value in cell["seconds"].items():
                 seconds[name] = round(seconds.get(name, 0.0) + value, 3)
-        self.record = write_record(
+        return write_record(
             self.path,
             command=self.command,
             settings=self.settings,
@@ -123,17 +131,16 @@ class Sweep:
             cells=self.cells,
             **more,
         )
-        return self.record
 
-    def _existing(self) -> dict[str, Any]:
-        """Cells and raw values of the file at `path`; empty without one."""
+    def _existing(self) -> Record | None:
+        """The record at `path`; None without one that can be read."""
         if self.path is None or not self.path.exists():
-            return {}
+            return None
         try:
             record = read_record(self.path)
         except RecordError as error:
             self.notify(f"{error}; nothing of it is kept")
-            return {}
+            return None
         if not record.cells:
             self.notify(f"{self.path} has no cells that could be kept")
-        return {"cells": dict(record.cells), "raw": record.raw}
+        return record
