@@ -169,7 +169,11 @@ def test_too_many_unreadable_images(tmp_path):
         features.extract(MODEL, source, tmp_path, max_skipped=2, **SMALL)
     # What was complete is kept, and a higher limit continues from there.
     assert len(list(tmp_path.glob("*/chunk-*"))) == 1
+    with pytest.raises(DataError, match=r"3 images cannot be read.*item 1 "):
+        features.extract(MODEL, source, tmp_path, max_skipped=2, **SMALL)  # two in this run
     assert len(features.extract(MODEL, source, tmp_path, max_skipped=3, **SMALL).arrays().ids) == 18
+    with pytest.raises(DataError, match="3 images cannot be read"):
+        features.extract(MODEL, source, tmp_path, max_skipped=2, **SMALL)
 
 
 def test_features_that_are_not_finite(tmp_path):

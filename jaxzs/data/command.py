@@ -52,7 +52,7 @@ class ExtractOptions(OutputOptions, ModelOptions):
     threads: int = 2
     """That decode and preprocess."""
     max_skipped: int = 100
-    """Unreadable images before the run stops."""
+    """Unreadable images in the store before it stops."""
     distributed: Flag = False
     """Run as one of several processes (TPU pod, SLURM, Open MPI): each encodes its part into the same store."""
 

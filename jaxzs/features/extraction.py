@@ -61,7 +61,8 @@ def extract(
       batch_size: images per encoder call, rounded up to a multiple of this process's devices.
       chunk_size: items per chunk, rounded up to whole batches: what is lost at most when killed.
       threads: that decode and preprocess.
-      max_skipped: unreadable images in this run before it stops with an error.
+      max_skipped: unreadable images in the store, of all runs, before it stops with an error; with several processes
+        in the part of each.
       progress: show a bar on stderr, when that is a terminal.
 
     Returns:
@@ -88,9 +89,14 @@ def extract(
     own = shard(store.num_chunks, part, parts)
     with _lock(store.path / f"part-{part}-of-{parts}.lock"):
         _sweep(store, own)
-        missing = [number for number in own if not _intact(store, number)]
+        known = {number: _skipped_in(store, number) for number in own}
+        missing = [number for number in own if known[number] is None]
+        skipped = [error for errors in known.values() for error in errors or ()]
+        _check_skipped(skipped, max_skipped)
         encode = _encoder(model, compute_dtype, tokens, store.settings["batch_size"])
-        _write_chunks(store, model, source, encode, missing, threads, max_skipped, progress)
+        _write_chunks(
+            store, model, source, encode, missing, threads, skipped, max_skipped, progress
+        )
     parallel.barrier(f"features {store.path.name}")
     return store
 
@@ -176,14 +182,21 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _intact(store: FeatureStore, number: int) -> bool:
-    """Whether a chunk is there and matches its checksums; a damaged one is removed."""
+def _skipped_in(store: FeatureStore, number: int) -> list[str] | None:
+    """The unreadable images of a chunk that is there and matches its checksums; a damaged one is removed."""
     try:
-        store.chunk(number)
+        return store.chunk(number).skipped
     except DataError:
         shutil.rmtree(store.folder(number), ignore_errors=True)
-        return False
-    return True
+        return None
+
+
+def _check_skipped(skipped: Sequence[str], allowed: int) -> None:
+    if len(skipped) > allowed:
+        raise DataError(
+            f"{len(skipped)} images cannot be read, more than the {allowed} allowed; the first: "
+            + "; ".join(skipped[:5])
+        )
 
 
 def _sweep(store: FeatureStore, numbers: Sequence[int]) -> None:
@@ -232,10 +245,14 @@ def _write_chunks(
     encode: Encode,
     numbers: Sequence[int],
     threads: int,
+    skipped: Sequence[str],
     max_skipped: int,
     progress: bool,
 ) -> None:
-    """One pass over the items of the missing chunks; each chunk is written when its last batch is back."""
+    """One pass over the items of the missing chunks; each chunk is written when its last batch is back.
+
+    skipped: the unreadable images of the chunks that are there.
+    """
     from tqdm import tqdm
 
     chunk_size, batch_size = store.settings["chunk_size"], store.settings["batch_size"]
@@ -255,16 +272,12 @@ def _write_chunks(
         indices=items,
         threads=threads,
     )
-    skipped: list[str] = []
+    errors = list(skipped)
     done: list[Encoded] = []
     with tqdm(total=len(items), unit="image", disable=None if progress else True) as bar:
         for count, encoded in enumerate(_pipelined(loaded, encode, store.settings["dtype"]), 1):
-            skipped += encoded.batch.errors
-            if len(skipped) > max_skipped:
-                raise DataError(
-                    f"{len(skipped)} images cannot be read, more than the {max_skipped} allowed; the first: "
-                    + "; ".join(skipped[:5])
-                )
+            errors += encoded.batch.errors
+            _check_skipped(errors, max_skipped)
             done.append(encoded)
             bar.update(batch_size)
             if count in ends:
