@@ -40,6 +40,7 @@ CLASSES = [
     ("--labels-file wrong.json", ["wrong.json", "expected a JSON list", '["cat", "dog"]']),
     ("--labels-file cut.json", ["cut.json", "not valid JSON"]),
     ("--labels-file blank.txt", ["blank.txt", "no class names", "one a line"]),
+    ("--labels-file table/labels.csv", ["labels.csv is a table", "one class name a line"]),
     ("--labels-file twice.txt", ["twice.txt", "more than once: circle"]),
     ("--labels-file photos/dark/0.png", ["0.png", "not a text file"]),
     ("--dataset voc2013", ["'voc2013'", "voc2012", "write a JSON file"]),
@@ -81,6 +82,10 @@ CASES = {
         (f"photos {NAMES} --out x.txt", ["--out x.txt", ".csv or .json"]),
         (f"photos {NAMES} --out photos", ["--out photos is a folder", "photos/results.csv"]),
         (f"photos {NAMES} --out note.txt/x.csv", ["note.txt is a file", "name another"]),
+        (
+            f"photos {NAMES} --out wrong.csv",
+            ["--out wrong.csv", "would replace wrong.json", "remove"],
+        ),
         (f"photos {NAMES} --store note.txt", ["--store note.txt is a file", "name another"]),
         (f"photos {NAMES} --out", ["--out"]),
         (f"photos {NAMES} --prompt none.safetensors", ["none.safetensors", "No such file"]),
@@ -109,6 +114,7 @@ CASES = {
         (f"photos {NAMES} --templates hole", ["template 'hole'", "exactly once"]),
         (f"photos {NAMES} --out x.txt", ["--out x.txt", ".csv or .json"]),
         (f"photos {NAMES} --out photos", ["--out photos is a folder"]),
+        (f"photos {NAMES} --out wrong.csv", ["--out wrong.csv", "would replace wrong.json"]),
         (f"photos {NAMES} --overlay note.txt", ["--overlay note.txt is a file", "folder"]),
     ],
     "segment": [
@@ -169,6 +175,7 @@ CASES = {
         (f"photos {FEW} --test nowhere", ["no images at nowhere"]),
         (f"photos {FEW} --out x.npz", ["--out x.npz", ".safetensors"]),
         (f"photos {FEW} --out note.txt/x.safetensors", ["note.txt is a file", "name another"]),
+        (f"photos {FEW} --out wrong.safetensors", ["would replace wrong.json", "name another"]),
         (f"photos {FEW} --state weights.safetensors", ["weights", "not the state", "remove it"]),
     ],
     "demo": [

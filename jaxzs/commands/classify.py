@@ -18,6 +18,7 @@ from jaxzs.commands.options import (
     check_numbers,
     check_output_file,
     check_output_folder,
+    check_record_beside,
     command_line,
     kept_when_interrupted,
     load_model,
@@ -144,6 +145,7 @@ def _check_options(options: ClassifyOptions) -> None:
             raise DataError(f"--gamma is {options.gamma!r}, expected 0 to 1, or auto")
     check_numbers(options, "batch_size", "top")
     check_output_file(options.out, ".csv", ".json")
+    check_record_beside(options.out)
     check_output_folder(options.store, "store")
 
 

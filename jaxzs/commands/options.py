@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxzs.errors import DataError, ImageError, LabelError
+from jaxzs.errors import DataError, ImageError, LabelError, RecordError
 
 if TYPE_CHECKING:
     from jaxzs.clip import Model
@@ -145,6 +145,11 @@ def read_names(path: Path) -> tuple[str, ...]:
 
     Raises `LabelError` naming the file when it cannot be read or holds no list of names.
     """
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise LabelError(
+            f"{path} is a table: expected one class name a line, or a JSON list. Labels of single images are for "
+            "`jaxzs extract --label-table`"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -223,6 +228,20 @@ def check_output_file(path: Path | None, *suffixes: str, name: str = "out") -> N
         wanted = " or ".join(suffixes)
         raise DataError(f"{option(name)} {path}: the name must end in {wanted}")
     _check_writable(path.parent, f"{option(name)} {path}")
+
+
+def check_record_beside(out: Path | None) -> None:
+    """Raise `DataError` when the .json file beside `out`, where the record will go, is something else."""
+    from jaxzs.report import read_record
+
+    if out is None or not (beside := out.with_suffix(".json")).exists() or beside == out:
+        return
+    try:
+        read_record(beside)
+    except RecordError as error:
+        raise DataError(
+            f"--out {out}: the record of the run would replace {beside}, which is none; name another, or remove it"
+        ) from error
 
 
 def check_output_folder(path: Path | None, name: str = "out") -> None:

@@ -21,6 +21,7 @@ from jaxzs.commands.options import (
     check_numbers,
     check_output_file,
     check_output_folder,
+    check_record_beside,
     command_line,
     load_model,
     name_unusable,
@@ -79,6 +80,7 @@ def run(options: TagOptions) -> int:
     """Tag and print; returns 0, or 1 when some images could not be used."""
     check_options(options)
     check_output_file(options.out, ".csv", ".json")
+    check_record_beside(options.out)
     check_output_folder(options.overlay, "overlay")
     if not options.scales or min(options.scales) <= 0:
         raise DataError(f"--scales are {options.scales}, expected numbers above 0, such as 1 1.5")

@@ -21,6 +21,7 @@ from jaxzs.commands.options import (
     Text,
     check_numbers,
     check_output_file,
+    check_record_beside,
     command_line,
     kept_when_interrupted,
     load_model,
@@ -175,6 +176,7 @@ def _check(options: TuneOptions) -> None:
     if not options.seeds or len(set(options.seeds)) < len(options.seeds):
         raise DataError(f"--seeds are {options.seeds}, expected distinct numbers, at least one")
     check_output_file(options.out, ".safetensors")
+    check_record_beside(options.out)
     check_output_file(options.state, ".safetensors", name="state")
     if options.paradigm == "ul" and options.strategy == "labelled":
         raise DataError("--paradigm ul has no labels to train on; use --strategy fpl, ifpl or grip")
