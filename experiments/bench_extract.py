@@ -5,8 +5,8 @@
 
 A: `jaxzs.features.extract`, reading, writing and checksums included. B: a torch DataLoader with transformers' CLIPModel
 and CLIPImageProcessor, features kept in memory. Both take random ViT-B/32 weights from one file, float32, batches of
-32. B runs in the interpreter `--torch-python`, which has torch and transformers; the two processes stay up and are
-timed in turn, so that what else the machine does hits both.
+32; take a multiple of 32 images, or their padding is measured. B runs in the interpreter `--torch-python`, which has
+torch and transformers; the two processes stay up and are timed in turn, so that what else the machine does hits both.
 
 `--memory`: peak memory of `proxy.fit_chunks` on a store of N images, E = 64.
 """
@@ -28,7 +28,7 @@ from typing import Any
 BATCH = 32
 
 TORCH_WORKER = """
-import json, sys, time
+import json, resource, sys, time
 import numpy as np, torch
 from pathlib import Path
 from PIL import Image
@@ -47,16 +47,20 @@ class Images(torch.utils.data.Dataset):
     def __getitem__(self, i):
         return processor(Image.open(paths[i]).convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
+def cpu():  # of this process and of the workers that have ended
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
 loader = torch.utils.data.DataLoader(Images(), batch_size=batch_size, num_workers=workers)
 for line in sys.stdin:
-    start, features = time.perf_counter(), []
+    start, start_cpu, features = time.perf_counter(), cpu(), []
     with torch.inference_mode():
         for pixels in loader:
             answer = model.get_image_features(pixel_values=pixels)
             features.append(getattr(answer, "pooler_output", answer).numpy())
     seconds = time.perf_counter() - start
+    used = cpu() - start_cpu
     np.save(out, np.concatenate(features))
-    print(json.dumps({"seconds": seconds, "images": len(paths)}), flush=True)
+    print(json.dumps({"seconds": seconds, "cpu_seconds": used, "images": len(paths)}), flush=True)
 """
 
 
@@ -73,15 +77,16 @@ def jax_worker(checkpoint: str, images: str, threads: int, out: str) -> None:
     model.fingerprint  # noqa: B018  hashed once per process, not per run
     for _ in sys.stdin:
         root = tempfile.mkdtemp()
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         store = features.extract(
             model, data.open_source(images), root, batch_size=BATCH, threads=threads
         )
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, time.process_time() - start_cpu
         got = store.arrays()
         np.save(out, got.features)
         shutil.rmtree(root)
-        print(json.dumps({"seconds": seconds, "images": len(got.ids)}), flush=True)
+        answer = {"seconds": seconds, "cpu_seconds": used, "images": len(got.ids)}
+        print(json.dumps(answer), flush=True)
 
 
 def write_model(folder: Path) -> None:
@@ -152,6 +157,8 @@ def compare(
         "torch_images_per_second": [b["images"] / b["seconds"] for _, b in pairs],
         "ratio_median": statistics.median(ratios),
         "ratio_all": ratios,
+        "ratio_of_cpu_seconds": [b["cpu_seconds"] / a["cpu_seconds"] for a, b in pairs],
+        "jaxzs_cpu_seconds": [a["cpu_seconds"] for a, _ in pairs],
         "largest_difference_of_features": float(np.abs(x - y).max()),
         "largest_feature": float(np.abs(y).max()),
     }
