@@ -125,7 +125,7 @@ def run(options: ClassifyOptions) -> int:
         closing += f", accuracy {_percent(hits):.2f} % on {len(hits)} images (transductive)"
     options.say(closing)
     options.print_record(record)
-    name_unusable(options, unreadable, len(paths))
+    name_unusable(unreadable, len(paths))
     return INCOMPLETE if unreadable else FINISHED
 
 

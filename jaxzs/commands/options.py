@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from jaxzs.data import DatasetInfo
 
 
+_SHOWN = 20  # inputs that could not be used, on the terminal
+
+
 def shown_as(metavar: str) -> Any:
     """How the help shows an option that may be left out; its text says what happens then."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
@@ -288,11 +291,16 @@ def command_line(command: str, options: Any) -> str:
     return shlex.join(["jaxzs", command, *positional, *named])
 
 
-def name_unusable(options: OutputOptions, reasons: Sequence[str], total: int) -> None:
-    """List the inputs that could not be used; their number is the exit code's business."""
-    if reasons:
-        lines = "\n".join(f"  {reason}" for reason in reasons)
-        print(f"{len(reasons)} of {total} images could not be used:\n{lines}", file=sys.stderr)
+def name_unusable(reasons: Sequence[str], total: int) -> None:
+    """List inputs that could not be used on standard error, the first of them where they are many."""
+    if not reasons:
+        return
+    lines = [f"  {reason}" for reason in reasons[:_SHOWN]]
+    if len(reasons) > _SHOWN:
+        lines.append(f"  and {len(reasons) - _SHOWN} more, all named in the record")
+    print(
+        "\n".join([f"{len(reasons)} of {total} images could not be used:", *lines]), file=sys.stderr
+    )
 
 
 def reason_of(path: Path, error: ImageError) -> str:

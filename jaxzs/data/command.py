@@ -20,6 +20,7 @@ from jaxzs.commands.options import (
     command_line,
     kept_when_interrupted,
     load_model,
+    name_unusable,
     settings_of,
     shown_as,
 )
@@ -27,8 +28,6 @@ from jaxzs.errors import DataError
 
 if TYPE_CHECKING:
     from jaxzs.features import FeatureStore
-
-_SHOWN = 10  # unreadable images named on the terminal; the store names all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,11 +101,7 @@ def run_extract(options: ExtractOptions) -> int:
         options.say(f"{len(store.label_names)} classes: {listed}")
     options.say(str(store.path))
     options.print_record(_write_record(options, model, store, source.identity, skipped, seconds))
-    for reason in skipped[:_SHOWN]:
-        options.notice(f"skipped: {reason}")
-    if len(skipped) > _SHOWN:
-        more = len(skipped) - _SHOWN
-        options.notice(f"skipped: {more} more, named in {store.path}/*/chunk.json")
+    name_unusable(skipped, store.num_items)
     return INCOMPLETE if skipped else FINISHED
 
 

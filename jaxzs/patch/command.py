@@ -143,7 +143,7 @@ def run(options: TagOptions) -> int:
         f"{len(rows)} images, {len(names.foreground)} classes, {tags / len(rows):.1f} tags an image"
     )
     options.print_record(record)
-    name_unusable(options, record["unreadable"], len(paths))
+    name_unusable(record["unreadable"], len(paths))
     return INCOMPLETE if unusable else FINISHED
 
 

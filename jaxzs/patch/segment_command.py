@@ -107,7 +107,7 @@ def run(options: SegmentOptions) -> int:
     write_json(options.out / "masks.json", record)
     options.say(f"{len(rows)} masks and overlays written to {options.out}")
     options.print_record(record)
-    name_unusable(options, record["unreadable"], len(paths))
+    name_unusable(record["unreadable"], len(paths))
     return INCOMPLETE if unusable else FINISHED
 
 
