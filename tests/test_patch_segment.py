@@ -13,8 +13,15 @@ from patch_golden import FOLDER, assert_close, case, checkpoint, pixels_of, unit
 from jaxzs.errors import DataError, ImageError
 from jaxzs.patch import default_attention_layers
 from jaxzs.patch.crf import _kernel_product, clip_es_colours, dense_crf
+from jaxzs.patch.grid import grid_from_mask
 from jaxzs.patch.metrics import segmentation_report
-from jaxzs.patch.segmentation import default_affinity_layers, enlarge, label_map, segment
+from jaxzs.patch.segmentation import (
+    affinity,
+    default_affinity_layers,
+    enlarge,
+    label_map,
+    segment,
+)
 
 CASES = ("0", "1", "4")
 
@@ -90,6 +97,24 @@ def test_padding_and_absent_tags_change_nothing():
     assert_close(found.maps[0, :-1, :rows, :columns], np.asarray(alone.maps[0]))
     assert not np.asarray(found.maps[0, -1]).any()
     assert not np.asarray(found.maps[:, :, rows:]).any()
+
+
+@pytest.mark.parametrize("layers", [(0,), (0, 1)])
+def test_affinity_of_padding_is_zero(layers):
+    """Compiled as one program, two divisions by a tiny float were one by its square, which is 0."""
+    mask = np.zeros((2, 4, 4), bool)
+    mask[0, :3, :2] = True  # and an image of padding
+    grid = grid_from_mask(jnp.asarray(mask))
+    attention = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 2, 17, 17)))
+    attention = jnp.where(jnp.pad(grid.patches, ((0, 0), (1, 0)))[None, :, None, :], attention, 0.0)
+    found = jax.jit(affinity, static_argnums=2)(tuple(attention), grid, layers)
+    pairs = grid.patches[:, :, None] & grid.patches[:, None, :]
+    assert np.isfinite(found).all()
+    assert not np.asarray(found)[~np.asarray(pairs)].any()
+    # doubly stochastic up to the three normalisations, and so is its square
+    np.testing.assert_allclose(
+        np.asarray(found[0]).sum(1)[np.asarray(grid.patches[0])], 1, atol=0.1
+    )
 
 
 def test_no_tags_is_background():

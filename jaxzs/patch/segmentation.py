@@ -66,12 +66,16 @@ def affinity(attention: Sequence[jax.Array], grid: Grid, layers: Sequence[int]) 
     pairs = grid.patches[:, :, None] & grid.patches[:, None, :]
     mean = sum(attention[layer][:, 1:, 1:] for layer in layers) / len(layers)
     weights = jnp.where(pairs, mean, 0.0)
-    tiny = jnp.finfo(jnp.float32).tiny
     for _ in range(_NORMALIZATIONS):
-        weights = weights / jnp.maximum(weights.sum(1, keepdims=True), tiny)
-        weights = weights / jnp.maximum(weights.sum(2, keepdims=True), tiny)
+        weights = weights / _or_one(weights.sum(1, keepdims=True))
+        weights = weights / _or_one(weights.sum(2, keepdims=True))
     symmetric = (weights + weights.swapaxes(1, 2)) / 2
     return jnp.matmul(symmetric, symmetric, precision=jax.lax.Precision.HIGHEST)
+
+
+def _or_one(sums: jax.Array) -> jax.Array:
+    """Sums to divide by, 1 where they are 0: compilers multiply divisors, and the square of a tiny float would be 0."""
+    return jnp.where(sums > 0, sums, 1.0)
 
 
 def segment(
