@@ -149,3 +149,19 @@ def test_the_command_of_a_record_can_be_typed_again():
         assert part in typed
     assert "--json" not in typed
     assert settings_of(options)["templates"] == ["a {}", "{}"]
+
+
+def test_a_folder_with_classes_is_measured_before_and_after(photos, tmp_path, capsys):
+    out = tmp_path / "c.json"
+    assert main(["classify", str(photos), "--out", str(out)]) == 0
+    record = read_record(out)
+    before, after = record.results.figures
+    assert (before.method, after.method) == ("zero-shot", "proxies")
+    printed = capsys.readouterr().out
+    assert f"accuracy {after.value:.2f} % on 8 images (transductive)" in printed
+    assert f"zero-shot {before.value:.2f} %" in printed
+    (per_class,) = record.results.per_class
+    assert np.mean(per_class.accuracy) == pytest.approx(after.value)  # as many images of each class
+    assert np.mean(per_class.zero_shot) == pytest.approx(before.value)
+    assert main(["classify", str(photos), "--method", "zero-shot", "--out", str(out)]) == 0
+    assert [one.method for one in read_record(out).results.figures] == ["zero-shot"]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jaxzs.classify import Classification
     from jaxzs.clip import Model
     from jaxzs.prompt import TunedPrompt
+    from jaxzs.report import Results
 
     Encoder = Callable[[np.ndarray], jax.Array]
 
@@ -69,11 +70,13 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
 def run(options: ClassifyOptions) -> int:
     """Classify and print; returns 0, or 1 when some images could not be read."""
     _check_options(options)
+    import numpy as np
+
     from jaxzs import zeroshot
     from jaxzs.classify import check_number_of_classes, classify
     from jaxzs.data import class_from_subfolder, find_images
     from jaxzs.prompt import load_prompt, prompted_encoders
-    from jaxzs.report import measured
+    from jaxzs.report import Results, measured
 
     with measured() as seconds:
         paths = find_images(options.images)
@@ -113,16 +116,20 @@ def run(options: ClassifyOptions) -> int:
     _show(rows, options)
     for note in result.notes:
         options.notice(f"note: {note}")
-    hits = None
+    results = Results({"images": len(rows), "classes": len(classes.names)})
     if folders is not None:
-        true = dict(zip(paths, map(classes.place, folders), strict=True))
-        hits = _hits(options, result.classes[:, 0], [true[path] for path in read])
-    record = _record(options, model, classes, result, paths, hits, seconds)
+        places = dict(zip(paths, map(classes.place, folders), strict=True))
+        zero_shot = np.asarray(zeroshot.predict(features, text))
+        results = _measured(options, classes, result, zero_shot, [places[path] for path in read])
+    record = _record(options, model, classes, result, paths, results, seconds)
     record |= {"unreadable": unreadable, "results": rows}
     _write(options, rows, record)
     closing = f"{len(rows)} images, {len(classes.names)} classes, method {result.method}"
-    if hits is not None:
-        closing += f", accuracy {_percent(hits):.2f} % on {len(hits)} images (transductive)"
+    if results.figures:
+        known, own = results.metrics["known"], results.figures[-1]
+        closing += f", accuracy {own.value:.2f} % on {known} images ({own.protocol})"
+    if len(results.figures) > 1:
+        closing += f", zero-shot {results.figures[0].value:.2f} %"
     options.say(closing)
     options.print_record(record)
     name_unusable(unreadable, len(paths))
@@ -308,23 +315,47 @@ def _show(rows: Sequence[dict[str, Any]], options: ClassifyOptions) -> None:
         options.say(f"... and {len(rows) - len(shown)} more")
 
 
-def _hits(
-    options: ClassifyOptions, predicted: np.ndarray, true: Sequence[int | None]
-) -> list[tuple[int, bool]] | None:
-    """True class, and whether it was found, of the images whose subfolder is one of the classes."""
-    hits = [
-        (place, bool(guess == place))
-        for guess, place in zip(predicted, true, strict=True)
-        if place is not None
-    ]
-    if not hits:
+def _measured(
+    options: ClassifyOptions,
+    classes: _Classes,
+    result: Classification,
+    zero_shot: np.ndarray,
+    places: Sequence[int | None],
+) -> Results:
+    """Accuracy against the subfolders, over the images whose subfolder is one of the classes (place not None).
+
+    Transductive: with proxies, these are the images that they were learned on (without labels).
+    """
+    import numpy as np
+
+    from jaxzs.report import Figure, Results, curves
+
+    labels = np.array([-1 if place is None else place for place in places])
+    known = labels >= 0
+    metrics = {"images": len(labels), "classes": len(classes.names), "known": int(known.sum())}
+    if not known.any():
         options.notice("note: no subfolder is named as a class; no accuracy")
-        return None
-    return hits
+        return Results(metrics)
+    data, protocol = _data_name(options), "transductive"
+    method = "proxies" if result.method == "proxy" else "zero-shot"
+    if options.prompt is not None:
+        method = "tuned prompt" + " and proxies" * (result.method == "proxy")
+    found = {method: result.classes[:, 0]}
+    if options.prompt is None:  # else the text is that of the prompt, and nothing is zero-shot
+        found = {"zero-shot": zero_shot, **found}
+    figures = [
+        Figure(data, name, "accuracy", 100 * float((own == labels)[known].mean()), protocol)
+        for name, own in found.items()
+    ]
+    per_class = []
+    if len(found) > 1:
+        of = data, method, classes.names
+        per_class = [curves.per_class(*of, zero_shot, result.classes[:, 0], labels, protocol)]
+    return Results(metrics, tuple(figures), tuple(per_class))
 
 
-def _percent(hits: Sequence[tuple[int, bool]]) -> float:
-    return 100 * sum(hit for _, hit in hits) / len(hits)
+def _data_name(options: ClassifyOptions) -> str:
+    return options.dataset or Path(options.images[0]).name
 
 
 def _record(
@@ -333,29 +364,20 @@ def _record(
     classes: _Classes,
     result: Classification,
     paths: Sequence[Path],
-    hits: Sequence[tuple[int, bool]] | None,
+    results: Results,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """The record of the run, not yet written."""
     from jaxzs.data import open_files
-    from jaxzs.report import Figure, Results, data_entry, write_record
+    from jaxzs.report import data_entry, write_record
 
-    name = options.dataset or Path(options.images[0]).name
-    figures = []
-    if hits is not None:
-        # Transductive: with proxies, these are the images that they were learned on (without labels).
-        method: str = "proxies" if result.method == "proxy" else result.method
-        method += " and tuned prompt" * (options.prompt is not None)
-        figures = [Figure(name, method, "accuracy", _percent(hits), "transductive")]
     return write_record(
         None,
         command=command_line("classify", options),
         settings={**settings_of(options), "method": result.method},
-        results=Results(
-            {"images": len(result.classes), "classes": len(classes.names)}, tuple(figures)
-        ),
+        results=results,
         model=model,
-        data=data_entry(name, open_files(paths).identity, len(paths)),
+        data=data_entry(_data_name(options), open_files(paths).identity, len(paths)),
         seconds=seconds,
         class_names=list(classes.names),
         templates=list(classes.templates),
