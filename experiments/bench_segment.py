@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,16 +70,33 @@ class TorchMaps(TorchTagger):
         return z + self.linear(y * (1.702 * y).sigmoid(), weights["mlp"]["fc2"])
 
 
-def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+class Seconds(NamedTuple):
+    """Of one call: on the clock, and of all threads of this process, which other work on the machine hardly touches."""
+
+    wall: float
+    cpu: float
+
+
+def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[Seconds]]:
     """Seconds of each call, one after the other in every round; the first call, which compiles, is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(Seconds(time.perf_counter() - wall, time.process_time() - cpu))
     return seconds
+
+
+def median(values: list[Seconds], part: str) -> float:
+    return statistics.median(getattr(value, part) for value in values)
+
+
+def ratio(slow: list[Seconds], values: list[Seconds], part: str) -> float:
+    """How many times as long the first takes: the median over rounds."""
+    pairs = zip(slow, values, strict=True)
+    return statistics.median(getattr(a, part) / getattr(b, part) for a, b in pairs)
 
 
 def main() -> None:
@@ -131,13 +148,21 @@ def main() -> None:
             ),
         }  # fmt: skip
         seconds = in_turn(calls, options.rounds)
+        slow = seconds["torch, maps tag by tag"]
         for name, values in seconds.items():
-            ratio = statistics.median(
-                a / b for a, b in zip(seconds["torch, maps tag by tag"], values, strict=True)
+            figures[f"{name}, {num_tags} tags"] = {
+                "seconds_per_image": median(values, "wall") / options.batch,
+                "cpu_seconds_per_image": median(values, "cpu") / options.batch,
+                "ratio": ratio(slow, values, "wall"),
+                "cpu_ratio": ratio(slow, values, "cpu"),
+            }
+            rows.append(
+                [
+                    f"{name}, {num_tags} tags",
+                    options.size,
+                    *figures[f"{name}, {num_tags} tags"].values(),
+                ]
             )
-            each = statistics.median(values) / options.batch
-            figures[f"{name}, {num_tags} tags"] = {"seconds_per_image": each, "ratio": ratio}
-            rows.append([f"{name}, {num_tags} tags", options.size, each, f"{ratio:.2f}"])
     for crf_size in options.crf_sizes:
         shape = tuple(int(side) for side in crf_size.split("x"))
         photo = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
@@ -147,10 +172,14 @@ def main() -> None:
             for stride in options.crf_strides
         }
         for name, values in in_turn(calls, options.rounds).items():
-            figures[f"{name}, {crf_size}"] = {"seconds_per_image": statistics.median(values)}
-            rows.append([name, crf_size, statistics.median(values), ""])
+            figures[f"{name}, {crf_size}"] = {
+                "seconds_per_image": median(values, "wall"),
+                "cpu_seconds_per_image": median(values, "cpu"),
+            }
+            rows.append([name, crf_size, *figures[f"{name}, {crf_size}"].values(), "", ""])
     print(f"{options.model}, batch {options.batch}, {options.rounds} rounds in turn")
-    print(markdown_table(["stage", "image", "s an image", "x torch"], rows, digits=3))
+    header = ["stage", "image", "s an image", "CPU s", "x torch", "CPU x torch"]
+    print(markdown_table(header, rows, digits=3))
     if options.out is not None:
         write_record(
             options.out,

@@ -50,25 +50,6 @@ HBM = {"v5e": 16e9, "v6e": 32e9, "v5p": 95e9}  # bytes a chip, as published
 HOSTS = ("v5e:2x4", "v6e:2x4", "v5p:2x2x2")
 POD = "v5e:16x16"
 
-_LARGE_TEXT = clip.TextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
-_LARGE_VISION = clip.VisionConfig(
-    hidden_size=1024,
-    intermediate_size=4096,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    image_size=224,
-    patch_size=14,
-)
-CONFIGS = {
-    "ViT-B/32": clip.CLIPConfig(),
-    "ViT-B/16": clip.CLIPConfig(vision=clip.VisionConfig(patch_size=16)),
-    "ViT-L/14": clip.CLIPConfig(text=_LARGE_TEXT, vision=_LARGE_VISION, projection_dim=768),
-    "ViT-L/14@336": clip.CLIPConfig(
-        text=_LARGE_TEXT,
-        vision=dataclasses.replace(_LARGE_VISION, image_size=336),
-        projection_dim=768,
-    ),
-}
 IMAGENET_TRAIN = 1_281_167
 BILLION = 1_000_000_000
 BF16 = Numerics(jnp.bfloat16)
@@ -116,7 +97,7 @@ def on_all(mesh: Mesh, tree: Any) -> Any:
 def encode_images(
     name: str, per_chip: int, mesh: Mesh, placement: parallel.Placement = "replicated"
 ) -> Program:
-    config = CONFIGS[name]
+    config = clip.ARCHITECTURES[name]
     size, batch = config.vision.image_size, per_chip * mesh.shape[parallel.DATA]
     pixels = on_mesh(mesh, (batch, size, size, 3), jnp.float32, ("images", None, None, None))
 
@@ -135,7 +116,7 @@ def encode_images(
 
 def text_proxies(num_classes: int, mesh: Mesh, name: str = "ViT-L/14@336") -> Program:
     """Seven templates, averaged class by class; texts go through the tower at most 64 classes a chip at a time."""
-    config, templates, length = CONFIGS[name], 7, 32
+    config, templates, length = clip.ARCHITECTURES[name], 7, 32
     step = min(64, -(-num_classes // mesh.size))
     classes = parallel.padded_length(num_classes, step * mesh.size)
     shape = (classes // (step * mesh.size), step * mesh.size, templates, length)
@@ -194,7 +175,7 @@ def prompt_step(name: str, kind: str, mesh: Mesh, per_chip: int = 32) -> Program
 
     10,000 images lie on every chip as what no prompt changes: features, or embedded patches in bfloat16.
     """
-    config, steps, classes, images = CONFIGS[name], 10, 1000, 10_000
+    config, steps, classes, images = clip.ARCHITECTURES[name], 10, 1000, 10_000
     modality = TextPrompt() if kind == "textual" else VisualPrompt(recompute=True)
     batch = per_chip * mesh.shape[parallel.DATA]
     shape = lambda *lengths, dtype=jnp.float32: jax.ShapeDtypeStruct(lengths, dtype)  # noqa: E731
@@ -238,7 +219,7 @@ def prompt_step(name: str, kind: str, mesh: Mesh, per_chip: int = 32) -> Program
 
 def tag(mesh: Mesh, per_chip: int = 8, grid: tuple[int, int] = (24, 32)) -> Program:
     """TagCLIP with re-identification: 384x512 pixels, VOC's 20 classes and 25 background names."""
-    config, foreground, names = CONFIGS["ViT-B/16"], 20, 45
+    config, foreground, names = clip.ARCHITECTURES["ViT-B/16"], 20, 45
     size, batch = config.vision.patch_size, per_chip * mesh.size
     pixels = (batch, grid[0] * size, grid[1] * size, 3)
     texts = jax.ShapeDtypeStruct((names, config.projection_dim), jnp.float32)
@@ -267,7 +248,7 @@ def tag(mesh: Mesh, per_chip: int = 8, grid: tuple[int, int] = (24, 32)) -> Prog
 
 def segment(mesh: Mesh, per_chip: int = 4, grid: tuple[int, int] = (24, 32)) -> Program:
     """CLIP-ES up to its maps: 384x512 pixels, at most 4 tags an image, 25 background names."""
-    config, classes, background, most = CONFIGS["ViT-B/16"], 20, 25, 4
+    config, classes, background, most = clip.ARCHITECTURES["ViT-B/16"], 20, 25, 4
     size, batch = config.vision.patch_size, per_chip * mesh.size
     pixels = (batch, grid[0] * size, grid[1] * size, 3)
     texts, others = (
@@ -479,18 +460,16 @@ def main() -> int:
 
     for topology in options.topologies:
         check(topology, known, options.only, on_result)
-    print(table(results))
+    print(table(_in_place(before, results)))
     return int(any(result["wrong"] for result in results))
 
 
 def _in_place(
     before: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """New results over those of the same topology and program; the rest as it was."""
-    name = lambda row: (row["topology"], row["program"])  # noqa: E731
-    new = {name(row): row for row in results}
-    kept = [row for row in before if name(row) not in new]
-    return [*kept, *results]
+    """New results over those of the same topology and program; the rest as it was; in order of their names."""
+    rows = {(row["topology"], row["program"]): row for row in (*before, *results)}
+    return [rows[name] for name in sorted(rows)]
 
 
 if __name__ == "__main__":
