@@ -6,7 +6,6 @@ Nothing heavy is imported before a command is known, so that `jaxzs --help` answ
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import sys
 import warnings
@@ -100,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FINISHED
     name, *rest = arguments
     if name not in COMMANDS:
+        import difflib
+
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         meant = f"did you mean {close[0]!r}? " if close else ""
         print(f"jaxzs: no command {name!r}; {meant}one of {', '.join(COMMANDS)}", file=sys.stderr)
