@@ -306,6 +306,10 @@ def test_a_text_without_end_token_is_named():
 def test_normalise_keeps_zero_rows():
     x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
     np.testing.assert_array_equal(clip.normalize(x), np.float32([[0.6, 0.8], [0, 0]]))
+    twice = jax.jit(
+        lambda x: clip.normalize(clip.normalize(x))
+    )  # compilers merge the two divisions
+    np.testing.assert_allclose(twice(x), np.float32([[0.6, 0.8], [0, 0]]), rtol=3e-7)
 
 
 def test_the_shared_reference_is_the_one_in_the_repository(shared: Path):

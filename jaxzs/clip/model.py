@@ -332,7 +332,7 @@ def normalize(features: jax.Array) -> jax.Array:
     """
     features = features.astype(jnp.float32)
     norm = jnp.sqrt(jnp.square(features).sum(-1, keepdims=True))
-    return features / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+    return features / jnp.where(norm > 0, norm, 1.0)  # not a tiny float: its square would be 0
 
 
 def logits_per_image(
