@@ -71,12 +71,7 @@ digits = load_digits()
 scans = np.round(digits.images[:1000] * (255 / 16)).astype(np.uint8)
 labels = digits.target[:1000]
 names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-templates = [
-    "a photo of the digit {}.",
-    "the digit {}",
-    "a photo of the number {}.",
-    "a drawing of the digit {}.",
-]
+templates = ["a photo of the digit {}.", "the digit {}", "a drawing of the digit {}."]
 
 pixels = model.preprocess(list(scans))  # [N,S,S,3]
 text = zeroshot.text_proxies(model, names, templates)  # [C,E]
@@ -208,8 +203,8 @@ plt.show()
 # Sinkhorn-balanced pseudo labels as targets, and a few steps of Adam on the vision tower's LayerNorms alone. Not
 # from any paper: made of parts.
 #
-# **See:** accuracy on images that were not used rises well above zero-shot, without a label. Learned proxies,
-# which need no gradient through the encoder, are still the better and the cheaper method here.
+# **See:** accuracy on images that were not used rises above zero-shot, without a label. Learned proxies, which need
+# no gradient through the encoder, are the better and the cheaper method here.
 
 # %%
 order = np.random.default_rng(0).permutation(len(labels))
@@ -252,7 +247,12 @@ for start in range(0, 2 * len(seen), 64):
     adapted, state, value = step(adapted, state, pixels[seen[rows]], targets[rows])
     losses.append(float(value))
 
-right = lambda predicted: 100 * np.mean(np.asarray(predicted) == labels[unseen])  # noqa: E731
+
+def right(predicted):
+    """Percent right of the images that were not used."""
+    return 100 * np.mean(np.asarray(predicted) == labels[unseen])
+
+
 learned = proxy.fit(features[seen], text, label_temperature=1 / scale, temperature=4 / scale)
 print(
     f"loss {losses[0]:.2f} -> {losses[-1]:.2f} in {len(losses)} steps; accuracy on {len(unseen)} other images:"
@@ -282,7 +282,6 @@ jax.debug.visualize_array_sharding(spread_features)
 
 # %%
 COLLECTIVE = r" = (.+?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\("
-
 SHAPE = r"\w+\[[\d,]*\]"
 
 
@@ -310,14 +309,10 @@ for operation, count in collectives(compiled).items():
     print(f"  {count} x {operation}")
 
 alone = proxy.fit(features, text, label_temperature=1 / scale, temperature=4 / scale)
-difference = np.abs(parallel.gather(on_mesh.proxies) - np.asarray(alone.proxies)).max()
-same = np.mean(
-    np.asarray(zeroshot.predict(features, parallel.gather(on_mesh.proxies)))
-    == np.asarray(zeroshot.predict(features, alone.proxies))
-)
-print(
-    f"largest difference from one device: {difference:.0e}; equal predictions: {100 * same:.1f} %"
-)
+from_mesh, from_one = parallel.gather(on_mesh.proxies), np.asarray(alone.proxies)
+same = zeroshot.predict(features, from_mesh) == zeroshot.predict(features, from_one)
+print(f"largest difference from one device: {np.abs(from_mesh - from_one).max():.0e}")
+print(f"equal predictions: {100 * np.mean(np.asarray(same)):.1f} %")
 
 # %% [markdown]
 # The model itself can be split as well, heads and MLP over an axis "model" (heads where their number divides).
