@@ -436,3 +436,14 @@ def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
         exec(example, {})
     assert len(read_record("sweep.json").results.figures) == 3
     assert capsys.readouterr().err.count("kept from sweep.json") == 3
+
+
+def test_the_records_of_the_repository_are_read():
+    folder = Path(__file__).parents[1] / "experiments" / "results"
+    records = [read_record(folder / name) for name in ("patch_demo.json", "segment_demo.json")]
+    records += [read_record(path) for path in (folder / "prompt_tuning").glob("*[!h].json")]
+    assert len(records) == 4
+    for record in records:
+        assert record.schema == 1
+        assert record.results.figures
+        assert record.model["name"] == "demo"
