@@ -14,6 +14,7 @@ from prompt_golden import load
 import jaxzs
 from jaxzs import clip, data, prompt
 from jaxzs.errors import DataError, JaxzsError, LabelError, TextError
+from jaxzs.files import write_arrays
 from jaxzs.prompt import command, files, inference
 
 NAMES = ("circle", "square", "star")
@@ -77,9 +78,9 @@ def test_prompts_of_other_checkpoints(model, tmp_path):
         (lambda path: path.unlink(), "cannot read"),
         (lambda path: path.write_bytes(b"not at all"), "damaged"),
         (lambda path: path.write_bytes(path.read_bytes()[:-40]), "damaged"),
-        (lambda path: files.write_arrays(path, {"prefix": np.zeros(3)}, {}), "holds no prompt"),
+        (lambda path: write_arrays(path, {"prefix": np.zeros(3)}, {}), "holds no prompt"),
         (
-            lambda path: files.write_arrays(
+            lambda path: write_arrays(
                 path, {}, {"format": files.FORMAT, "modality": {"name": "audio"}}
             ),
             "description of the prompt is damaged",

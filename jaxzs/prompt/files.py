@@ -7,7 +7,6 @@ any checkpoint of the same widths, with a warning when it is another one.
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from jaxzs.clip import Model
 from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.params import flatten, unflatten
 from jaxzs.errors import DataError
-from jaxzs.files import atomic_path
+from jaxzs.files import read_arrays, write_arrays
 from jaxzs.prompt.joint import JointPrompt
 from jaxzs.prompt.modality import Modality, Prompts
 from jaxzs.prompt.text import TextPrompt
@@ -88,7 +87,7 @@ def load_prompt(path: str | Path, model: Model) -> TunedPrompt:
     >>> bool((again.prompts["prefix"] == prompts["prefix"]).all())
     True
     """
-    arrays, values = read_arrays(path)
+    arrays, values = read_arrays(path, "`jaxzs tune`")
     if values.get("format") != FORMAT:
         raise DataError(f"{path} holds no prompt: it is not a file written by `jaxzs tune`")
     try:
@@ -137,31 +136,3 @@ def restore(values: dict[str, Any]) -> Modality:
     """The modality that `describe` described. Raises KeyError or TypeError."""
     options = dict(values)
     return MODALITIES[options.pop("name")](**options)
-
-
-def write_arrays(path: str | Path, arrays: dict[str, Any], values: dict[str, Any]) -> None:
-    """Arrays and JSON values in one safetensors file, atomically."""
-    from safetensors.numpy import save_file
-
-    host = {name: np.ascontiguousarray(np.asarray(array)) for name, array in arrays.items()}
-    with atomic_path(path) as temporary:
-        save_file(host, temporary, metadata={"jaxzs": json.dumps(values, allow_nan=False)})
-
-
-def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `write_arrays` wrote. Raises `DataError` naming the file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            values = json.loads((file.metadata() or {}).get("jaxzs", "{}"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror or error}; name a file that `jaxzs tune` has written"
-        ) from error
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not a safetensors file, or is damaged: {error}; name a file that `jaxzs tune` has written"
-        ) from error
-    return arrays, values if isinstance(values, dict) else {}

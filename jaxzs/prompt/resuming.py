@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxzs.clip.params import flatten, unflatten
 from jaxzs.errors import DataError
+from jaxzs.files import read_arrays, write_arrays
 from jaxzs.prompt import files
 from jaxzs.prompt.evaluation import Evaluation
 from jaxzs.prompt.modality import Frozen, Modality, Prompts
@@ -139,14 +140,14 @@ def write_state(path: str | Path, identity: str, state: FitState) -> None:
         "iteration": state.iteration,
         "records": [dataclasses.asdict(record) for record in state.records],
     }
-    files.write_arrays(path, arrays, values)
+    write_arrays(path, arrays, values)
 
 
 def read_state(path: str | Path, identity: str) -> FitState | None:
     """The state in a file, None when there is no file. Raises `DataError` when it is damaged or of another fit."""
     if not Path(path).exists():
         return None
-    arrays, values = files.read_arrays(path)
+    arrays, values = read_arrays(path, "`jaxzs tune`")
     if values.get("format") != FORMAT or values.get("identity") != identity:
         raise DataError(
             f"{path} is not the state of this fit (other data, model, seeds or settings); remove it or name "

@@ -5,6 +5,7 @@ arXiv 2310.19752. Read `sinkhorn.py` (pseudo labels), `closed_form.py`, `solvers
 marginal; `rows.py` and `sweeps.py` say how sums over the images are taken; `fit.py` puts it together.
 """
 
+from jaxzs.proxy.files import LearnedProxies, load_proxies, save_proxies
 from jaxzs.proxy.fit import fit, learn_proxies
 from jaxzs.proxy.gamma import GAMMAS
 from jaxzs.proxy.labels import choose_gamma, pseudo_labels, sinkhorn_potentials
@@ -14,12 +15,15 @@ from jaxzs.proxy.streaming import fit_chunks
 
 __all__ = [
     "GAMMAS",
+    "LearnedProxies",
     "ProxyResult",
     "choose_gamma",
     "fit",
     "fit_chunks",
     "learn_proxies",
+    "load_proxies",
     "pseudo_labels",
     "round_labels",
+    "save_proxies",
     "sinkhorn_potentials",
 ]
