@@ -438,11 +438,14 @@ def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("kept from sweep.json") == 3
 
 
+ONE_EACH = ("patch_demo.json", "segment_demo.json", "demo_clip/evaluation.json")
+
+
 def test_the_records_of_the_repository_are_read():
     folder = Path(__file__).parents[1] / "experiments" / "results"
-    records = [read_record(folder / name) for name in ("patch_demo.json", "segment_demo.json")]
+    records = [read_record(folder / name) for name in ONE_EACH]
     records += [read_record(path) for path in (folder / "prompt_tuning").glob("*[!h].json")]
-    assert len(records) == 4
+    assert len(records) == 5
     for record in records:
         assert record.schema == 1
         assert record.results.figures
