@@ -30,6 +30,7 @@ from jaxzs.report import (
 )
 from jaxzs.report.curves import convergence
 from jaxzs.report.published import all_published, published_beside, published_values
+from jaxzs.report.summary import _told_apart, rows_of
 from jaxzs.report.sweep import identity
 
 EVERYTHING = Results(
@@ -450,3 +451,14 @@ def test_the_records_of_the_repository_are_read():
         assert record.schema == 1
         assert record.results.figures
         assert record.model["name"] == "demo"
+
+
+def test_one_method_of_two_records_is_told_apart(tmp_path, capsys):
+    for name, value in (("a", 30.0), ("b", 40.0)):
+        figures = (Figure("dtd", "zero-shot", "accuracy", value), Figure("dtd", name, "F1", value))
+        write(tmp_path / f"{name}.json", Results({}, figures))
+    records = [read_record(tmp_path / f"{name}.json") for name in "ab"]
+    measured_ones, _ = _told_apart(rows_of(records))
+    assert [one.method for one in measured_ones] == ["zero-shot (a)", "a", "zero-shot (b)", "b"]
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r")]) == 0
+    assert f"| zero-shot |       | {tmp_path / 'a.json'} | 30.0" in capsys.readouterr().out

@@ -94,10 +94,7 @@ def draw(records: Sequence[Record], rows: Sequence[Row], folder: Path) -> list[t
 
     for data, own in _by_data(rows):
         if len({(row.figure.method, row.record.path) for row in own}) > 1:
-            published = {row.published.figure: None for row in own if row.published}
-            plots.plot_figures(
-                name(f"{data}: accuracy by method"), [r.figure for r in own], [*published]
-            )
+            plots.plot_figures(name(f"{data}: accuracy by method"), *_told_apart(own))
     for record in records:
         for per_class in record.results.per_class:
             named = ", ".join(filter(None, (per_class.method, per_class.protocol)))
@@ -109,6 +106,21 @@ def draw(records: Sequence[Record], rows: Sequence[Row], folder: Path) -> list[t
                 name(f"{curves[0].data}: K against pseudolabel accuracy"), curves
             )
     return drawn
+
+
+def _told_apart(rows: Sequence[Row]) -> tuple[list[Figure], list[Figure]]:
+    """Measured and published figures; a method of several records carries the name of its record."""
+    places: dict[str, set[Path]] = {}
+    for row in rows:
+        places.setdefault(row.figure.method, set()).add(row.record.path)
+
+    def named(figure: Figure, row: Row) -> Figure:
+        several = len(places[figure.method]) > 1
+        own = f"{figure.method} ({row.record.path.stem})" if several else figure.method
+        return dataclasses.replace(figure, method=own)
+
+    measured = [named(row.figure, row) for row in rows]
+    return measured, [named(row.published.figure, row) for row in rows if row.published]
 
 
 def _by_data(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
