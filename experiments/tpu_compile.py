@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import os
 
-# Before libtpu loads: no TPU here, and no metadata server to ask.
+# Before libtpu loads: no TPU here, no metadata server to ask, and no device that two runs could fight over.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import argparse
 import collections
