@@ -105,14 +105,16 @@ def encode_images(
     def encode(params: Any, pixels: Any) -> Any:
         return clip.encode_image(params, pixels, config, compute_dtype=jnp.bfloat16)
 
-    # Where parameters are split, weights travel, never images: gathered, or sent around piece by piece.
-    largest = 2 * config.vision.intermediate_size * config.vision.hidden_size
-    kinds = () if placement == "replicated" else ("all-gather", "collective-permute")
-    allowed = dict.fromkeys(kinds, largest)
+    # Where parameters are split, weights travel, never images: matrix by matrix, gathered or sent around in pieces; or,
+    # where pieces are small, many at once by an all-reduce with zeros.
+    matrix = 2 * config.vision.intermediate_size * config.vision.hidden_size
+    every = sum(2 * leaf.size for _, leaf in flatten(abstract_params(config)["vision_model"]))
+    allowed = {"all-gather": matrix, "collective-permute": matrix, "all-reduce": every}
     title = f"encode {name}, {per_chip} images a chip"
     if placement != "replicated":
         title += f", parameters {placement}"
-    return Program(title, encode, (parameters(config, mesh, placement), pixels), allowed)
+    arguments = parameters(config, mesh, placement), pixels
+    return Program(title, encode, arguments, {} if placement == "replicated" else allowed)
 
 
 def text_proxies(num_classes: int, mesh: Mesh, name: str = "ViT-L/14@336") -> Program:
