@@ -75,9 +75,7 @@ def tag_images(
     >>> model = jaxzs.load("demo")
     >>> image = np.full((96, 96, 3), 40, np.uint8)
     >>> image[20:60, 30:70] = (220, 40, 40)
-
     >>> texts = patch.tag_texts(model, ["red square", "blue circle"], templates=["a picture of a {}."])
-
     >>> [found] = patch.tag_images(model, [image], texts, num_foreground=2)
     >>> found.tags.tolist(), found.refined.shape
     ([True, False], (12, 12, 2))

@@ -121,7 +121,6 @@ def attention_votes(attention: Sequence[jax.Array], patches: jax.Array) -> jax.A
     The attention mask of dual masking: TagCLIP, arXiv 2312.12828, section 3.2.
 
     >>> weights = jnp.array([[[0.2, 0.4, 0.4], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]]])  # one layer, two patches
-
     >>> patch.attention_votes([weights, weights], jnp.ones((1, 2), bool)).tolist()
     [[[2, 0], [0, 2]]]
     """
@@ -151,7 +150,6 @@ def fuse_attention(
     layers. votes may be traced. TagCLIP, arXiv 2312.12828, section 3.2.
 
     >>> weights = jnp.array([[[0.2, 0.4, 0.4], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]]])  # one layer, two patches
-
     >>> print(patch.fuse_attention([weights, weights], jnp.ones((1, 2), bool), layers=(0, 1), votes=2)[0])
     [[0.8 0. ]
      [0.  0.7]]

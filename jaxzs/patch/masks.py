@@ -75,9 +75,7 @@ def segment_images(
     >>> model = jaxzs.load("demo")
     >>> image = np.full((96, 96, 3), 40, np.uint8)
     >>> image[20:60, 30:70] = (220, 40, 40)
-
     >>> texts = patch.tag_texts(model, ["red square", "blue circle"], templates=["a picture of a {}."])
-
     >>> others = zeroshot.text_proxies(model, ["ground", "wall"])
     >>> [mask] = patch.segment_images(model, [image], {0: [0]}, texts, others)
     >>> mask.labels.shape, np.unique(mask.labels).tolist()
@@ -148,9 +146,7 @@ def score_maps(tagged: ImageTags, tags: Sequence[int] | np.ndarray) -> np.ndarra
     >>> model = jaxzs.load("demo")
     >>> image = np.full((96, 96, 3), 40, np.uint8)
     >>> image[20:60, 30:70] = (220, 40, 40)
-
     >>> texts = patch.tag_texts(model, ["red square", "blue circle"], templates=["a picture of a {}."])
-
     >>> [found] = patch.tag_images(model, [image], texts, num_foreground=2)
     >>> maps = patch.score_maps(found, [0])
     >>> maps.shape, float(maps.min()), float(maps.max())

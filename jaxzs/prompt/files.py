@@ -56,7 +56,6 @@ def save_prompt(path: str | Path, tuned: TunedPrompt) -> None:
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
     >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
-
     >>> prompt.save_prompt("digits.safetensors", tuned)
     >>> prompt.load_prompt("digits.safetensors", model).class_names
     ('one', 'two')
@@ -81,7 +80,6 @@ def load_prompt(path: str | Path, model: Model) -> TunedPrompt:
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
     >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
-
     >>> prompt.save_prompt("digits.safetensors", tuned)
     >>> again = prompt.load_prompt("digits.safetensors", model)
     >>> bool((again.prompts["prefix"] == prompts["prefix"]).all())

@@ -35,7 +35,6 @@ def classify(
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
     >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
-
     >>> pixels = model.preprocess(data.open_image("photos/one/0.png"))
     >>> prompt.classify(model, tuned, pixels, class_names=["one", "two", "zero"]).shape
     (1, 3)
@@ -93,7 +92,6 @@ def prompted_encoders(
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
     >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
-
     >>> encoders = prompt.prompted_encoders(model, tuned)
     >>> pixels = model.preprocess(data.open_image("photos/one/0.png"))
     >>> zeroshot.similarity(encoders.encode_image(pixels), encoders.text_proxies).shape
@@ -131,7 +129,6 @@ def nearest_tokens(model: Model, tuned: TunedPrompt, count: int = 3) -> list[lis
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
     >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
-
     >>> nearest = prompt.nearest_tokens(model, tuned)
     >>> len(nearest), len(nearest[0]), nearest[0][0].distance <= nearest[0][1].distance
     (4, 3, True)

@@ -103,7 +103,6 @@ def class_logits(
     >>> source = data.open_source("photos")
     >>> frozen = prompt.freeze(model, modality, source.label_names)
     >>> images, labels = prompt.read_source(model, modality, source)
-
     >>> prompts = modality.init(jax.random.key(0), model.config)
     >>> logits = jax.jit(prompt.class_logits, static_argnums=(0, 4))
     >>> logits(modality, prompts, frozen, images, model.config).shape

@@ -141,7 +141,6 @@ def fit(
     >>> source = data.open_source("photos")
     >>> frozen = prompt.freeze(model, modality, source.label_names)
     >>> images, labels = prompt.read_source(model, modality, source)
-
     >>> split = prompt.ul_split(len(images), len(source.label_names))
     >>> plan = prompt.Plan("grip", iterations=2, optimisation=prompt.Optimisation(epochs=4, warmup_epochs=1))
     >>> tuned = prompt.fit(modality, frozen, images, [split], model.config, plan, labels=labels)

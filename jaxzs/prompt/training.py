@@ -279,7 +279,6 @@ def train(
     >>> source = data.open_source("photos")
     >>> frozen = prompt.freeze(model, modality, source.label_names)
     >>> images, labels = prompt.read_source(model, modality, source)
-
     >>> from jaxzs.prompt.training import Items, runs
     >>> items = Items(np.arange(30), labels, np.ones(30, bool))  # all in the second group of the loss
     >>> optimisation = prompt.Optimisation(epochs=4, warmup_epochs=1)
@@ -384,7 +383,6 @@ def score(
     >>> source = data.open_source("photos")
     >>> frozen = prompt.freeze(model, modality, source.label_names)
     >>> images, labels = prompt.read_source(model, modality, source)
-
     >>> prompts = modality.init(jax.random.key(0), model.config)
     >>> one_run = jax.tree.map(lambda leaf: leaf[None], prompts)
     >>> prompt.score(modality, one_run, frozen, images, model.config).shape
@@ -434,7 +432,6 @@ def plain_logits(
     >>> source = data.open_source("photos")
     >>> frozen = prompt.freeze(model, modality, source.label_names)
     >>> images, labels = prompt.read_source(model, modality, source)
-
     >>> prompt.plain_logits(modality, frozen.text_features, frozen, images, model.config).shape
     (30, 3)
     """
