@@ -462,3 +462,38 @@ def test_one_method_of_two_records_is_told_apart(tmp_path, capsys):
     assert [one.method for one in measured_ones] == ["zero-shot (a)", "a", "zero-shot (b)", "b"]
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "r")]) == 0
     assert f"| zero-shot |       | {tmp_path / 'a.json'} | 30.0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_experiment_skips_what_it_has(tmp_path, monkeypatch, capsys):
+    """proxy_features: two files, of which one changes between the runs."""
+    from experiments import proxy_features
+
+    rng = np.random.default_rng(0)
+
+    def features(name: str) -> None:
+        np.savez(
+            tmp_path / f"{name}.npz",
+            image_features=rng.normal(size=(40, 8)).astype(np.float32),
+            text_features=rng.normal(size=(3, 8)).astype(np.float32),
+            labels=rng.integers(0, 3, 40),
+        )
+
+    monkeypatch.setattr(proxy_features, "LABELS", {"plain": 1.0})
+    monkeypatch.setattr(proxy_features, "SOLVERS", ("closed_form", "fast"))
+    arguments = ["proxy_features", "--features", str(tmp_path), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", [*arguments, "--repeats", "1", "--skip-existing"])
+    for name in ("one", "two"):
+        features(name)
+    proxy_features.main()
+    first = read_record(tmp_path / "out" / "proxy_features.json")
+    features("two")
+    capsys.readouterr()
+    proxy_features.main()
+    notices = capsys.readouterr().err
+    assert notices.count("kept from") == 3
+    assert notices.count("with other settings or data; computed anew") == 3
+    second = read_record(tmp_path / "out" / "proxy_features.json")
+    assert first.cells["one, plain, fast"] == second.cells["one, plain, fast"]
+    assert first.cells["two, plain, fast"] != second.cells["two, plain, fast"]
+    assert [curve.data for curve in second.results.convergence] == ["one", "two"]
