@@ -13,6 +13,7 @@ from griffe import Class, Extension, Function, Object
 _AXES = re.compile(
     r"(?<![\w`\"'\[\]])\[[A-Z][\w+/,'. ()*-]*\](?![\w`(\[])|(?<![\w`])\[\](?= (?:float|int|bool))"
 )
+_CLOSING = ("Returns ", "Raises ", "Yields ")
 _SECTION = re.compile(r"(Args|Returns|Raises|Yields):$")
 
 
@@ -33,16 +34,16 @@ class ReadableDocstrings(Extension):
 def rewrite(text: str, names: set[str]) -> str:
     """Markdown of a docstring of an object with parameters or fields of these names.
 
-    >>> print(rewrite("Sum.\\n\\nx [N]: a row. Or\\n  [C,N] rows.\\ny: another.", {"x", "y"}))
+    >>> print(rewrite("Sum.\\n\\nx [N]: a row, or\\n[C,N] rows. y: another.", {"x", "y"}))
     Sum.
     <BLANKLINE>
-    - `x` `[N]`: a row. Or
+    - `x` `[N]`: a row, or
       `[C,N]` rows.
     - `y`: another.
     """
     lines, example = [], False
     in_section = in_list = False
-    for line in text.split("\n"):
+    for line in (part for whole in text.split("\n") for part in _parts(whole, names)):
         if not example and line.lstrip().startswith(">>>"):
             lines += ["", "```pycon"] if lines and lines[-1] else ["```pycon"]
             example = True
@@ -50,9 +51,12 @@ def rewrite(text: str, names: set[str]) -> str:
             lines.append("```")
             example = False
         if example:
-            lines.append(line)
+            lines.append(line.replace("  # doctest: +SKIP", ""))
             continue
         in_section = bool(_SECTION.match(line)) or (in_section and (not line or line[0] == " "))
+        if in_list and line.startswith(_CLOSING):
+            lines.append("")
+            in_list = False
         if not line:
             in_list = False
         item = None if in_section else _item(line, names)
@@ -67,6 +71,19 @@ def rewrite(text: str, names: set[str]) -> str:
             line = _axes(line)
         lines.append(line)
     return "\n".join([*lines, "```"] if example else lines)
+
+
+def _parts(line: str, names: set[str]) -> list[str]:
+    """A line, cut before sentences that start with a known name and a colon, or with what is returned or raised."""
+    if line[:1] in (" ", ">"):
+        return [line]
+    parts = [""]
+    for sentence in re.split(r"(?<=[.;]) ", line):
+        if parts[-1] and (_item(sentence, names) or sentence.startswith(_CLOSING)):
+            parts.append(sentence)
+        else:
+            parts[-1] += f" {sentence}" if parts[-1] else sentence
+    return parts
 
 
 def _item(line: str, names: set[str]) -> str | None:
