@@ -208,6 +208,16 @@ def memory_of(
         }
 
 
+def _command(options: argparse.Namespace) -> str:
+    """What was called, without the places of this machine."""
+    words = ["python", "-m", "experiments.bench_extract"]
+    if options.images:
+        words += ["IMAGES", "--torch-python", "PYTHON", "--repeats", str(options.repeats)]
+    if options.memory:
+        words += ["--memory", *map(str, options.memory)]
+    return shlex.join(words)
+
+
 def main() -> int:
     if len(sys.argv) > 1 and sys.argv[1] == "--worker":
         checkpoint, images, threads, out = sys.argv[2:]
@@ -247,7 +257,7 @@ def main() -> int:
         names = ("repeats", "workers", "threads", "memory")
         write_record(
             options.out,
-            command=shlex.join(["python", "-m", "experiments.bench_extract", *sys.argv[1:]]),
+            command=_command(options),
             settings={name: getattr(options, name) for name in names},
             metrics=results,
         )

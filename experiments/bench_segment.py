@@ -184,7 +184,7 @@ def main() -> None:
         write_record(
             options.out,
             command=f"python experiments/bench_segment.py --model {options.model} --batch {options.batch}",
-            settings={**vars(options), "out": str(options.out), "torch": torch.__version__},
+            settings={**vars(options), "out": options.out.name, "torch": torch.__version__},
             metrics=figures,
         )
 
