@@ -13,9 +13,10 @@ from prompt_golden import load
 
 import jaxzs
 from jaxzs import clip, data, prompt
+from jaxzs.commands import tune
 from jaxzs.errors import DataError, JaxzsError, LabelError, TextError
 from jaxzs.files import write_arrays
-from jaxzs.prompt import command, files, inference
+from jaxzs.prompt import files, inference
 
 NAMES = ("circle", "square", "star")
 
@@ -225,7 +226,7 @@ def test_robin_hood_tells_giving_from_taking(tmp_path):
         prompt.robin_hood(np.zeros(3), np.zeros(3), np.zeros(3))
 
 
-def options_for(tmp_path, pictures, /, **changes) -> command.TuneOptions:
+def options_for(tmp_path, pictures, /, **changes) -> tune.TuneOptions:
     file = tmp_path / "images.npz"
     np.savez(file, images=pictures[0], labels=pictures[1], label_names=np.array(NAMES))
     chosen = {
@@ -235,12 +236,12 @@ def options_for(tmp_path, pictures, /, **changes) -> command.TuneOptions:
         "prompt_length": 4,
         "out": tmp_path / "p.safetensors",
     }
-    return command.TuneOptions(**(chosen | changes))
+    return tune.TuneOptions(**(chosen | changes))
 
 
 def test_command_tunes_saves_and_reports(tmp_path, images, model, capsys):
     options = options_for(tmp_path, images, test=str(tmp_path / "images.npz"), seeds=(1, 2))
-    assert command.run(options) == 0
+    assert tune.run(options) == 0
     printed = capsys.readouterr().out
     assert "zero-shot: " in printed
     assert "iteration 2, K 8" in printed
@@ -274,4 +275,4 @@ def test_command_refuses(tmp_path, images, changes, message):
     if "out" in changes:
         changes = {**changes, "out": tmp_path / changes["out"]}
     with pytest.raises(JaxzsError, match=message):
-        command.run(options_for(tmp_path, images, **changes))
+        tune.run(options_for(tmp_path, images, **changes))

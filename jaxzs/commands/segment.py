@@ -24,8 +24,7 @@ from jaxzs.commands.options import (
     name_unusable,
     read_templates,
 )
-from jaxzs.errors import DataError, ImageError, LabelError
-from jaxzs.patch.command import (
+from jaxzs.commands.tag import (
     Names,
     PatchOptions,
     check_any,
@@ -35,6 +34,7 @@ from jaxzs.patch.command import (
     read_names,
     record_of,
 )
+from jaxzs.errors import DataError, ImageError, LabelError
 
 if TYPE_CHECKING:
     from jaxzs.clip import Model

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 import jaxzs
+from jaxzs.commands import segment, tag
 from jaxzs.data import open_image
 from jaxzs.errors import DataError, ImageError, LabelError
-from jaxzs.patch import command, pixel_labels, score_maps, segment_command, tag_images
+from jaxzs.patch import pixel_labels, score_maps, tag_images
 from jaxzs.patch.overlay import voc_palette
 from jaxzs.patch.texts import tag_texts
 
@@ -45,8 +46,8 @@ def options(kind, photos, tiny_checkpoint, **more):
 
 def test_tag_writes_what_the_library_finds(photos, tiny_checkpoint, tmp_path, capsys):
     out, pictures = tmp_path / "tags.json", tmp_path / "pictures"
-    chosen = options(command.TagOptions, photos, tiny_checkpoint, out=out, overlay=pictures)
-    assert command.run(chosen) == 1, "one file is no image"
+    chosen = options(tag.TagOptions, photos, tiny_checkpoint, out=out, overlay=pictures)
+    assert tag.run(chosen) == 1, "one file is no image"
     captured = capsys.readouterr()
     assert "3 images, 3 classes" in captured.out
     assert "broken.png" in captured.err
@@ -66,10 +67,10 @@ def test_tag_writes_what_the_library_finds(photos, tiny_checkpoint, tmp_path, ca
         row = record["results"][tagged.number]
         # Other batches, other padding: 2e-5; the file holds six digits.
         np.testing.assert_allclose(list(row["scores"].values()), tagged.scores, atol=3e-5)
-        names = {tag["label"] for tag in row["tags"]}
+        names = {found["label"] for found in row["tags"]}
         assert names == {n for n, t in zip(row["scores"], tagged.tags, strict=True) if t}
-        for tag in row["tags"]:
-            left, top, right, bottom = tag["box"]
+        for found in row["tags"]:
+            left, top, right, bottom = found["box"]
             width, height = row["size"]
             assert 0 <= left <= right <= width
             assert 0 <= top <= bottom <= height
@@ -77,7 +78,7 @@ def test_tag_writes_what_the_library_finds(photos, tiny_checkpoint, tmp_path, ca
 
 def test_tag_writes_csv(photos, tiny_checkpoint, tmp_path):
     out = tmp_path / "tags.csv"
-    command.run(options(command.TagOptions, photos / "a", tiny_checkpoint, out=out))
+    tag.run(options(tag.TagOptions, photos / "a", tiny_checkpoint, out=out))
     with out.open() as file:
         rows = list(csv.DictReader(file))
     assert rows
@@ -89,11 +90,9 @@ def test_tag_writes_csv(photos, tiny_checkpoint, tmp_path):
 
 def test_segment_writes_palette_masks(photos, tiny_checkpoint, tmp_path):
     tags, out = tmp_path / "tags.json", tmp_path / "masks"
-    command.run(options(command.TagOptions, photos / "b", tiny_checkpoint, out=tags))
+    tag.run(options(tag.TagOptions, photos / "b", tiny_checkpoint, out=tags))
     chosen = {"tags": tags, "out": out, "crf": True, "crf_stride": 4}
-    code = segment_command.run(
-        options(segment_command.SegmentOptions, photos / "b", tiny_checkpoint, **chosen)
-    )
+    code = segment.run(options(segment.SegmentOptions, photos / "b", tiny_checkpoint, **chosen))
     assert code == 0
     record = json.loads((out / "masks.json").read_text())
     assert record["labels"] == {"0": "background", "1": "dark", "2": "bright", "3": "red"}
@@ -111,9 +110,9 @@ def test_segment_writes_palette_masks(photos, tiny_checkpoint, tmp_path):
 def test_segment_by_patch_scores(photos, tiny_checkpoint, tmp_path):
     out = tmp_path / "masks"
     chosen = options(
-        segment_command.SegmentOptions, photos, tiny_checkpoint, out=out, maps="scores", crf=True
+        segment.SegmentOptions, photos, tiny_checkpoint, out=out, maps="scores", crf=True
     )
-    assert segment_command.run(chosen) == 1, "one file is no image"
+    assert segment.run(chosen) == 1, "one file is no image"
     record = json.loads((out / "masks.json").read_text())
     assert [row["path"][-9:] for row in record["results"]] == [
         "a/one.png",
@@ -180,20 +179,20 @@ def test_wrong_options_are_named(change, error, match, photos, tiny_checkpoint, 
     if "out" in change:
         change = {"out": tmp_path / change["out"]}
     with pytest.raises(error, match=match):
-        command.run(options(command.TagOptions, photos / "a", tiny_checkpoint, **change))
+        tag.run(options(tag.TagOptions, photos / "a", tiny_checkpoint, **change))
 
 
 def test_tags_of_other_images_are_refused(photos, tiny_checkpoint, tmp_path):
     tags = tmp_path / "tags.json"
     tags.write_text(json.dumps({"results": [{"path": "x.png", "tags": []}]}))
-    chosen = options(segment_command.SegmentOptions, photos / "a", tiny_checkpoint, tags=tags)
+    chosen = options(segment.SegmentOptions, photos / "a", tiny_checkpoint, tags=tags)
     with pytest.raises(DataError, match="no tags for"):
-        segment_command.run(chosen)
+        segment.run(chosen)
     tags.write_text("[]")
     with pytest.raises(DataError, match="is not a file that"):
-        segment_command.run(chosen)
+        segment.run(chosen)
 
 
 def test_no_readable_image_is_an_error(photos, tiny_checkpoint):
     with pytest.raises((DataError, ImageError), match="none of the 1 images"):
-        command.run(options(command.TagOptions, photos / "broken.png", tiny_checkpoint))
+        tag.run(options(tag.TagOptions, photos / "broken.png", tiny_checkpoint))

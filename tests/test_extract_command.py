@@ -1,4 +1,4 @@
-"""`jaxzs extract` and `jaxzs datasets` from the command line."""
+"""`jaxzs extract` and `jaxzs datasets`."""
 
 from __future__ import annotations
 
