@@ -20,7 +20,7 @@ from jaxzs.errors import DataError, LabelError
 from jaxzs.proxy.solvers import Solver
 from jaxzs.zeroshot import similarity
 
-Method = Literal["zero-shot", "proxy"]
+Method = Literal["zero-shot", "proxy", "learned"]
 FEW_IMAGES_PER_CLASS = 10
 _BLOCK = 4_000_000  # similarities held at once when labels are read off
 
@@ -56,8 +56,9 @@ def classify(
       model: the checkpoint that made the features; its logit scale s gives the temperatures 1/s (text) and 4/s
         (vision), the paper's 0.01 and 0.04 at s = 100.
       image_features: [N,E], of all images to classify (the proxies are learned on them).
-      text_proxies: [C,E], from `zeroshot.text_proxies`.
-      method: "proxy", or "zero-shot" for the text proxies as they are. One image is always zero-shot.
+      text_proxies: [C,E], from `zeroshot.text_proxies`; for "learned" vision proxies.
+      method: "proxy", "zero-shot" for the text proxies as they are, or "learned" for vision proxies that are there
+        already (`proxy.load_proxies`). One image alone is never learned from, but classified zero-shot.
       gamma: assumed class balance: 0 uniform, 1 as the text proxies predict, "auto" chosen without labels (a
         uniform marginal would turn a folder of cats half into dogs).
       solver: of `proxy.fit`.
@@ -83,18 +84,19 @@ def classify(
     if top < 1:
         raise LabelError(f"top is {top}, expected at least 1")
     method, notes = _usable_method(method, num_images, num_classes)
-    proxies, temperature = text_proxies, 1 / model.logit_scale
+    proxies = text_proxies
+    temperature = (1 if method == "zero-shot" else 4) / model.logit_scale
     if method == "proxy":
         fitted = proxy.fit(
             image_features,
             text_proxies,
             label_temperature=1 / model.logit_scale,
-            temperature=4 / model.logit_scale,
+            temperature=temperature,
             gamma=gamma,
             key=jax.random.key(seed) if gamma == "auto" else None,
             solver=solver,
         )
-        proxies, temperature = fitted.proxies, 4 / model.logit_scale
+        proxies = fitted.proxies
     classes, scores = top_classes(
         image_features, proxies, temperature=temperature, top=min(top, num_classes)
     )

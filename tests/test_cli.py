@@ -215,3 +215,36 @@ def test_more_classes_than_memory_allows(tiny_checkpoint):
     model = jaxzs.load(tiny_checkpoint)
     with pytest.raises(DataError, match="no images"):
         classify(model, np.zeros((0, 16), np.float32), np.eye(3, 16, dtype=np.float32))
+
+
+def test_proxies_of_one_folder_classify_another(pictures, tmp_path, capsys):
+    kept = tmp_path / "proxies.safetensors"
+    names = ["--labels", "red circle,blue square"]
+    code, out, _ = run(capsys, "classify", pictures, *names, "--save", kept)
+    assert code == 0
+    assert f"proxies kept in {kept}" in out
+    # Learned on all images, the kept proxies say of each what they said then, also of one alone.
+    learned = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if ".png" in line}
+    image = pictures / "dark" / "03.png"
+    code, out, _ = run(capsys, "classify", image, "--proxies", kept, "--json")
+    assert code == 0
+    record = json.loads(out)
+    assert record["settings"]["method"] == "learned"
+    assert record["class_names"] == ["red circle", "blue square"]
+    (found,) = record["results"]
+    assert learned[str(image)] == found["label"].split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--save", "p.safetensors", "--method", "zero-shot"], "none are learned here"),
+        (["--save", "p.npz"], "--save p.npz: the name must end in .safetensors"),
+        (["--proxies", "p.safetensors", "--labels", "a,b"], "replaces --labels; leave these out"),
+        (["--proxies", "p.safetensors"], "cannot read p.safetensors"),
+    ],
+)
+def test_proxies_that_cannot_be_kept_or_used(pictures, arguments, message, capsys):
+    code, _, err = run(capsys, "classify", pictures, *arguments)
+    assert code == 2
+    assert message in err

@@ -234,18 +234,17 @@ print(report.markdown_table(["proxies", "accuracy, %"], rows, digits=1))
 # %% [markdown]
 # ## Save and load
 #
-# Proxies are a small array. The fingerprint says which weights they belong to.
+# Proxies are a small array; the file says what their classes are called, and which weights they belong to.
 
 # %%
-file = Path(tempfile.gettempdir()) / "proxies.npz"
-np.savez(file, proxies=sinkhorn.proxies, names=names, fingerprint=model.fingerprint)
+file = Path(tempfile.gettempdir()) / "proxies.safetensors"
+learned = proxy.LearnedProxies(sinkhorn.proxies, tuple(names), model.fingerprint)
+proxy.save_proxies(file, learned)
 
-kept = np.load(file)
-assert kept["fingerprint"] == model.fingerprint, "these proxies belong to another checkpoint"
+kept = proxy.load_proxies(file, model)  # refuses those of another checkpoint
 image = zeroshot.image_features(model, model.preprocess(source[0].image))
-print(
-    f"image 0: {kept['names'][int(zeroshot.predict(image, kept['proxies'])[0])]}, truly {names[labels[0]]}"
-)
+label = int(zeroshot.predict(image, kept.proxies)[0])
+print(f"image 0: {kept.class_names[label]}, truly {names[labels[0]]}")
 print(f"{file.stat().st_size / 1000:.1f} kB")
 
 # %% [markdown]

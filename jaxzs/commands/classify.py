@@ -23,6 +23,7 @@ from jaxzs.commands.options import (
     kept_when_interrupted,
     load_model,
     name_unusable,
+    option,
     read_templates,
     settings_of,
     shown_as,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from jaxzs.classify import Classification
     from jaxzs.clip import Model
     from jaxzs.prompt import TunedPrompt
+    from jaxzs.proxy import LearnedProxies
     from jaxzs.report import Results
 
     Encoder = Callable[[np.ndarray], jax.Array]
@@ -49,12 +51,16 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
     """Folders, files or globs. A folder with one subfolder a class also gives an accuracy."""
     prompt: File = None
     """A prompt that `jaxzs tune` has learned; its class names unless others are given, and no templates."""
+    proxies: File = None
+    """Proxies that --save has kept, with their class names: nothing is learned, so that one image is enough."""
     method: Annotated[Literal["proxy", "zero-shot"] | None, shown_as("{proxy,zero-shot}")] = None
     """Learn proxies from these images (the default), or compare with the text as it is (the default with --prompt)."""
     templates: Annotated[tuple[str, ...], shown_as("TEXT ...")] = ()
     """Sentences with {}, or sets simple, imagenet7, imagenet80, tagclip85; else the data set's or "a photo of a {}"."""
     gamma: str = "auto"
     """Class balance assumed by proxies: 0 uniform, 1 as predicted by the text, or auto."""
+    save: File = None
+    """Keep the learned proxies in this .safetensors file, for --proxies."""
     top: int = 1
     """Classes listed for each image."""
     out: File = None
@@ -70,12 +76,14 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
 def run(options: ClassifyOptions) -> int:
     """Classify and print; returns 0, or 1 when some images could not be read."""
     _check_options(options)
+    import jax.numpy as jnp
     import numpy as np
 
     from jaxzs import zeroshot
     from jaxzs.classify import check_number_of_classes, classify
     from jaxzs.data import class_from_subfolder, find_images
     from jaxzs.prompt import load_prompt, prompted_encoders
+    from jaxzs.proxy import load_proxies
     from jaxzs.report import Results, measured
 
     with measured() as seconds:
@@ -86,13 +94,15 @@ def run(options: ClassifyOptions) -> int:
         given = options.class_names()
         model = load_model(options)
         tuned = None if options.prompt is None else load_prompt(options.prompt, model)
-        classes = _classes(options, given, folders, tuned)
+        kept = None if options.proxies is None else load_proxies(options.proxies, model)
+        classes = _classes(options, given, folders, kept or tuned)
         check_number_of_classes(len(classes.names), model.config.projection_dim)
-        if not options.force:
+        encode, dtype = None, options.compute_dtype
+        if not options.force and kept is None:
             model.check_words(classes.names)
-        encode = None
-        dtype = options.compute_dtype
-        if tuned is None:
+        if kept is not None:
+            text = jnp.asarray(kept.proxies)
+        elif tuned is None:
             text = zeroshot.text_proxies(
                 model,
                 classes.names,
@@ -107,7 +117,7 @@ def run(options: ClassifyOptions) -> int:
             model,
             features,
             text,
-            method=options.method or ("proxy" if tuned is None else "zero-shot"),
+            method=_method(options),
             gamma="auto" if options.gamma == "auto" else float(options.gamma),
             top=options.top,
             seed=options.seed,
@@ -124,6 +134,7 @@ def run(options: ClassifyOptions) -> int:
     record = _record(options, model, classes, result, paths, results, seconds)
     record |= {"unreadable": unreadable, "results": rows}
     _write(options, rows, record)
+    _save(options, model, classes, result)
     closing = f"{len(rows)} images, {len(classes.names)} classes, method {result.method}"
     if results.figures:
         known, own = results.metrics["known"], results.figures[-1]
@@ -154,6 +165,23 @@ def _check_options(options: ClassifyOptions) -> None:
     check_output_file(options.out, ".csv", ".json")
     check_record_beside(options.out)
     check_output_folder(options.store, "store")
+    check_output_file(options.save, ".safetensors", name="save")
+    if options.save is not None and _method(options) != "proxy":
+        raise DataError("--save keeps learned proxies, but none are learned here; leave it out")
+    if options.proxies is not None:
+        names = "prompt", "method", "templates", "labels", "labels_file", "dataset"
+        also = [option(name) for name in names if getattr(options, name)]
+        if also:
+            raise DataError(
+                f"--proxies brings its class names and replaces {', '.join(also)}; leave these out"
+            )
+
+
+def _method(options: ClassifyOptions) -> Literal["proxy", "zero-shot", "learned"]:
+    """As asked; else proxies are learned unless there is something better than names: proxies, or a prompt."""
+    if options.proxies is not None:
+        return "learned"
+    return options.method or ("proxy" if options.prompt is None else "zero-shot")
 
 
 class _Classes(NamedTuple):
@@ -168,9 +196,9 @@ def _classes(
     options: ClassifyOptions,
     given: tuple[str, ...] | None,
     folders: Sequence[str] | None,
-    tuned: TunedPrompt | None,
+    learned: TunedPrompt | LearnedProxies | None,
 ) -> _Classes:
-    """As given, of a known data set, of the tuned prompt, or the names of the subfolders."""
+    """As given, of a known data set, of the tuned prompt or kept proxies, or the names of the subfolders."""
     from jaxzs import zeroshot
 
     templates = read_templates(options.templates)
@@ -179,8 +207,8 @@ def _classes(
         return _Classes(info.class_names, templates or info.templates, info.place)
     if given is not None:
         names = given
-    elif tuned is not None:
-        names = tuned.class_names
+    elif learned is not None:
+        names = learned.class_names
     elif folders is not None:
         names = tuple(dict.fromkeys(folder.replace("_", " ") for folder in folders))
         options.notice(f"class names taken from the subfolders: {', '.join(names)}")
@@ -337,11 +365,14 @@ def _measured(
         options.notice("note: no subfolder is named as a class; no accuracy")
         return Results(metrics)
     data, protocol = _data_name(options), "transductive"
-    method = "proxies" if result.method == "proxy" else "zero-shot"
+    method = "zero-shot" if result.method == "zero-shot" else "proxies"
+    if result.method == "learned":
+        protocol = "kept proxies"
     if options.prompt is not None:
         method = "tuned prompt" + " and proxies" * (result.method == "proxy")
     found = {method: result.classes[:, 0]}
-    if options.prompt is None:  # else the text is that of the prompt, and nothing is zero-shot
+    # With a prompt or kept proxies there is no plain text to compare with.
+    if options.prompt is None and options.proxies is None:
         found = {"zero-shot": zero_shot, **found}
     figures = [
         Figure(data, name, "accuracy", 100 * float((own == labels)[known].mean()), protocol)
@@ -382,6 +413,23 @@ def _record(
         class_names=list(classes.names),
         templates=list(classes.templates),
     )
+
+
+def _save(
+    options: ClassifyOptions, model: Model, classes: _Classes, result: Classification
+) -> None:
+    """The learned proxies, if they are to be kept; of one image there are none."""
+    from jaxzs.proxy import LearnedProxies, save_proxies
+
+    if options.save is None:
+        return
+    if result.method != "proxy":
+        options.notice(f"note: no proxies were learned, {options.save} is not written")
+        return
+    settings = {"gamma": options.gamma, "images": len(result.classes), "bfloat16": options.bfloat16}
+    learned = LearnedProxies(result.proxies, classes.names, model.fingerprint, settings)
+    save_proxies(options.save, learned)
+    options.say(f"proxies kept in {options.save}")
 
 
 def _write(
