@@ -165,7 +165,7 @@ def _prompt(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs.clip import Numerics
 
     config = model.config
-    modality = prompt.TextPrompt(min(16, _text_length(config) - 6))
+    modality = prompt.TextPrompt(min(16, config.text.max_position_embeddings - 6))
     bare = np.asarray(_token_ids(config, _PROMPT_CLASSES, length=6))
     template = _normal((_PROMPT_CLASSES, config.projection_dim))
     ids = jnp.asarray(prompt.placeholder_ids(bare, modality.length, config.text))
@@ -231,10 +231,6 @@ def _normal(shape: tuple[int, ...], seed: int = 0) -> Any:
 def _image_shape(config: CLIPConfig) -> tuple[int, int, int]:
     vision = config.vision
     return vision.image_size, vision.image_size, vision.num_channels
-
-
-def _text_length(config: CLIPConfig) -> int:
-    return config.text.max_position_embeddings
 
 
 def _token_ids(config: CLIPConfig, count: int, length: int = _TEXT_LENGTH) -> Any:

@@ -25,6 +25,7 @@ from jaxzs.commands.options import (
     name_unusable,
     option,
     read_templates,
+    say_rows,
     settings_of,
     shown_as,
 )
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from jaxzs.report import Results
 
     Encoder = Callable[[np.ndarray], jax.Array]
-
-_SHOWN = 20  # lines of results on the terminal when they also go to a file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +122,7 @@ def run(options: ClassifyOptions) -> int:
             seed=options.seed,
         )
     rows = _rows(read, classes.names, result)
-    _show(rows, options)
+    say_rows(options, rows, "top", in_file=options.out is not None)
     for note in result.notes:
         options.notice(f"note: {note}")
     results = Results({"images": len(rows), "classes": len(classes.names)})
@@ -331,16 +330,6 @@ def _rows(
         ]
         rows.append({"path": str(path), **best[0], "top": best})
     return rows
-
-
-def _show(rows: Sequence[dict[str, Any]], options: ClassifyOptions) -> None:
-    shown = rows if options.out is None else rows[:_SHOWN]
-    width = max(len(row["path"]) for row in shown)
-    for row in shown:
-        best = "  ".join(f"{entry['label']} {entry['score']:.3f}" for entry in row["top"])
-        options.say(f"{row['path']:{width}}  {best}")
-    if len(shown) < len(rows):
-        options.say(f"... and {len(rows) - len(shown)} more")
 
 
 def _measured(

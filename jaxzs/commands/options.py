@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxzs.data import DatasetInfo
 
 
-_SHOWN = 20  # inputs that could not be used, on the terminal
+_SHOWN = 20  # lines on the terminal of what is written in full elsewhere
 
 
 def shown_as(metavar: str) -> Any:
@@ -289,6 +289,19 @@ def command_line(command: str, options: Any) -> str:
         elif value != default and field.name not in ("json", "quiet"):
             named += [option(field.name), *([] if value is True else values)]
     return shlex.join(["jaxzs", command, *positional, *named])
+
+
+def say_rows(
+    options: OutputOptions, rows: Sequence[dict[str, Any]], labels: str, *, in_file: bool
+) -> None:
+    """A line an image: its path, and label and score of each entry of `labels`; the first 20 if a file has all."""
+    shown = rows[:_SHOWN] if in_file else rows
+    width = max(len(row["path"]) for row in shown)
+    for row in shown:
+        found = "  ".join(f"{entry['label']} {entry['score']:.3f}" for entry in row[labels])
+        options.say(f"{row['path']:{width}}  {found}")
+    if len(shown) < len(rows):
+        options.say(f"... and {len(rows) - len(shown)} more")
 
 
 def name_unusable(reasons: Sequence[str], total: int) -> None:

@@ -27,6 +27,7 @@ from jaxzs.commands.options import (
     name_unusable,
     read_templates,
     reason_of,
+    say_rows,
     settings_of,
     shown_as,
     split_names,
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
     from jaxzs.clip import Model
     from jaxzs.patch import ImageTags
-
-_SHOWN = 20  # lines of results on the terminal when they also go to a file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +132,7 @@ def run(options: TagOptions) -> int:
                 bar.update(len(results) + len(unusable) - bar.n)
     check_any(results, unusable, paths)
     rows = [results[path] for path in paths if path in results]
-    _show(rows, options)
+    say_rows(options, rows, "tags", in_file=options.out is not None)
     tags = sum(len(row["tags"]) for row in rows)
     metrics = {"images": len(rows), "tags_per_image": tags / len(rows)}
     record = record_of("tag", options, model, names, paths, unusable, metrics, seconds)
@@ -293,16 +292,6 @@ def _draw(picture: Path, path: Path, tagged: ImageTags, foreground: Sequence[str
     from jaxzs.patch.overlay import write_overlay
 
     write_overlay(picture, open_image(path).convert("RGB"), tagged, foreground)
-
-
-def _show(rows: Sequence[dict[str, Any]], options: TagOptions) -> None:
-    shown = rows if options.out is None else rows[:_SHOWN]
-    width = max(len(row["path"]) for row in shown)
-    for row in shown:
-        tags = "  ".join(f"{tag['label']} {tag['score']:.3f}" for tag in row["tags"])
-        options.say(f"{row['path']:{width}}  {tags}")
-    if len(shown) < len(rows):
-        options.say(f"... and {len(rows) - len(shown)} more")
 
 
 def _write(options: TagOptions, rows: Sequence[dict[str, Any]], record: dict[str, Any]) -> None:
