@@ -287,7 +287,9 @@ def main() -> None:
             seconds: dict[str, list[float]] = {name: [] for name in calls}
             work, bound = work_per_image(config, height, width, candidates), 0.0
             for _ in range(options.rounds):
-                bound = max(bound, product_rate(config, options.batch * 197))
+                bound = max(
+                    bound, product_rate(config, options.batch * (1 + config.vision.num_patches))
+                )
                 for name, call in calls.items():
                     start = time.perf_counter()
                     call()
