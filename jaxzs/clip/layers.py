@@ -7,7 +7,7 @@ residual stream stay float32. Asking for the float32 result selects the fast ker
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -119,20 +119,72 @@ def attend(
     return numerics.matmul(unnormalised, v) / total, unnormalised / total
 
 
+Attend = Callable[..., tuple[jax.Array, jax.Array]]
+
+
 def block(
     params: Params,
     x: jax.Array,
     tower: TextConfig | VisionConfig,
     bias: jax.Array | None = None,
     numerics: Numerics = Numerics(),
+    attend: Attend = attend,
 ) -> tuple[jax.Array, jax.Array]:
-    """One pre-norm transformer block: x [B,T,D] -> ([B,T,D], attention weights [B,H,T,T])."""
+    """One pre-norm transformer block: x [B,T,D] -> ([B,T,D], what `attend` returns as weights)."""
     y = layer_norm(params["layer_norm1"], x, tower.layer_norm_eps)
     q, k, v = project_qkv(params["self_attn"], y, tower.num_attention_heads, numerics)
     mixed, weights = attend(q, k, v, bias, numerics)
+    return finish_block(params, x, mixed, tower, numerics), weights
+
+
+def finish_block(
+    params: Params,
+    x: jax.Array,
+    mixed: jax.Array,
+    tower: TextConfig | VisionConfig,
+    numerics: Numerics = Numerics(),
+) -> jax.Array:
+    """A block from its mixed values [B,H,T,D/H] on: output projection, residual, MLP. x [B,T,D] -> [B,T,D]."""
     x = x + dense(params["self_attn"]["out_proj"], merge_heads(mixed), numerics)
     y = layer_norm(params["layer_norm2"], x, tower.layer_norm_eps)
-    return x + mlp(params["mlp"], y, tower.hidden_act, numerics), weights
+    return x + mlp(params["mlp"], y, tower.hidden_act, numerics)
+
+
+def last_block(
+    params: Params,
+    x: jax.Array,
+    positions: jax.Array,
+    tower: TextConfig | VisionConfig,
+    bias: jax.Array | None = None,
+    numerics: Numerics = Numerics(),
+    context: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
+    """A block at one position of each sequence, the only one that is read: x [B,T,D] -> [B,D].
+
+    positions [B]; bias [1 or B,1,T,S] or None; context: keys and values [1,H,S-T,D/H] that precede those of x.
+    """
+    y, own = layer_norm(params["layer_norm1"], x, tower.layer_norm_eps), params["self_attn"]
+    heads = tower.num_attention_heads
+    here = positions[:, None, None]
+    q = dense(own["q_proj"], jnp.take_along_axis(y, here, axis=1), numerics)
+    q = split_heads(q * (x.shape[-1] // heads) ** -0.5, heads)  # [B,H,1,D/H]
+    k, v = (split_heads(dense(own[name], y, numerics), heads) for name in ("k_proj", "v_proj"))
+    k, v = (k, v) if context is None else with_context(context, k, v)
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (x.shape[0], *bias.shape[1:]))
+        bias = jnp.take_along_axis(bias, here[..., None], axis=2)  # [B,1,1,S]
+    mixed, _ = attend(q, k, v, bias, numerics)
+    return finish_block(params, jnp.take_along_axis(x, here, axis=1), mixed, tower, numerics)[:, 0]
+
+
+def with_context(
+    context: tuple[jax.Array, jax.Array], k: jax.Array, v: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [C,H,M,D/H] behind those of the context [1,H,S,D/H], which every sequence shares."""
+    shared_k, shared_v = (
+        jnp.broadcast_to(shared, (k.shape[0], *shared.shape[1:])) for shared in context
+    )
+    return jnp.concatenate([shared_k, k], axis=2), jnp.concatenate([shared_v, v], axis=2)
 
 
 def transformer(
@@ -144,11 +196,16 @@ def transformer(
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     """All blocks of `params["encoder"]`: x [B,T,D] -> (L+1 hidden states, L attention maps)."""
     hidden, attention = [x], []
-    for layer in range(tower.num_hidden_layers):
-        x, weights = block(params["encoder"]["layers"][str(layer)], x, tower, bias, numerics)
+    for layer in layers_of(params, tower):
+        x, weights = block(layer, x, tower, bias, numerics)
         hidden.append(x)
         attention.append(weights)
     return tuple(hidden), tuple(attention)
+
+
+def layers_of(params: Params, tower: TextConfig | VisionConfig) -> list[Params]:
+    """The blocks' parameters in their order."""
+    return [params["encoder"]["layers"][str(layer)] for layer in range(tower.num_hidden_layers)]
 
 
 def _like(vector: jax.Array, x: jax.Array) -> jax.Array:

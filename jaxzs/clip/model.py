@@ -16,7 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip.config import CLIPConfig, TextConfig, VisionConfig
-from jaxzs.clip.layers import Array, Numerics, Params, Precision, dense, layer_norm, transformer
+from jaxzs.clip.layers import (
+    Array,
+    Numerics,
+    Params,
+    Precision,
+    block,
+    dense,
+    last_block,
+    layer_norm,
+    layers_of,
+    transformer,
+)  # fmt: skip
 from jaxzs.errors import ImageError, TextError
 
 _STATIC = ("config", "compute_dtype", "precision")
@@ -194,15 +205,57 @@ def encode_image(
 
 @functools.partial(jax.jit, static_argnames=(*_STATIC, "interpolate_positions"))
 def _encode_image(params, pixels, config, compute_dtype, precision, interpolate_positions):
-    tower = vision_tower(
-        params,
-        pixels,
-        config,
-        compute_dtype=compute_dtype,
-        precision=precision,
-        interpolate_positions=interpolate_positions,
-    )
-    return dense(params["visual_projection"], tower.pooled, Numerics(compute_dtype, precision))
+    numerics, tree = Numerics(compute_dtype, precision), params["vision_model"]
+    grid = _check_pixels(pixels, config.vision, interpolate_positions)
+    positions = position_table(tree, config.vision, grid)
+    x = vision_embeddings(tree, pixels, config.vision, positions, numerics)
+    return read_image(params, x, config, numerics)
+
+
+def vision_input(params: Params, x: jax.Array, vision: VisionConfig) -> jax.Array:
+    """Embeddings [B,T,D] as the first block takes them: the pre-LayerNorm."""
+    return layer_norm(params["vision_model"]["pre_layrnorm"], x, vision.layer_norm_eps)  # [sic]
+
+
+def vision_output(
+    params: Params, x: jax.Array, vision: VisionConfig, numerics: Numerics = Numerics()
+) -> jax.Array:
+    """What left the last block, [...,D], in the shared space: post-LayerNorm and projection to [...,E]."""
+    x = layer_norm(params["vision_model"]["post_layernorm"], x, vision.layer_norm_eps)
+    return dense(params["visual_projection"], x, numerics)
+
+
+def read_image(
+    params: Params,
+    x: jax.Array,
+    config: CLIPConfig,
+    numerics: Numerics = Numerics(),
+    recompute: bool = False,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """Image features of embedded patches behind a class token: x [B,T,D], no LayerNorm yet -> [B,E]."""
+    first = jnp.zeros(x.shape[0], jnp.int32)
+    x = vision_input(params, x, config.vision)
+    token = read_token(params["vision_model"], x, first, config.vision, bias, numerics, recompute)
+    return vision_output(params, token, config.vision, numerics)
+
+
+def read_token(
+    params: Params,
+    x: jax.Array,
+    positions: jax.Array,
+    tower: TextConfig | VisionConfig,
+    bias: jax.Array | None,
+    numerics: Numerics,
+    recompute: bool = False,
+) -> jax.Array:
+    """All blocks, the last one for one token of each sequence: x [B,T,D], positions [B] -> [B,D]."""
+    *before, last = layers_of(params, tower)
+    plain = functools.partial(block, tower=tower, numerics=numerics)
+    run = jax.checkpoint(plain) if recompute else plain
+    for layer in before:
+        x, _ = run(layer, x, bias=bias)
+    return last_block(last, x, positions, tower, bias, numerics)
 
 
 # --- text -------------------------------------------------------------------------------------------
@@ -307,15 +360,35 @@ def encode_text(
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _encode_text(params, input_ids, config, attention_mask, compute_dtype, precision):
-    tower = text_tower(
-        params,
-        input_ids,
-        config,
-        attention_mask,
-        compute_dtype=compute_dtype,
-        precision=precision,
+    x, ends = (
+        text_embeddings(params["text_model"], input_ids),
+        end_positions(input_ids, config.text),
     )
-    return dense(params["text_projection"], tower.pooled, Numerics(compute_dtype, precision))
+    bias = causal_bias(input_ids.shape[1], attention_mask)
+    return read_text(params, x, ends, config, Numerics(compute_dtype, precision), bias=bias)
+
+
+def read_text(
+    params: Params,
+    x: jax.Array,
+    ends: jax.Array,
+    config: CLIPConfig,
+    numerics: Numerics = Numerics(),
+    recompute: bool = False,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """Text features of embedded sequences: x [C,T,D], end positions [C] -> [C,E], not normalised."""
+    bias = causal_bias(x.shape[1]) if bias is None else bias
+    token = read_token(params["text_model"], x, ends, config.text, bias, numerics, recompute)
+    return text_output(params, token, config.text, numerics)
+
+
+def text_output(
+    params: Params, token: jax.Array, text: TextConfig, numerics: Numerics = Numerics()
+) -> jax.Array:
+    """Final LayerNorm and projection of the end token: [C,D] -> [C,E]."""
+    token = layer_norm(params["text_model"]["final_layer_norm"], token, text.layer_norm_eps)
+    return dense(params["text_projection"], token, numerics)
 
 
 # --- both towers ------------------------------------------------------------------------------------

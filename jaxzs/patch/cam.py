@@ -13,10 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.layers import Numerics, Params, attend, dense, layer_norm, project_qkv
-from jaxzs.clip.model import normalize
+from jaxzs.clip.layers import (
+    Numerics,
+    Params,
+    attend,
+    block,
+    finish_block,
+    layer_norm,
+    layers_of,
+    project_qkv,
+)  # fmt: skip
+from jaxzs.clip.model import normalize, vision_output
 from jaxzs.patch.grid import Grid
-from jaxzs.patch.tower import embed_images, finish_block, observed_block
+from jaxzs.patch.tower import attend_by_head, embed_images
 
 
 class CamOutput(NamedTuple):
@@ -67,7 +76,7 @@ def class_activation_maps(
     >>> cam.maps.shape, cam.probability.shape
     ((1, 2, 36), (1, 3))
     """
-    tree, vision = params["vision_model"], config.vision
+    vision = config.vision
     x, bias = embed_images(
         params,
         pixels,
@@ -78,11 +87,11 @@ def class_activation_maps(
         half_native=half_positions,
         numerics=numerics,
     )
-    layers, attention = tree["encoder"]["layers"], []
-    for layer in range(vision.num_hidden_layers - 1):
-        x, weights = observed_block(layers[str(layer)], x, vision, bias, numerics)
+    attention = []
+    *before, last = layers_of(params["vision_model"], vision)
+    for layer in before:
+        x, weights = block(layer, x, vision, bias, numerics, attend_by_head)
         attention.append(weights)
-    last = layers[str(vision.num_hidden_layers - 1)]
     y = layer_norm(last["layer_norm1"], x, vision.layer_norm_eps)
     allowed = jnp.pad(
         present, ((0, 0), (0, texts.shape[1] - present.shape[1])), constant_values=True
@@ -93,10 +102,7 @@ def class_activation_maps(
         q, k, v = project_qkv(last["self_attn"], y, vision.num_attention_heads, numerics)
         mixed, weights = attend(q, k, v, bias, numerics)
         z = finish_block(last, x, mixed, vision, numerics)
-        z = layer_norm(tree["post_layernorm"], z, vision.layer_norm_eps)
-        tokens = dense(params["visual_projection"], z, numerics)[
-            :, 1:
-        ]  # the class token is not used
+        tokens = vision_output(params, z, vision, numerics)[:, 1:]  # the class token is not used
         feature = normalize(_mean_of_patches(tokens, grid))
         cosine = jnp.einsum(
             "be,bce->bc", feature, normalize(texts), precision=jax.lax.Precision.HIGHEST

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxzs.clip.config import CLIPConfig, VisionConfig
-from jaxzs.clip.layers import Numerics, Params, dense, layer_norm, project_qkv
-from jaxzs.clip.model import normalize
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.layers import Numerics, Params, block, layers_of
+from jaxzs.clip.model import normalize, vision_output
 from jaxzs.patch.grid import Grid
-from jaxzs.patch.tower import attend_by_head, embed_images, finish_block, observed_block
+from jaxzs.patch.tower import attend_by_head, embed_images
 
 
 class LocalOutput(NamedTuple):
@@ -31,21 +31,12 @@ class LocalOutput(NamedTuple):
     attention: tuple[jax.Array, ...]
 
 
-def value_block(
-    params: Params,
-    x: jax.Array,
-    vision: VisionConfig,
-    bias: jax.Array | None = None,
-    numerics: Numerics = Numerics(),
-) -> tuple[jax.Array, jax.Array]:
-    """A transformer block whose attention is the identity: x [B,T,D] -> ([B,T,D], [B,T,T] attention not used).
+def keep_values(q, k, v, bias=None, numerics=Numerics()):
+    """Attention that is the identity: the values as they are, and the weights that were not used.
 
-    Value, output projection, residual and MLP are kept. The original adds a mask of -100 off the diagonal instead.
+    The original adds a mask of -100 off the diagonal instead.
     """
-    y = layer_norm(params["layer_norm1"], x, vision.layer_norm_eps)
-    q, k, v = project_qkv(params["self_attn"], y, vision.num_attention_heads, numerics)
-    _, attention = attend_by_head(q, k, v, bias, numerics)
-    return finish_block(params, x, v, vision, numerics), attention
+    return v, attend_by_head(q, k, v, bias, numerics)[1]
 
 
 def local_tower(
@@ -86,12 +77,12 @@ def local_tower(
         numerics=numerics,
     )
     attention = []
-    for layer in range(vision.num_hidden_layers):
-        step = value_block if layer == vision.num_hidden_layers - 1 else observed_block
-        x, weights = step(tree["encoder"]["layers"][str(layer)], x, vision, bias, numerics)
+    *before, last = layers_of(tree, vision)
+    for layer in before:
+        x, weights = block(layer, x, vision, bias, numerics, attend_by_head)
         attention.append(weights)
-    x = layer_norm(tree["post_layernorm"], x, vision.layer_norm_eps)
-    return LocalOutput(dense(params["visual_projection"], x, numerics), tuple(attention))
+    x, weights = block(last, x, vision, bias, numerics, keep_values)
+    return LocalOutput(vision_output(params, x, vision, numerics), (*attention, weights))
 
 
 def default_attention_layers(num_layers: int, kind: str = "last") -> tuple[int, ...]:

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.layers import Numerics, Params, attend, block, dense, layer_norm, split_heads
-from jaxzs.clip.model import vision_embeddings
+from jaxzs.clip.layers import Numerics, Params
+from jaxzs.clip.model import read_image, vision_embeddings
 from jaxzs.patch.boxes import min_max, tight_boxes
 from jaxzs.patch.grid import Grid, bilinear_taps, interpolate
 from jaxzs.patch.local import class_probabilities
-from jaxzs.patch.tower import finish_block
 
 _HIDDEN = -1000.0  # the original's additive mask
 
@@ -131,24 +130,11 @@ def region_tokens(
 
     Patches attend freely. Projected, not normalised. The last block is evaluated for the class token alone.
     """
-    tree, vision = params["vision_model"], config.vision
     hidden = jnp.where(regions, 0.0, _HIDDEN)
     row = jnp.pad(hidden, ((0, 0), (1, 0)))[:, None, None, :]  # [M,1,1,T]; it may see itself
     bias = jnp.pad(row, ((0, 0), (0, 0), (0, regions.shape[1]), (0, 0)))  # other queries: free
-    x = vision_embeddings(tree, crops, vision, None, numerics)
-    x = layer_norm(tree["pre_layrnorm"], x, vision.layer_norm_eps)
-    layers, depth = tree["encoder"]["layers"], vision.num_hidden_layers
-    for layer in range(depth - 1):
-        x, _ = block(layers[str(layer)], x, vision, bias, numerics)
-    last, heads = layers[str(depth - 1)], vision.num_attention_heads
-    y = layer_norm(last["layer_norm1"], x, vision.layer_norm_eps)
-    q = dense(last["self_attn"]["q_proj"], y[:, :1], numerics) * (y.shape[-1] // heads) ** -0.5
-    k, v = (dense(last["self_attn"][name], y, numerics) for name in ("k_proj", "v_proj"))
-    q, k, v = (split_heads(z, heads) for z in (q, k, v))
-    mixed, _ = attend(q, k, v, row, numerics)
-    token = finish_block(last, x[:, :1], mixed, vision, numerics)
-    pooled = layer_norm(tree["post_layernorm"], token[:, 0], vision.layer_norm_eps)
-    return dense(params["visual_projection"], pooled, numerics)
+    x = vision_embeddings(params["vision_model"], crops, config.vision, None, numerics)
+    return read_image(params, x, config, numerics, bias=bias)
 
 
 def reidentify(

@@ -8,17 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig, VisionConfig
-from jaxzs.clip.layers import (
-    Numerics,
-    Params,
-    attend,
-    dense,
-    layer_norm,
-    merge_heads,
-    mlp,
-    project_qkv,
-)
-from jaxzs.clip.model import vision_embeddings
+from jaxzs.clip.layers import Numerics, Params, attend
+from jaxzs.clip.model import vision_embeddings, vision_input
 from jaxzs.patch.grid import Grid, bilinear_taps, interpolate
 
 
@@ -84,7 +75,7 @@ def embed_images(
     tables = grid if padded else Grid(*(part[:1] for part in grid))  # one table serves all
     positions = local_positions(tree, vision, tables, half=half_positions, half_native=half_native)
     x = vision_embeddings(tree, pixels, vision, positions, numerics)
-    x = layer_norm(tree["pre_layrnorm"], x, vision.layer_norm_eps)  # [sic] as in the checkpoints
+    x = vision_input(params, x, vision)
     return x, padding_bias(grid.patches) if padded else None
 
 
@@ -109,30 +100,3 @@ def attend_by_head(
     heads = (q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1))
     total, mixed = jax.lax.scan(one_head, jnp.zeros((B, T, T), jnp.float32), heads)
     return mixed.swapaxes(0, 1), total / H
-
-
-def observed_block(
-    params: Params,
-    x: jax.Array,
-    vision: VisionConfig,
-    bias: jax.Array | None = None,
-    numerics: Numerics = Numerics(),
-) -> tuple[jax.Array, jax.Array]:
-    """An ordinary block and what it attended to: x [B,T,D] -> ([B,T,D], [B,T,T] mean over heads)."""
-    y = layer_norm(params["layer_norm1"], x, vision.layer_norm_eps)
-    q, k, v = project_qkv(params["self_attn"], y, vision.num_attention_heads, numerics)
-    mixed, attention = attend_by_head(q, k, v, bias, numerics)
-    return finish_block(params, x, mixed, vision, numerics), attention
-
-
-def finish_block(
-    params: Params,
-    x: jax.Array,
-    mixed: jax.Array,
-    vision: VisionConfig,
-    numerics: Numerics = Numerics(),
-) -> jax.Array:
-    """A block from its mixed values on, [B,H,T,D/H]: output projection, residual, MLP. x [B,T,D] -> [B,T,D]."""
-    x = x + dense(params["self_attn"]["out_proj"], merge_heads(mixed), numerics)
-    y = layer_norm(params["layer_norm2"], x, vision.layer_norm_eps)
-    return x + mlp(params["mlp"], y, vision.hidden_act, numerics)

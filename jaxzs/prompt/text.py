@@ -15,10 +15,10 @@ import numpy as np
 
 from jaxzs.clip.config import CLIPConfig, TextConfig
 from jaxzs.clip.layers import Numerics, Params, Precision
-from jaxzs.clip.model import encode_image, end_positions
+from jaxzs.clip.model import encode_image, end_positions, read_text
 from jaxzs.errors import TextError
 from jaxzs.prompt.modality import Frozen, Prompts
-from jaxzs.prompt.towers import read_text, read_text_with_context
+from jaxzs.prompt.towers import read_text_with_context
 
 
 def placeholder_ids(input_ids: Any, length: int, text: TextConfig) -> np.ndarray:

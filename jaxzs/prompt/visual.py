@@ -14,9 +14,8 @@ import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.layers import Numerics, Params, Precision
-from jaxzs.clip.model import vision_embeddings
+from jaxzs.clip.model import read_image, vision_embeddings
 from jaxzs.prompt.modality import Frozen, Prompts
-from jaxzs.prompt.towers import read_image
 
 
 def image_features(
