@@ -10,9 +10,7 @@ from typing import Any
 
 from griffe import Class, Extension, Function, Object
 
-_AXES = re.compile(
-    r"(?<![\w`\"'\[\]])\[[A-Z][\w+/,'. ()*-]*\](?![\w`(\[])|(?<![\w`])\[\](?= (?:float|int|bool))"
-)
+_AXES = re.compile(r"(?<![\w`\"'\[\]])\[[A-Z][\w+/,'. ()*-]*\](?![\w`(\[])|(?<![\w`])\[\](?= (?:float|int|bool))")
 _CLOSING = ("Returns ", "Raises ", "Yields ")
 _SECTION = re.compile(r"(Args|Returns|Raises|Yields):$")
 
@@ -101,6 +99,4 @@ def _item(line: str, names: set[str]) -> str | None:
 def _axes(text: str) -> str:
     """Shapes such as [N,C] as code, outside of code."""
     parts = text.split("`")
-    return "`".join(
-        _AXES.sub(r"`\g<0>`", part) if i % 2 == 0 else part for i, part in enumerate(parts)
-    )
+    return "`".join(_AXES.sub(r"`\g<0>`", part) if i % 2 == 0 else part for i, part in enumerate(parts))

@@ -56,9 +56,7 @@ def jax_encoder(
     return encode
 
 
-def interleave(
-    encoders: dict[str, Callable[[], np.ndarray]], rounds: int
-) -> dict[str, list[float]]:
+def interleave(encoders: dict[str, Callable[[], np.ndarray]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call, A and B in turn, after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in encoders}
     for _ in range(rounds):
@@ -107,12 +105,7 @@ def main() -> None:
         x / y for x, y in zip(seconds[a], seconds[b], strict=True)
     )
     rows = [
-        [
-            name,
-            options.batch / median,
-            ratio("torch float32", name),
-            max(0.0, first[name] - median),
-        ]
+        [name, options.batch / median, ratio("torch float32", name), max(0.0, first[name] - median)]
         for name, median in medians.items()
     ]
     header = ["encoder", "images/s", "x torch float32", "first call, extra s"]

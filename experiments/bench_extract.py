@@ -78,9 +78,7 @@ def jax_worker(checkpoint: str, images: str, threads: int, out: str) -> None:
     for _ in sys.stdin:
         root = tempfile.mkdtemp()
         start, start_cpu = time.perf_counter(), time.process_time()
-        store = features.extract(
-            model, data.open_source(images), root, batch_size=BATCH, threads=threads
-        )
+        store = features.extract(model, data.open_source(images), root, batch_size=BATCH, threads=threads)
         seconds, used = time.perf_counter() - start, time.process_time() - start_cpu
         got = store.arrays()
         np.save(out, got.features)
@@ -103,9 +101,7 @@ def write_model(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(text)
 
 
-def compare(
-    images: str, torch_python: str, repeats: int, workers: int, threads: int
-) -> dict[str, Any]:
+def compare(images: str, torch_python: str, repeats: int, workers: int, threads: int) -> dict[str, Any]:
     """Seconds of A and B in turn; the ratio of throughputs is the median over pairs."""
     import numpy as np
 
@@ -113,22 +109,10 @@ def compare(
         folder = Path(temporary)
         write_model(folder / "model")
         model, a_out, b_out = str(folder / "model"), str(folder / "a.npy"), str(folder / "b.npy")
-        a = [
-            sys.executable,
-            "-m",
-            "experiments.bench_extract",
-            "--worker",
-            model,
-            images,
-            str(workers),
-            a_out,
-        ]
+        a = [sys.executable, "-m", "experiments.bench_extract", "--worker", model, images, str(workers), a_out]
         numbers = map(str, (workers, threads, BATCH))
         b = [torch_python, "-c", TORCH_WORKER, model, images, b_out, *numbers]
-        running = [
-            subprocess.Popen(c, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for c in (a, b)
-        ]
+        running = [subprocess.Popen(c, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for c in (a, b)]
 
         def run(process: subprocess.Popen[str]) -> dict[str, Any]:
             assert process.stdin is not None
@@ -164,9 +148,7 @@ def compare(
     }
 
 
-def memory_of(
-    num_images: int, chunk: int = 16384, dim: int = 64, classes: int = 100
-) -> dict[str, Any]:
+def memory_of(num_images: int, chunk: int = 16384, dim: int = 64, classes: int = 100) -> dict[str, Any]:
     """Peak memory of one process that learns proxies from N images on disk, before and after."""
     import resource
 
@@ -191,9 +173,7 @@ def memory_of(
             # Opened anew for each chunk: pages of an open memory map would count as this process's memory.
             for start in range(0, num_images, chunk):
                 n = min(chunk, num_images - start)
-                yield np.fromfile(file.name, np.float32, n * dim, offset=4 * start * dim).reshape(
-                    n, dim
-                )
+                yield np.fromfile(file.name, np.float32, n * dim, offset=4 * start * dim).reshape(n, dim)
 
         jax.block_until_ready(jax.numpy.zeros(()))
         before, start_time = peak(), time.perf_counter()
@@ -227,9 +207,7 @@ def main() -> int:
     parser.add_argument("images", nargs="?", help="folder of images")
     parser.add_argument("--torch-python", help="interpreter with torch and transformers")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--workers", type=int, default=2, help="threads (A) or processes (B) that decode"
-    )
+    parser.add_argument("--workers", type=int, default=2, help="threads (A) or processes (B) that decode")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--memory", type=int, nargs="+", default=[], help="numbers of images")
     parser.add_argument("--one-memory", type=int, help=argparse.SUPPRESS)

@@ -32,9 +32,7 @@ COMMANDS: dict[str, tuple[str, float | None]] = {
 def seconds(code: str) -> float:
     """Wall time of one fresh interpreter that runs `code`."""
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     took = time.perf_counter() - start
     if done.returncode != 0:
         raise SystemExit(f"`{code}` failed with exit code {done.returncode}:\n{done.stderr}")
@@ -55,9 +53,7 @@ def measure(repeats: int) -> dict[str, list[float]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Start-up times of jaxzs against `import jax`.")
     parser.add_argument("--repeats", type=int, default=15, help="interpreters started per command")
-    parser.add_argument(
-        "--out", type=Path, default=None, help="write the figures to this JSON file"
-    )
+    parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file")
     arguments = parser.parse_args()
 
     times = measure(arguments.repeats)

@@ -45,10 +45,7 @@ def tag_batch(params, pixels, texts, config, candidates, capacity, numerics):
     layers = config.vision.num_hidden_layers
     local = patch.local_tower(params, pixels, config, grid, numerics=numerics)
     attention = patch.fuse_attention(
-        local.attention,
-        grid.patches,
-        patch.default_attention_layers(layers),
-        patch.default_votes(layers),
+        local.attention, grid.patches, patch.default_attention_layers(layers), patch.default_votes(layers)
     )
     coarse = patch.coarse_scores(local.tokens, texts, params["logit_scale"])
     refined = patch.dual_masking(attention, coarse, grid).scores
@@ -56,9 +53,7 @@ def tag_batch(params, pixels, texts, config, candidates, capacity, numerics):
     found = patch.find_candidates(refined, FOREGROUND, 0.5, grid)
     chosen = best >= jax.lax.top_k(best, candidates)[0][:, -1:]
     found = found._replace(accepted=chosen, boxes=tight_boxes(found.region, grid, keep_border=True))
-    probability = patch.reidentify(
-        params, pixels, texts, found, config, capacity=capacity, numerics=numerics
-    )
+    probability = patch.reidentify(params, pixels, texts, found, config, capacity=capacity, numerics=numerics)
     return patch.fuse_scores(best, probability, found.accepted)
 
 
@@ -89,10 +84,7 @@ class TorchTagger:
         functional, heads = self.torch.nn.functional, self.config.vision.num_attention_heads
         y = self.norm(x, weights["layer_norm1"])
         attention = weights["self_attn"]
-        q, k, v = (
-            self.linear(y, attention[f"{name}_proj"]).view(len(x), heads, -1).transpose(0, 1)
-            for name in "qkv"
-        )
+        q, k, v = (self.linear(y, attention[f"{name}_proj"]).view(len(x), heads, -1).transpose(0, 1) for name in "qkv")
         mean = None
         if need_weights:
             weight = (q @ k.transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1)
@@ -224,12 +216,7 @@ def product_rate(config: clip.CLIPConfig, tokens: int, repeats: int = 7) -> floa
 
 
 def programs(
-    params: Any,
-    config: clip.CLIPConfig,
-    pixels: np.ndarray,
-    texts: np.ndarray,
-    candidates: int,
-    capacity: int,
+    params: Any, config: clip.CLIPConfig, pixels: np.ndarray, texts: np.ndarray, candidates: int, capacity: int
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Calls that tag the same images."""
     import torch
@@ -247,9 +234,7 @@ def programs(
 
     def by_jaxzs(dtype: Any) -> np.ndarray:
         numerics = clip.Numerics(dtype)
-        return np.asarray(
-            tag_batch(params, on_device, texts, config, candidates, capacity, numerics)
-        )
+        return np.asarray(tag_batch(params, on_device, texts, config, candidates, capacity, numerics))
 
     return {
         "torch float32": by_torch,
@@ -287,18 +272,14 @@ def main() -> None:
             seconds: dict[str, list[float]] = {name: [] for name in calls}
             work, bound = work_per_image(config, height, width, candidates), 0.0
             for _ in range(options.rounds):
-                bound = max(
-                    bound, product_rate(config, options.batch * (1 + config.vision.num_patches))
-                )
+                bound = max(bound, product_rate(config, options.batch * (1 + config.vision.num_patches)))
                 for name, call in calls.items():
                     start = time.perf_counter()
                     call()
                     seconds[name].append(time.perf_counter() - start)
             # Both of a round suffer when the machine is shared: the median of the ratios of the rounds.
             ratios = {
-                name: statistics.median(
-                    a / b for a, b in zip(seconds["torch float32"], values, strict=True)
-                )
+                name: statistics.median(a / b for a, b in zip(seconds["torch float32"], values, strict=True))
                 for name, values in seconds.items()
             }
             rate = {name: options.batch / statistics.median(s) for name, s in seconds.items()}
@@ -312,8 +293,7 @@ def main() -> None:
                 "float32_products_per_second": bound,
             }
             rows += [
-                [size, candidates, name, rate[name], ratios[name], used[name], f"{difference:.0e}"]
-                for name in calls
+                [size, candidates, name, rate[name], ratios[name], used[name], f"{difference:.0e}"] for name in calls
             ]
             print(key, {name: round(ratio, 2) for name, ratio in ratios.items()}, flush=True)
     header = ["image", "candidates", "program", "images/s", "x torch float32"]

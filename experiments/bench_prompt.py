@@ -40,8 +40,7 @@ LONGEST_NAME = 5
 def inputs(layers: int, seed: int = 0) -> dict[str, Any]:
     """Random weights, names of 1 to 5 tokens, pixels, labels and a prefix, all of ViT-B/32 sizes."""
     config = clip.CLIPConfig(
-        text=clip.TextConfig(num_hidden_layers=layers),
-        vision=clip.VisionConfig(num_hidden_layers=layers),
+        text=clip.TextConfig(num_hidden_layers=layers), vision=clip.VisionConfig(num_hidden_layers=layers)
     )
     rng = np.random.default_rng(seed)
     text = config.text
@@ -69,9 +68,7 @@ def jaxzs_step(given: dict[str, Any]) -> Callable[[], tuple]:
     modality = TextPrompt(K)
     config, params = given["config"], given["params"]
     ids = jnp.asarray(given["ids"])
-    template = jnp.asarray(
-        np.random.default_rng(1).standard_normal((C, config.projection_dim), np.float32)
-    )
+    template = jnp.asarray(np.random.default_rng(1).standard_normal((C, config.projection_dim), np.float32))
     frozen = Frozen(params, ids, template, template)
     images = modality.constant_images(params, given["pixels"], config)
     state = start({"prefix": jnp.asarray(given["prefix"])[None]})
@@ -104,9 +101,7 @@ def torch_model(given: dict[str, Any], folder: Path) -> Any:
     from transformers import CLIPModel
 
     clip.write_checkpoint(folder, given["params"], given["config"], format="safetensors")
-    return (
-        CLIPModel.from_pretrained(folder, attn_implementation="sdpa").eval().requires_grad_(False)
-    )
+    return CLIPModel.from_pretrained(folder, attn_implementation="sdpa").eval().requires_grad_(False)
 
 
 def torch_step(given: dict[str, Any], folder: Path) -> Callable[[], tuple]:
@@ -136,9 +131,7 @@ def torch_step(given: dict[str, Any], folder: Path) -> Callable[[], tuple]:
         texts = torch.nn.functional.normalize(model.text_projection(x), dim=-1)
         with torch.no_grad():
             images = torch.nn.functional.normalize(model.get_image_features(pixels), dim=-1)
-        value = torch.nn.functional.cross_entropy(
-            model.logit_scale.exp() * images @ texts.T, labels
-        )
+        value = torch.nn.functional.cross_entropy(model.logit_scale.exp() * images @ texts.T, labels)
         value.backward()
         gradient = prefix.grad.numpy().copy()
         sgd.step()
@@ -186,9 +179,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="interleaved pairs of steps")
     parser.add_argument("--folder", type=Path, default=Path("bench_prompt_checkpoint"))
     parser.add_argument("--layers", type=int, default=12, help="fewer only to see that it runs")
-    parser.add_argument(
-        "--only", choices=("jaxzs", "torch"), help="two steps of one, print peak MiB"
-    )
+    parser.add_argument("--only", choices=("jaxzs", "torch"), help="two steps of one, print peak MiB")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory measurement out")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
@@ -201,9 +192,7 @@ def main() -> None:
     ours, theirs = jaxzs_step(given), torch_step(given, options.folder)
     (loss, gradient), (expected, reference) = ours(), theirs()
     difference = np.abs(gradient - reference).max() / np.abs(reference).max()
-    print(
-        f"loss {loss:.6f} / {expected:.6f}, gradient differs by {difference:.1e} of its largest entry"
-    )
+    print(f"loss {loss:.6f} / {expected:.6f}, gradient differs by {difference:.1e} of its largest entry")
     pairs = [(timed(ours), timed(theirs)) for _ in range(options.steps)]
     median = lambda side, clock: statistics.median(p[side][clock] for p in pairs)  # noqa: E731
     # FPL, SSL, 50 classes: 80 % of 16 pseudolabels and of 2 labels a class. jaxzs encodes the pool's images once.
@@ -226,14 +215,9 @@ def main() -> None:
         "jax": jax.__version__,
         "device": str(jax.devices()[0]),
     }
-    print(
-        f"ratio {figures['ratio_wall']:.1f} by wall time, {figures['ratio_cpu']:.1f} by CPU time",
-        flush=True,
-    )
+    print(f"ratio {figures['ratio_wall']:.1f} by wall time, {figures['ratio_cpu']:.1f} by CPU time", flush=True)
     if not options.no_memory:
-        figures["peak_mib"] = {
-            name: peak_memory(name, options.folder, options.layers) for name in ("jaxzs", "torch")
-        }
+        figures["peak_mib"] = {name: peak_memory(name, options.folder, options.layers) for name in ("jaxzs", "torch")}
     print(json.dumps(figures, indent=2))
     if options.out:
         write_record(

@@ -59,11 +59,7 @@ def imagenet_like(scale: float, seed: int) -> tuple[jax.Array, jax.Array, jax.Ar
     truth = np.arange(n) % c
     gap = 2.0 * rng.normal(size=(1, e)) * spectrum
     noise = rng.standard_normal((n, e), np.float32) * np.float32(1.2) * spectrum.astype(np.float32)
-    text = (
-        classes
-        + 0.7 * rng.normal(size=(c, e)) * spectrum
-        + 2.0 * rng.normal(size=(1, e)) * spectrum
-    )
+    text = classes + 0.7 * rng.normal(size=(c, e)) * spectrum + 2.0 * rng.normal(size=(1, e)) * spectrum
     return unit(classes[truth] + noise + gap), unit(text), jnp.asarray(truth, jnp.int32)
 
 
@@ -81,9 +77,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def bench(
-    name: str, x: jax.Array, z: jax.Array, y: jax.Array, rounds: int, iterations: int
-) -> list[dict]:
+def bench(name: str, x: jax.Array, z: jax.Array, y: jax.Array, rounds: int, iterations: int) -> list[dict]:
     """One data set: all solvers to the reference's final objective."""
     labels = proxy.pseudo_labels(jnp.matmul(x, z.T, precision="highest"))
     learn = functools.partial(proxy.learn_proxies, x, z, labels)
@@ -162,28 +156,12 @@ def main() -> None:
     for path in sorted(arguments.features.glob("*.npz")) if arguments.features else []:
         stored = np.load(path)
         y = jnp.asarray(stored["labels"], jnp.int32)
-        sets.append(
-            (
-                path.stem.split("_")[0],
-                unit(stored["image_features"]),
-                unit(stored["text_features"]),
-                y,
-            )
-        )
+        sets.append((path.stem.split("_")[0], unit(stored["image_features"]), unit(stored["text_features"]), y))
     if arguments.scale:
-        sets.append(
-            (
-                f"ImageNet shape x {arguments.scale:g}",
-                *imagenet_like(arguments.scale, arguments.seed),
-            )
-        )
+        sets.append((f"ImageNet shape x {arguments.scale:g}", *imagenet_like(arguments.scale, arguments.seed)))
     if not sets:
         sys.exit("nothing to measure: give --features FOLDER with .npz files, or --scale")
-    rows = [
-        row
-        for name, x, z, y in sets
-        for row in bench(name, x, z, y, arguments.rounds, arguments.iterations)
-    ]
+    rows = [row for name, x, z, y in sets for row in bench(name, x, z, y, arguments.rounds, arguments.iterations)]
 
     command = ["python", "experiments/bench_proxy.py"]
     command += ["--features", "FOLDER"] if arguments.features else []

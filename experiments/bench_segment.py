@@ -60,10 +60,7 @@ class TorchMaps(TorchTagger):
     def block_after_norm(self, x: Any, y: Any, weights: Any) -> Any:
         """The last block from the output y of its first LayerNorm on; x is what enters the residual."""
         heads, attention = self.config.vision.num_attention_heads, weights["self_attn"]
-        q, k, v = (
-            self.linear(y, attention[f"{name}_proj"]).view(len(x), heads, -1).transpose(0, 1)
-            for name in "qkv"
-        )
+        q, k, v = (self.linear(y, attention[f"{name}_proj"]).view(len(x), heads, -1).transpose(0, 1) for name in "qkv")
         mixed = (q @ k.transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1) @ v
         z = x + self.linear(mixed.transpose(0, 1).reshape(x.shape), attention["out_proj"])
         y = self.linear(self.norm(z, weights["layer_norm2"]), weights["mlp"]["fc1"])
@@ -156,13 +153,7 @@ def main() -> None:
                 "ratio": ratio(slow, values, "wall"),
                 "cpu_ratio": ratio(slow, values, "cpu"),
             }
-            rows.append(
-                [
-                    f"{name}, {num_tags} tags",
-                    options.size,
-                    *figures[f"{name}, {num_tags} tags"].values(),
-                ]
-            )
+            rows.append([f"{name}, {num_tags} tags", options.size, *figures[f"{name}, {num_tags} tags"].values()])
     for crf_size in options.crf_sizes:
         shape = tuple(int(side) for side in crf_size.split("x"))
         photo = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)

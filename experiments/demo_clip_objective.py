@@ -54,9 +54,7 @@ def window_positions(params: Any, vision: VisionConfig, corner: jax.Array) -> ja
     field = larger[1:].reshape(LARGER * rows, LARGER * columns, -1)
     start = jnp.maximum(corner, 0)
     zero = jnp.zeros((), start.dtype)
-    window = jax.lax.dynamic_slice(
-        field, (start[0], start[1], zero), (rows, columns, field.shape[-1])
-    )
+    window = jax.lax.dynamic_slice(field, (start[0], start[1], zero), (rows, columns, field.shape[-1]))
     window = jnp.concatenate([native[:1], window.reshape(rows * columns, -1)])
     return jnp.where(corner[0] < 0, native, window)
 
@@ -75,12 +73,7 @@ def multi_positive_loss(logits: jax.Array, positive: jax.Array, negative: jax.Ar
 
 
 def losses(
-    params: Any,
-    batch: Batch,
-    corner: jax.Array,
-    config: CLIPConfig,
-    local_weight: float,
-    local: bool,
+    params: Any, batch: Batch, corner: jax.Array, config: CLIPConfig, local_weight: float, local: bool
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The training loss and its parts. batch: pixels already normalised float32."""
     vision = config.vision

@@ -25,13 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import demo_world
-from experiments.demo_world.captions import (
-    BACKGROUND_NAMES,
-    DIGIT_TEMPLATES,
-    DIGITS,
-    GLYPH_NAMES,
-    SHAPES,
-)
+from experiments.demo_world.captions import BACKGROUND_NAMES, DIGIT_TEMPLATES, DIGITS, GLYPH_NAMES, SHAPES
 from experiments.demo_world.card import write_card
 from jaxzs import data, patch, proxy, zeroshot
 from jaxzs.clip import Model, encode_image, load
@@ -55,9 +49,7 @@ def mnist(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
     for digit in range(10):
         files = sorted((folder / str(digit)).glob("*.png"))
         if not files:
-            raise SystemExit(
-                f"{folder / str(digit)} has no .png files; expected one folder a digit, 0 to 9"
-            )
+            raise SystemExit(f"{folder / str(digit)} has no .png files; expected one folder a digit, 0 to 9")
         images += [np.asarray(Image.open(file)) for file in files]
         labels += [digit] * len(files)
     return images, np.array(labels)
@@ -103,9 +95,7 @@ def classification_sets(mnist_folder: Path | None, num: int) -> dict[str, Classi
         "rendered digits, test fonts": Classification(*demo_world.digits(num), *digits),
         "rendered glyphs, test fonts": Classification(*demo_world.glyphs(num), *glyphs),
         "filled shapes": Classification(*demo_world.shapes(num), *shapes),
-        "outline shapes (never trained)": Classification(
-            *demo_world.outline_shapes(num), *outlines
-        ),
+        "outline shapes (never trained)": Classification(*demo_world.outline_shapes(num), *outlines),
         "corrupted shapes": Classification(*demo_world.corrupted("shapes", num), *shapes),
         "corrupted glyphs": Classification(*demo_world.corrupted("glyphs", num), *glyphs),
     }
@@ -201,18 +191,12 @@ def scene_sets(num: int, sizes: Sequence[int] = (48, 96, 128)) -> dict[str, demo
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="'demo' or a folder")
-    parser.add_argument(
-        "--mnist", type=Path, default=None, help="folder with one subfolder a digit"
-    )
+    parser.add_argument("--mnist", type=Path, default=None, help="folder with one subfolder a digit")
     parser.add_argument("--num", type=int, default=1200, help="rendered images of each set")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--card", type=Path, default=None, help="checkpoint folder whose model card gets the tables"
-    )
+    parser.add_argument("--card", type=Path, default=None, help="checkpoint folder whose model card gets the tables")
     parser.add_argument("--skip-existing", action="store_true", help="keep sets of the record")
     options = parser.parse_args()
     model = load(options.model)
@@ -222,10 +206,7 @@ def main() -> None:
     sweep = Sweep(
         options.out / "evaluation.json",
         command=command,
-        settings={
-            "templates": {"digits": DIGIT_TEMPLATES, "others": "tagclip85"},
-            "protocol": "transductive",
-        },
+        settings={"templates": {"digits": DIGIT_TEMPLATES, "others": "tagclip85"}, "protocol": "transductive"},
         model=model,
         skip_existing=options.skip_existing,
     )

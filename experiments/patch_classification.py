@@ -54,25 +54,19 @@ SETTINGS = {
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-def read_labels(
-    path: Path, label_ids: Sequence[int] | None, num_classes: int
-) -> dict[str, list[int]]:
+def read_labels(path: Path, label_ids: Sequence[int] | None, num_classes: int) -> dict[str, list[int]]:
     """Image id -> class indices. label_ids: numbers of the classes in the file, where they are not 0 to C-1."""
     if path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8") as file:
             lines = [[row["id"], *row["class_ids"].split()] for row in csv.DictReader(file)]
     else:
-        lines = [
-            line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     index = {number: place for place, number in enumerate(label_ids or range(num_classes))}
     labels = {}
     for name, *numbers in lines:
         unknown = [number for number in numbers if int(number) not in index]
         if unknown:
-            raise LabelError(
-                f"{path}: image {name} has class number {unknown[0]}, which is not known"
-            )
+            raise LabelError(f"{path}: image {name} has class number {unknown[0]}, which is not known")
         labels[Path(name).stem] = [index[int(number)] for number in numbers]
     if not labels:
         raise DataError(f"{path} names no images")
@@ -84,9 +78,7 @@ def find_files(folder: Path, names: Sequence[str]) -> list[Path]:
     files = {path.stem: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
     missing = [name for name in names if name not in files]
     if missing:
-        raise DataError(
-            f"{len(missing)} of {len(names)} images are not in {folder}, e.g. {missing[0]}"
-        )
+        raise DataError(f"{len(missing)} of {len(names)} images are not in {folder}, e.g. {missing[0]}")
     return [files[name] for name in names]
 
 
@@ -106,9 +98,7 @@ def tag_all(
     options: argparse.Namespace,
 ) -> report.Results:
     """Tags of all images, and how they compare with the truth [N,F]."""
-    texts = tag_texts(
-        model, info.class_names, info.background_names, info.templates, cache=default_cache()
-    )
+    texts = tag_texts(model, info.class_names, info.background_names, info.templates, cache=default_cache())
     scores = np.zeros(truth.shape, np.float32)
     tags = np.zeros(truth.shape, bool)
     found = tag_images(
@@ -117,9 +107,7 @@ def tag_all(
         texts,
         num_foreground=info.num_classes,
         batching=Batching(options.batch),
-        attention_layers=default_attention_layers(
-            model.config.vision.num_hidden_layers, setting.attention
-        ),
+        attention_layers=default_attention_layers(model.config.vision.num_hidden_layers, setting.attention),
         relative_threshold=setting.relative_threshold,
         exact=not options.padded,
         compute_dtype=jnp.bfloat16 if options.bfloat16 else None,
@@ -129,24 +117,14 @@ def tag_all(
     figures = tag_report(scores, tags, truth, info.class_names)
     overall = figures["f1_overall"]
     measured = {"mAP": figures["mAP"], "mAP of classes present": figures["mAP_sklearn"]}
-    measured |= {
-        "F1": overall["f1"],
-        "precision": overall["precision"],
-        "recall": overall["recall"],
-    }
+    measured |= {"F1": overall["f1"], "precision": overall["precision"], "recall": overall["recall"]}
     return report.Results(
-        figures,
-        tuple(
-            report.Figure(options.dataset, "TagCLIP", name, 100 * value)
-            for name, value in measured.items()
-        ),
+        figures, tuple(report.Figure(options.dataset, "TagCLIP", name, 100 * value) for name, value in measured.items())
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--dataset", choices=SETTINGS, required=True)
     parser.add_argument("--images", type=Path, required=True, help="folder of image files")
     parser.add_argument("--labels", type=Path, required=True)
@@ -183,14 +161,9 @@ def main() -> None:
     found = sweep.cell("tags", lambda: tag_all(model, info, setting, paths, truth, options))
     record = sweep.finish()
     published = published_values(options.dataset)
-    rows = [
-        [one.figure, one.value, published.get((one.method, one.figure, one.protocol), "")]
-        for one in found.figures
-    ]
+    rows = [[one.figure, one.value, published.get((one.method, one.figure, one.protocol), "")] for one in found.figures]
     seconds = sum(record["seconds"].values())
-    print(
-        f"{info.title}: {len(paths)} of {setting.images} images, {options.model}, {seconds:.0f} s"
-    )
+    print(f"{info.title}: {len(paths)} of {setting.images} images, {options.model}, {seconds:.0f} s")
     print(report.markdown_table(["figure, %", "measured", "published"], rows))
     if len(paths) != setting.images:
         print("note: not the full list of images; the published figures are for all of them")

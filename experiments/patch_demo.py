@@ -22,9 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1])
-)  # the generator of the scenes lies beside this file
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the generator of the scenes lies beside this file
 
 import jaxzs
 from experiments.demo_world import Scenes, scenes
@@ -92,9 +90,7 @@ def ablation(model: jaxzs.Model, world: Scenes, texts: jnp.ndarray) -> dict[str,
     return {name: figures(scores, relative_tags(scores), world) for name, scores in steps.items()}
 
 
-def options_table(
-    model: jaxzs.Model, world: Scenes, held_out: Scenes, texts: jnp.ndarray
-) -> dict[str, dict[str, Any]]:
+def options_table(model: jaxzs.Model, world: Scenes, held_out: Scenes, texts: jnp.ndarray) -> dict[str, dict[str, Any]]:
     """What the options beyond the paper do; thresholds are calibrated on other scenes, which are labelled."""
     rows = {}
     for name, options in OPTIONS.items():
@@ -109,18 +105,12 @@ def options_table(
     return rows
 
 
-def write_pictures(
-    model: jaxzs.Model, texts: jnp.ndarray, folder: Path, num: int, seed: int
-) -> None:
+def write_pictures(model: jaxzs.Model, texts: jnp.ndarray, folder: Path, num: int, seed: int) -> None:
     """Overlays of the first scenes of the 128 pixel world, whatever they show."""
     world = scenes(num, seed=seed, **WORLDS["128 px, 3 to 5 objects"])
     for tagged, pixels in zip(tag_all(model, world, texts), world.images, strict=True):
-        write_overlay(
-            folder / f"scene_{tagged.number}.png", Image.fromarray(pixels), tagged, SHAPES
-        )
-        truth = [
-            name for name, there in zip(SHAPES, world.tags[tagged.number], strict=True) if there
-        ]
+        write_overlay(folder / f"scene_{tagged.number}.png", Image.fromarray(pixels), tagged, SHAPES)
+        truth = [name for name, there in zip(SHAPES, world.tags[tagged.number], strict=True) if there]
         named = [name for name, there in zip(SHAPES, tagged.tags, strict=True) if there]
         print(f"scene {tagged.number}: true {', '.join(truth)}; tagged {', '.join(named)}")
 
@@ -143,9 +133,7 @@ def as_results(name: str, rows: dict[str, dict[str, Any]]) -> report.Results:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--images", type=int, default=300, help="scenes of each world")
     parser.add_argument("--pictures", type=int, default=6)
@@ -155,10 +143,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = jaxzs.load(arguments.model)
     texts = tag_texts(model, SHAPES, BACKGROUND_NAMES)
-    worlds = {
-        name: scenes(arguments.images, seed=arguments.seed, **options)
-        for name, options in WORLDS.items()
-    }
+    worlds = {name: scenes(arguments.images, seed=arguments.seed, **options) for name, options in WORLDS.items()}
     command = shlex.join(["python", "experiments/patch_demo.py", *sys.argv[1:]])
     sweep = report.Sweep(
         arguments.out / "patch_demo.json",
@@ -173,9 +158,7 @@ def main() -> None:
         entry = scenes_entry(name, worlds[name])
         return dict(sweep.cell(key, lambda: as_results(name, call()), data=entry).metrics)
 
-    steps = {
-        name: run(f"ablation, {name}", name, ablation, world) for name, world in worlds.items()
-    }
+    steps = {name: run(f"ablation, {name}", name, ablation, world) for name, world in worlds.items()}
     middle = "96 px, 3 to 5 objects"
     held_out = scenes(arguments.images, seed=arguments.seed + 1, **WORLDS[middle])
     options = run(f"options, {middle}", middle, options_table, worlds[middle], held_out)
@@ -188,17 +171,12 @@ def main() -> None:
         [
             f"Tagging rendered scenes, {arguments.images} of each size: mAP, %",
             report.markdown_table(
-                header,
-                [[n, *(percent(r["mAP"]) for r in rows.values())] for n, rows in steps.items()],
-                digits=1,
+                header, [[n, *(percent(r["mAP"]) for r in rows.values())] for n, rows in steps.items()], digits=1
             ),
             "F1 (overall) at the relative threshold 0.5, %",
             report.markdown_table(
                 header,
-                [
-                    [n, *(percent(r["f1_overall"]["f1"]) for r in rows.values())]
-                    for n, rows in steps.items()
-                ],
+                [[n, *(percent(r["f1_overall"]["f1"]) for r in rows.values())] for n, rows in steps.items()],
                 digits=1,
             ),
             f"Options that are not in the paper, {middle}, %",

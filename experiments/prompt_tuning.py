@@ -57,18 +57,10 @@ class Settings(NamedTuple):
 
 OFFICIAL = Settings({"text": 16, "image": 16, "joint": 4}, 16, 10, True, prompt.Optimisation())
 # The demo checkpoint takes 32 tokens and a CPU must do; its small vocabulary makes nothing of braces.
-DEMO = Settings(
-    {"text": 8, "image": 8, "joint": 4},
-    8,
-    3,
-    False,
-    prompt.Optimisation(epochs=8, warmup_epochs=1),
-)
+DEMO = Settings({"text": 8, "image": 8, "joint": 4}, 8, 3, False, prompt.Optimisation(epochs=8, warmup_epochs=1))
 
 
-Images = (
-    tuple[np.ndarray, np.ndarray] | data.Source
-)  # (pixels, labels), or read when a modality asks
+Images = tuple[np.ndarray, np.ndarray] | data.Source  # (pixels, labels), or read when a modality asks
 
 
 class Task(NamedTuple):
@@ -138,11 +130,7 @@ def prepare(model: Model, task: Task, modality: str, settings: Settings) -> Prep
     """Frozen class features, constant images of pool and test set."""
     chosen = MODALITIES[modality](length=settings.lengths[modality])
     frozen = prompt.freeze(
-        model,
-        chosen,
-        task.class_names,
-        template=task.template,
-        literal_braces=settings.literal_braces,
+        model, chosen, task.class_names, template=task.template, literal_braces=settings.literal_braces
     )
     parts: list[Any] = []
     for images in (task.train, task.test):
@@ -172,8 +160,7 @@ def zero_shot(model: Model, task: Task, given: Prepared, own_splits: list[prompt
     )
     predictions = logits.argmax(1)
     results = [
-        prompt.evaluate(predictions, given.test_labels, s.seen if s.paradigm == "trzsl" else None)
-        for s in own_splits
+        prompt.evaluate(predictions, given.test_labels, s.seen if s.paradigm == "trzsl" else None) for s in own_splits
     ]
     protocol = own_splits[0].paradigm.upper()
     return Results(
@@ -209,18 +196,11 @@ def tune(
         resume=state,
         on_record=lambda r: print(f"    iteration {r.iteration}: {r.seconds:.0f} s", flush=True),
     )
-    logits = prompt.score(
-        given.modality, fitted.prompts, given.frozen, given.test_images, model.config
-    )
+    logits = prompt.score(given.modality, fitted.prompts, given.frozen, given.test_images, model.config)
     state.unlink(missing_ok=True)
     predictions, test = logits.argmax(2), fitted.records[-1].test or []
-    method, protocol = (
-        f"{given.modality.name} {plan.strategy}",
-        own_splits[0].paradigm.upper(),
-    )
-    per_class = curves.per_class(
-        task.name, method, task.class_names, before, predictions, given.test_labels, protocol
-    )
+    method, protocol = (f"{given.modality.name} {plan.strategy}", own_splits[0].paradigm.upper())
+    per_class = curves.per_class(task.name, method, task.class_names, before, predictions, given.test_labels, protocol)
     return Results(
         {
             "test": [dataclasses.asdict(r) for r in test],
@@ -238,11 +218,7 @@ def tune(
 
 def table(cells: dict[str, Results], name: str) -> str:
     """Rows: zero-shot, then modality and strategy. Columns: SSL, TRZSL, UL, published ones where there are any."""
-    measured = {
-        (figure.method, figure.protocol): figure
-        for cell in cells.values()
-        for figure in cell.figures
-    }
+    measured = {(figure.method, figure.protocol): figure for cell in cells.values() for figure in cell.figures}
     theirs = {(method, of): value for (method, _, of), value in published_values(name).items()}
     rows = []
     for label in ["zero-shot", *(f"{m} {s}" for m in MODALITIES for s in STRATEGIES)]:
@@ -268,9 +244,7 @@ def gains_table(cells: dict[str, Results], labels: np.ndarray) -> str:
     for key, cell in cells.items():
         if key.startswith("zero-shot") or " ul " not in key:
             continue
-        found = [
-            prompt.robin_hood(before, np.array(p), labels) for p in cell.metrics["predictions"]
-        ]
+        found = [prompt.robin_hood(before, np.array(p), labels) for p in cell.metrics["predictions"]]
         mean = lambda f, found=found: float(np.mean([f(one) for one in found]))  # noqa: E731
         rows.append(
             [
@@ -351,15 +325,8 @@ def run_task(model: Model, task: Task, settings: Settings, options: argparse.Nam
                     continue
                 key = f"{modality} {paradigm} {strategy}"
                 state = options.out / f".{task.name}-{key.replace(' ', '-')}.safetensors"
-                plan = prompt.Plan(
-                    strategy, settings.k, settings.iterations, optimisation=settings.optimisation
-                )
-                run_cell(
-                    key,
-                    functools.partial(
-                        tune, model, task, given, own_splits, plan, seeds, state, before
-                    ),
-                )
+                plan = prompt.Plan(strategy, settings.k, settings.iterations, optimisation=settings.optimisation)
+                run_cell(key, functools.partial(tune, model, task, given, own_splits, plan, seeds, state, before))
     sweep.finish()
     for cell in cells.values():
         for result in cell.per_class:
@@ -377,30 +344,18 @@ def run_task(model: Model, task: Task, settings: Settings, options: argparse.Nam
         table(cells, task.name),
     ]
     if "zero-shot ul" in cells:
-        text += [
-            "",
-            "Change per class (UL), points:",
-            "",
-            gains_table(cells, given.test_labels),
-        ]
+        text += ["", "Change per class (UL), points:", "", gains_table(cells, given.test_labels)]
     (options.out / f"{task.name}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data",
-        nargs="+",
-        default=["digits", "outlines"],
-        choices=["digits", "outlines", *PUBLISHED],
-    )
+    parser.add_argument("--data", nargs="+", default=["digits", "outlines"], choices=["digits", "outlines", *PUBLISHED])
     parser.add_argument("--train", help="images to learn from, of a published data set")
     parser.add_argument("--test", help="its test images")
     parser.add_argument("--model", default="demo")
-    parser.add_argument(
-        "--modalities", nargs="+", default=list(MODALITIES), choices=list(MODALITIES)
-    )
+    parser.add_argument("--modalities", nargs="+", default=list(MODALITIES), choices=list(MODALITIES))
     parser.add_argument("--paradigms", nargs="+", default=list(PARADIGMS), choices=PARADIGMS)
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
@@ -413,9 +368,7 @@ def main() -> None:
     for name in options.data:
         settings = OFFICIAL if name in PUBLISHED else DEMO
         if options.epochs:
-            settings = settings._replace(
-                optimisation=dataclasses.replace(settings.optimisation, epochs=options.epochs)
-            )
+            settings = settings._replace(optimisation=dataclasses.replace(settings.optimisation, epochs=options.epochs))
         if options.iterations:
             settings = settings._replace(iterations=options.iterations)
         if name in PUBLISHED:

@@ -28,17 +28,7 @@ from jaxzs.report.curves import convergence
 RESULTS = Path(__file__).parent / "results"
 LABELS = {"plain (gamma 1)": 1.0, "Sinkhorn (gamma 0)": 0.0, "Sinkhorn (auto)": "auto"}
 SOLVERS = ("closed_form", "fast", "reference")
-HEADER = (
-    "data set",
-    "labels",
-    "gamma",
-    "solver",
-    "transductive %",
-    "held out %",
-    "passes",
-    "objective",
-    "seconds",
-)
+HEADER = ("data set", "labels", "gamma", "solver", "transductive %", "held out %", "passes", "objective", "seconds")
 
 
 def unit(x: np.ndarray) -> jax.Array:
@@ -78,9 +68,7 @@ class Features:
         self.entry = report.data_entry(path.name, content, len(self.y))
 
 
-def measure(
-    data: Features, kind: str, solver: str, seed: int = 0, repeats: int = 1
-) -> report.Results:
+def measure(data: Features, kind: str, solver: str, seed: int = 0, repeats: int = 1) -> report.Results:
     """One row of the table: labels of a kind, one solver; the text proxies as they are with solver "none"."""
     gamma, result, seconds = None, None, 0.0
     proxies, curves = data.z, ()
@@ -117,9 +105,7 @@ def measure(
     }
     print(" | ".join(f"{key}: {value}" for key, value in row.items()), flush=True)
     return report.Results(
-        row,
-        tuple(report.Figure(data.name, method, "accuracy", v, p) for p, v in figures.items()),
-        convergence=curves,
+        row, tuple(report.Figure(data.name, method, "accuracy", v, p) for p, v in figures.items()), convergence=curves
     )
 
 
@@ -150,13 +136,9 @@ def main() -> None:
         data = Features(path)
         of_solver = [("text proxy", "none")] + [(k, s) for k in LABELS for s in SOLVERS]
         for kind, solver in of_solver:
-            compute = functools.partial(
-                measure, data, kind, solver, arguments.seed, arguments.repeats
-            )
+            compute = functools.partial(measure, data, kind, solver, arguments.seed, arguments.repeats)
             own = {"labels": kind, "solver": solver}
-            cell = sweep.cell(
-                f"{data.name}, {kind}, {solver}", compute, settings=own, data=data.entry
-            )
+            cell = sweep.cell(f"{data.name}, {kind}, {solver}", compute, settings=own, data=data.entry)
             rows.append(cell.metrics)
     record = sweep.finish(report.Results({"rows": rows}))
     table = report.markdown_table(HEADER, [[_cell(row[h]) for h in HEADER] for row in rows], 3)

@@ -18,9 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1])
-)  # the generator of the scenes lies beside this file
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the generator of the scenes lies beside this file
 
 import jaxzs
 from experiments.demo_world import Scenes, scenes
@@ -48,18 +46,11 @@ def patch_argmax(found: list, size: int) -> np.ndarray:
 
 
 def by_steps(
-    model: jaxzs.Model,
-    world: Scenes,
-    found: list,
-    tags: list[list[int]],
-    texts: Any,
-    crf: dict[str, Any],
+    model: jaxzs.Model, world: Scenes, found: list, tags: list[list[int]], texts: Any, crf: dict[str, Any]
 ) -> dict[str, np.ndarray]:
     """Label maps [N,H,W] after each step: CLIP-ES, then the refined patch scores of the tags in its place."""
     F = len(SHAPES)
-    masks = segment_images(
-        model, world.images, tags, texts[:F], texts[F:], batching=Batching(batch_size=16)
-    )
+    masks = segment_images(model, world.images, tags, texts[:F], texts[F:], batching=Batching(batch_size=16))
     masks = sorted(masks, key=lambda mask: mask.number)
     steps: dict[str, list[np.ndarray]] = {name: [] for name in STEPS}
     for mask, tagged, image in zip(masks, found, world.images, strict=True):
@@ -107,9 +98,7 @@ def segmented(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--images", type=int, default=100, help="scenes")
     parser.add_argument("--pictures", type=int, default=6)
@@ -135,18 +124,13 @@ def main() -> None:
     folder = arguments.out / "segment_demo"
     figures = {}
     for kind in ("found", "true"):
-        compute = functools.partial(
-            segmented, model, world, name, kind, texts, crf, arguments.pictures, folder
-        )
+        compute = functools.partial(segmented, model, world, name, kind, texts, crf, arguments.pictures, folder)
         for step, row in sweep.cell(f"{kind} tags", compute).metrics.items():
             figures["none" if step == "patch argmax" else kind, step] = row
     sweep.finish()
     table = report.markdown_table(
         ["tags", "labels", "mIoU", "pixel accuracy"],
-        [
-            [kind, step, 100 * row["mIoU"], 100 * row["pixel_accuracy"]]
-            for (kind, step), row in figures.items()
-        ],
+        [[kind, step, 100 * row["mIoU"], 100 * row["pixel_accuracy"]] for (kind, step), row in figures.items()],
         digits=1,
     )
     title = f"Segmenting {arguments.images} rendered scenes, {name}, %"

@@ -77,13 +77,8 @@ def tags_of(
     F = info.num_classes
     if options.true_tags:
         ids = np.asarray(info.label_ids if setting.stuff else np.arange(1, F + 1))
-        return {
-            number: np.flatnonzero(np.isin(ids, np.unique(mask))).tolist()
-            for number, mask in enumerate(truth)
-        }
-    texts = tag_texts(
-        model, info.class_names, info.background_names, info.templates, cache=default_cache()
-    )
+        return {number: np.flatnonzero(np.isin(ids, np.unique(mask))).tolist() for number, mask in enumerate(truth)}
+    texts = tag_texts(model, info.class_names, info.background_names, info.templates, cache=default_cache())
     depth = model.config.vision.num_hidden_layers
     found = tag_images(
         model,
@@ -102,11 +97,7 @@ def tags_of(
 
 
 def segment_all(
-    model: jaxzs.Model,
-    info: DatasetInfo,
-    setting: Setting,
-    pairs: Sequence[Pair],
-    options: argparse.Namespace,
+    model: jaxzs.Model, info: DatasetInfo, setting: Setting, pairs: Sequence[Pair], options: argparse.Namespace
 ) -> report.Results:
     """Masks of all images, and how they compare with the true ones."""
     truth = [np.asarray(Image.open(mask)) for _, mask in pairs]
@@ -148,17 +139,13 @@ def segment_all(
         figures,
         (
             report.Figure(setting.name, method, "mIoU", 100 * figures["mIoU"], protocol),
-            report.Figure(
-                setting.name, method, "pixel accuracy", 100 * figures["pixel_accuracy"], protocol
-            ),
+            report.Figure(setting.name, method, "pixel accuracy", 100 * figures["pixel_accuracy"], protocol),
         ),
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--dataset", choices=SETTINGS, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--masks", type=Path, required=True)
@@ -200,10 +187,7 @@ def main() -> None:
     tagging = "true tags" if options.true_tags else "TagCLIP's tags"
     print(f"{info.title}: {len(pairs)} of {setting.images} images, {tagging}, {seconds:.0f} s")
     published = published_values(setting.name)
-    rows = [
-        [one.figure, one.value, published.get((one.method, one.figure, one.protocol), "")]
-        for one in found.figures
-    ]
+    rows = [[one.figure, one.value, published.get((one.method, one.figure, one.protocol), "")] for one in found.figures]
     print(report.markdown_table(["figure, %", "measured", "published"], rows))
     if len(pairs) != setting.images:
         print("note: not the full list of images; the published figures are for all of them")

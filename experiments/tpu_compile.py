@@ -78,15 +78,11 @@ def on_mesh(mesh: Mesh, shape: Sequence[int], dtype: Any, axes: Sequence[str | N
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=where)
 
 
-def parameters(
-    config: clip.CLIPConfig, mesh: Mesh, placement: parallel.Placement = "replicated"
-) -> Any:
+def parameters(config: clip.CLIPConfig, mesh: Mesh, placement: parallel.Placement = "replicated") -> Any:
     """Abstract bfloat16 parameters."""
     places = dict(flatten(parallel.parameter_shardings(config, mesh, placement)))
     leaves = flatten(abstract_params(config, jnp.bfloat16))
-    return unflatten(
-        {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[p]) for p, x in leaves}
-    )
+    return unflatten({p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[p]) for p, x in leaves})
 
 
 def on_all(mesh: Mesh, tree: Any) -> Any:
@@ -95,9 +91,7 @@ def on_all(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
 
-def encode_images(
-    name: str, per_chip: int, mesh: Mesh, placement: parallel.Placement = "replicated"
-) -> Program:
+def encode_images(name: str, per_chip: int, mesh: Mesh, placement: parallel.Placement = "replicated") -> Program:
     config = clip.ARCHITECTURES[name]
     size, batch = config.vision.image_size, per_chip * mesh.shape[parallel.DATA]
     pixels = on_mesh(mesh, (batch, size, size, 3), jnp.float32, ("images", None, None, None))
@@ -196,13 +190,7 @@ def prompt_step(name: str, kind: str, mesh: Mesh, per_chip: int = 32) -> Program
     state = jax.eval_shape(start, jax.tree.map(lambda x: shape(1, *x.shape), prompts))
     run = Run(shape(1), shape(1), shape(1, classes, dtype=jnp.bool_), shape(1), shape(1))
     rows = lambda dtype: on_mesh(mesh, (steps, 1, batch), dtype, (None, None, "images"))  # noqa: E731
-    batches = Batches(
-        rows(jnp.int32),
-        rows(jnp.int32),
-        rows(jnp.bool_),
-        rows(jnp.bool_),
-        on_all(mesh, shape(steps, 1)),
-    )
+    batches = Batches(rows(jnp.int32), rows(jnp.int32), rows(jnp.bool_), rows(jnp.bool_), on_all(mesh, shape(steps, 1)))
     state, run, frozen, constant = on_all(mesh, (state, run, frozen, constant))
 
     def chunk(state: Any, batches: Any, run: Any, frozen: Any, images: Any) -> Any:
@@ -230,21 +218,11 @@ def tag(mesh: Mesh, per_chip: int = 8, grid: tuple[int, int] = (24, 32)) -> Prog
     def run(shared: Any, pixels: Any, mask: Any) -> Any:
         params, texts = shared
         return patch.tag(
-            params,
-            pixels,
-            texts,
-            config,
-            num_foreground=foreground,
-            mask=mask,
-            compute_dtype=jnp.bfloat16,
+            params, pixels, texts, config, num_foreground=foreground, mask=mask, compute_dtype=jnp.bfloat16
         )
 
     shared = on_all(mesh, (abstract_params(config, jnp.bfloat16), texts))
-    arguments = (
-        shared,
-        _divided(mesh, pixels, jnp.float32),
-        _divided(mesh, (batch, *grid), jnp.bool_),
-    )
+    arguments = (shared, _divided(mesh, pixels, jnp.float32), _divided(mesh, (batch, *grid), jnp.bool_))
     title = f"tags ViT-B/16, {names} names, {per_chip} images of {pixels[1]}x{pixels[2]} a chip"
     return Program(title, parallel.map_rows(run, mesh), arguments)
 
@@ -254,15 +232,11 @@ def segment(mesh: Mesh, per_chip: int = 4, grid: tuple[int, int] = (24, 32)) -> 
     config, classes, background, most = clip.ARCHITECTURES["ViT-B/16"], 20, 25, 4
     size, batch = config.vision.patch_size, per_chip * mesh.size
     pixels = (batch, grid[0] * size, grid[1] * size, 3)
-    texts, others = (
-        jax.ShapeDtypeStruct((n, config.projection_dim), jnp.float32) for n in (classes, background)
-    )
+    texts, others = (jax.ShapeDtypeStruct((n, config.projection_dim), jnp.float32) for n in (classes, background))
 
     def run(shared: Any, pixels: Any, tags: Any, mask: Any) -> Any:
         params, texts, others = shared
-        return patch.segment(
-            params, pixels, texts, others, tags, config, mask=mask, compute_dtype=jnp.bfloat16
-        )
+        return patch.segment(params, pixels, texts, others, tags, config, mask=mask, compute_dtype=jnp.bfloat16)
 
     shared = on_all(mesh, (abstract_params(config, jnp.bfloat16), texts, others))
     arguments = (
@@ -288,9 +262,7 @@ def dense_crf(mesh: Mesh, size: tuple[int, int] = (375, 500), labels: int = 5) -
 
 
 def _divided(mesh: Mesh, shape: Sequence[int], dtype: Any) -> Any:
-    return jax.ShapeDtypeStruct(
-        tuple(shape), dtype, sharding=NamedSharding(mesh, P(mesh.axis_names))
-    )
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=NamedSharding(mesh, P(mesh.axis_names)))
 
 
 def host_programs(mesh: Mesh) -> list[Program]:
@@ -303,11 +275,7 @@ def host_programs(mesh: Mesh) -> list[Program]:
         learn(IMAGENET_TRAIN, 1000, mesh),
         fit(IMAGENET_TRAIN, 1000, mesh, jnp.float32),
         fit(IMAGENET_TRAIN, 21_841, mesh, jnp.float32),
-        *(
-            prompt_step(name, kind, mesh)
-            for name in ("ViT-B/32", "ViT-L/14")
-            for kind in ("textual", "visual")
-        ),
+        *(prompt_step(name, kind, mesh) for name in ("ViT-B/32", "ViT-L/14") for kind in ("textual", "visual")),
         tag(mesh),
         segment(mesh),
         dense_crf(mesh),
@@ -315,11 +283,7 @@ def host_programs(mesh: Mesh) -> list[Program]:
 
 
 def pod_programs(mesh: Mesh) -> list[Program]:
-    return [
-        *host_programs(mesh),
-        fit(BILLION, 1000, mesh, jnp.bfloat16),
-        fit(BILLION, 21_841, mesh, jnp.bfloat16),
-    ]
+    return [*host_programs(mesh), fit(BILLION, 1000, mesh, jnp.bfloat16), fit(BILLION, 21_841, mesh, jnp.bfloat16)]
 
 
 # --- checks -----------------------------------------------------------------------------------------------------
@@ -349,13 +313,7 @@ def compile_program(program: Program, topology: str, known: Mapping[str, Any]) -
     key = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
     found = known.get(key) or _measure(lowered, topology)
     # Checked anew: what is allowed may have changed since.
-    return {
-        "topology": topology,
-        "program": program.name,
-        "key": key,
-        **found,
-        "wrong": _wrong(found, program),
-    }
+    return {"topology": topology, "program": program.name, "key": key, **found, "wrong": _wrong(found, program)}
 
 
 def _measure(lowered: Any, topology: str) -> dict[str, Any]:
@@ -401,9 +359,7 @@ def _wrong(found: Mapping[str, Any], program: Program) -> list[str]:
     return wrong
 
 
-def check(
-    topology: str, known: Mapping[str, Any], only: str, on_result: Callable[[dict[str, Any]], None]
-) -> None:
+def check(topology: str, known: Mapping[str, Any], only: str, on_result: Callable[[dict[str, Any]], None]) -> None:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = Mesh(np.array(devices).reshape(-1, 1), (parallel.DATA, parallel.MODEL))
     for program in pod_programs(mesh) if mesh.size > 8 else host_programs(mesh):
@@ -443,9 +399,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--topologies", nargs="+", default=[*HOSTS, POD])
     parser.add_argument("--only", default="", help="compile programs whose name contains this")
-    parser.add_argument(
-        "--out", type=Path, help="JSON with results; what it holds is not compiled again"
-    )
+    parser.add_argument("--out", type=Path, help="JSON with results; what it holds is not compiled again")
     options = parser.parse_args()
     before = json.loads(options.out.read_text()) if options.out and options.out.exists() else []
     known = {
@@ -467,9 +421,7 @@ def main() -> int:
     return int(any(result["wrong"] for result in results))
 
 
-def _in_place(
-    before: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _in_place(before: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """New results over those of the same topology and program; the rest as it was; in order of their names."""
     rows = {(row["topology"], row["program"]): row for row in (*before, *results)}
     return [rows[name] for name in sorted(rows)]

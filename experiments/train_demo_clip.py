@@ -84,11 +84,7 @@ def optimizer(recipe: Recipe, steps: int):
     import optax
 
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        recipe.learning_rate,
-        min(recipe.warmup, steps // 10),
-        steps,
-        0.01 * recipe.learning_rate,
+        0.0, recipe.learning_rate, min(recipe.warmup, steps // 10), steps, 0.01 * recipe.learning_rate
     )
 
     def decayed(params: Any) -> Any:
@@ -102,9 +98,7 @@ def optimizer(recipe: Recipe, steps: int):
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "recipe", "local", "steps"), donate_argnums=(0,)
-)
+@functools.partial(jax.jit, static_argnames=("config", "recipe", "local", "steps"), donate_argnums=(0,))
 def train_step(
     state: Any,
     batch: Batch,
@@ -199,27 +193,16 @@ def train(
     if saved.is_file():
         state, progress = load_state(saved, state)
         if progress["settings"] != settings:
-            raise SystemExit(
-                f"{saved} belongs to a run with other settings; remove it or give another --out"
-            )
+            raise SystemExit(f"{saved} belongs to a run with other settings; remove it or give another --out")
         print(f"going on from step {progress['step']}")
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     normal = ImagePreprocessor(size=plan.size, crop_size=(plan.size, plan.size))
     mean, deviation = (jnp.asarray(x, jnp.float32) for x in (normal.image_mean, normal.image_std))
-    first, clock, cpu, last_save = (
-        progress["step"],
-        time.monotonic(),
-        _cpu_seconds(),
-        time.monotonic(),
-    )
+    first, clock, cpu, last_save = (progress["step"], time.monotonic(), _cpu_seconds(), time.monotonic())
     recent: list[dict[str, jax.Array]] = []
     bar = tqdm(
-        rendered(plan, vocab, first, workers=workers),
-        total=plan.steps,
-        initial=first,
-        unit="step",
-        mininterval=5,
+        rendered(plan, vocab, first, workers=workers), total=plan.steps, initial=first, unit="step", mininterval=5
     )
     for step, (batch, render) in enumerate(bar, first):
         local = is_local(plan, step)
@@ -239,12 +222,7 @@ def train(
             recent = []
             bar.set_postfix({k: f"{v:.3g}" for k, v in entry.items()})
             progress["log"].append(
-                {
-                    "step": step + 1,
-                    "images": progress["images"],
-                    "seconds": round(progress["seconds"], 1),
-                    **entry,
-                }
+                {"step": step + 1, "images": progress["images"], "seconds": round(progress["seconds"], 1), **entry}
             )
             if now - last_save > save_every or step + 1 == plan.steps:
                 save_state(saved, state, progress)
@@ -316,21 +294,14 @@ def keep_memory() -> None:
     """On Linux, start this program again with settings that make malloc keep freed memory: 1.5 x faster on CPU."""
     if sys.platform == "linux" and not any(name in os.environ for name in KEEP_MEMORY):
         os.environ.update(KEEP_MEMORY)
-        os.execv(
-            sys.executable, [sys.executable, "-m", "experiments.train_demo_clip", *sys.argv[1:]]
-        )
+        os.execv(sys.executable, [sys.executable, "-m", "experiments.train_demo_clip", *sys.argv[1:]])
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("jaxzs-out/demo_clip"),
-        help="folder for state, log and checkpoint",
+        "--out", type=Path, default=Path("jaxzs-out/demo_clip"), help="folder for state, log and checkpoint"
     )
     parser.add_argument(
         "--results",

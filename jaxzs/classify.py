@@ -97,15 +97,11 @@ def classify(
             solver=solver,
         )
         proxies = fitted.proxies
-    classes, scores = top_classes(
-        image_features, proxies, temperature=temperature, top=min(top, num_classes)
-    )
+    classes, scores = top_classes(image_features, proxies, temperature=temperature, top=min(top, num_classes))
     return Classification(classes, scores, proxies, method, notes)
 
 
-def _usable_method(
-    method: Method, num_images: int, num_classes: int
-) -> tuple[Method, tuple[str, ...]]:
+def _usable_method(method: Method, num_images: int, num_classes: int) -> tuple[Method, tuple[str, ...]]:
     """The method that this number of images allows, and what the user should know about it."""
     if method != "proxy":
         return method, ()

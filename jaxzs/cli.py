@@ -75,12 +75,7 @@ COMMANDS = {
         "run",
         "list the data sets whose class names and templates are known, or show one",
     ),
-    "bench": Command(
-        "jaxzs.commands.bench",
-        "BenchOptions",
-        "run",
-        "measure how fast this machine runs each part",
-    ),
+    "bench": Command("jaxzs.commands.bench", "BenchOptions", "run", "measure how fast this machine runs each part"),
 }
 
 

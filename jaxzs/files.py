@@ -75,9 +75,7 @@ def read_arrays(path: str | Path, writer: str) -> tuple[dict[str, np.ndarray], d
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not a safetensors file, or is damaged: {error}; {remedy}"
-        ) from error
+        raise DataError(f"{path} is not a safetensors file, or is damaged: {error}; {remedy}") from error
     return arrays, values if isinstance(values, dict) else {}
 
 

@@ -11,9 +11,7 @@ from jaxzs.errors import ConfigError, DataError
 def _weights(labels: jax.Array, num_rows: int, mask: jax.Array | None) -> jax.Array:
     for name, x in (("labels", labels), ("mask", mask)):
         if x is not None and x.shape != (num_rows,):
-            raise DataError(
-                f"{name} has shape {x.shape}; expected one entry per row: ({num_rows},)"
-            )
+            raise DataError(f"{name} has shape {x.shape}; expected one entry per row: ({num_rows},)")
     return jnp.ones((num_rows,), jnp.float32) if mask is None else mask.astype(jnp.float32)
 
 
@@ -25,9 +23,7 @@ def _hits(scores: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     return jnp.sum(before, axis=-1) < k
 
 
-def top_k_accuracy(
-    scores: jax.Array, labels: jax.Array, k: int = 1, mask: jax.Array | None = None
-) -> jax.Array:
+def top_k_accuracy(scores: jax.Array, labels: jax.Array, k: int = 1, mask: jax.Array | None = None) -> jax.Array:
     """Fraction of rows whose label is among the k highest scores.
 
     scores [N,C] float, labels [N] int in [0, C), mask [N] bool. Ties go to the lower class, as in argmax.

@@ -65,9 +65,7 @@ _PARAMETER_AXES: Mapping[tuple[str, str], tuple[str | None, ...]] = {
 # --- mesh and rules -----------------------------------------------------------------------------------
 
 
-def make_mesh(
-    *, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(*, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes "data" and "model", both of type Auto.
 
     data, model: devices along each axis; data=-1 takes all that are left. devices: default all of all processes.
@@ -90,9 +88,7 @@ def make_mesh(
             f"{len(listed)}; pass data=-1 to use all"
         )
     # Auto by name: jax.make_mesh would default to Explicit, where sharded contractions raise.
-    return jax.make_mesh(
-        (along_data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=listed
-    )
+    return jax.make_mesh((along_data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=listed)
 
 
 def partition_spec(
@@ -110,9 +106,7 @@ def partition_spec(
     ('data', None)
     """
     if len(axes) != len(shape):
-        raise ConfigError(
-            f"{len(axes)} axis names {tuple(axes)} for an array of shape {tuple(shape)}"
-        )
+        raise ConfigError(f"{len(axes)} axis names {tuple(axes)} for an array of shape {tuple(shape)}")
     used: list[str | None] = []
     for name, length in zip(axes, shape, strict=True):
         target = rules.get(name) if name is not None else None
@@ -121,9 +115,7 @@ def partition_spec(
     return PartitionSpec(*used)
 
 
-def sharding(
-    mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], rules: Rules = DATA_RULES
-) -> NamedSharding:
+def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], rules: Rules = DATA_RULES) -> NamedSharding:
     """`partition_spec` as a `NamedSharding` on `mesh`.
 
     Arguments and errors as `partition_spec`.
@@ -154,9 +146,7 @@ def _axes_of(path: str) -> tuple[str | None, ...]:
     return _PARAMETER_AXES.get((owner, name), ("width",))
 
 
-def parameter_shardings(
-    config: CLIPConfig, mesh: Mesh, placement: Placement = "replicated"
-) -> Tree:
+def parameter_shardings(config: CLIPConfig, mesh: Mesh, placement: Placement = "replicated") -> Tree:
     """`NamedSharding` of every parameter.
 
     placement: "replicated"; "fully_sharded" (every weight matrix split over "data" and gathered where used);
@@ -170,10 +160,7 @@ def parameter_shardings(
     """
     leaves = dict(flatten(abstract_params(config)))
     return unflatten(
-        {
-            path: _parameter_sharding(path, leaf.shape, config, mesh, placement)
-            for path, leaf in leaves.items()
-        }
+        {path: _parameter_sharding(path, leaf.shape, config, mesh, placement) for path, leaf in leaves.items()}
     )
 
 
@@ -185,15 +172,11 @@ def _parameter_sharding(
     rules = dict(PARAMETER_RULES[placement])
     tower = config.vision if path.startswith("vis") else config.text
     if tower.num_attention_heads % mesh.shape.get(MODEL, 1):
-        rules.pop(
-            "heads", None
-        )  # half a head on a device would mean communication within attention
+        rules.pop("heads", None)  # half a head on a device would mean communication within attention
     return sharding(mesh, _axes_of(path), shape, rules)
 
 
-def place_parameters(
-    params: Tree, config: CLIPConfig, mesh: Mesh, placement: Placement = "replicated"
-) -> Tree:
+def place_parameters(params: Tree, config: CLIPConfig, mesh: Mesh, placement: Placement = "replicated") -> Tree:
     """Parameters (host or device arrays) put on the mesh. Values do not change.
 
     placement: as in `parameter_shardings`, with its errors.
@@ -207,9 +190,7 @@ def place_parameters(
     return unflatten({path: place(path, leaf) for path, leaf in flatten(params)})
 
 
-def placer(
-    config: CLIPConfig, mesh: Mesh, placement: Placement = "replicated"
-) -> Callable[[str, Any], jax.Array]:
+def placer(config: CLIPConfig, mesh: Mesh, placement: Placement = "replicated") -> Callable[[str, Any], jax.Array]:
     """`place(path, array)` for `clip.read_checkpoint(path, place=...)`: each leaf goes shard by shard from the file
     to the devices of this process, and no host ever holds a second copy.
 
@@ -326,9 +307,7 @@ def map_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 
 def initialize(
-    coordinator_address: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> bool:
     """Join the other processes of this run; to be called before any other use of JAX.
 
@@ -396,9 +375,7 @@ def process_rows(num_rows: int, mesh: Mesh) -> tuple[int, int, int]:
     return first, end, total
 
 
-def rows_of_processes(
-    local_rows: np.ndarray, num_rows: int, mesh: Mesh
-) -> tuple[jax.Array, jax.Array]:
+def rows_of_processes(local_rows: np.ndarray, num_rows: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     """A global array from what each process has read: rows [first, min(end, N)) of `process_rows(N, mesh)`.
 
     Returns (rows [N',...], mask [N'] bool), sharded over "data". Nothing is sent between processes.

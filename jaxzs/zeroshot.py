@@ -36,9 +36,7 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
         raise LabelError("templates must be a non-empty list of texts such as 'a photo of a {}.'")
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:
-            raise LabelError(
-                f"template {template!r} must contain '{{}}' exactly once: the class name goes there"
-            )
+            raise LabelError(f"template {template!r} must contain '{{}}' exactly once: the class name goes there")
     return [template.replace("{}", name) for name in class_names for template in templates]
 
 
@@ -62,9 +60,7 @@ def check_class_names(class_names: Sequence[str], *, distinct: bool = True) -> N
         raise LabelError(f"class names occur more than once: {', '.join(repeated)}")
 
 
-def text_features(
-    model: Model, texts: Sequence[str], *, batch_size: int = 256, compute_dtype: Any = None
-) -> jax.Array:
+def text_features(model: Model, texts: Sequence[str], *, batch_size: int = 256, compute_dtype: Any = None) -> jax.Array:
     """Encode texts: list of N -> [N,E] float32, L2-normalised.
 
     The texts are cut behind the longest end token of their batch: the text tower is causal, so nothing changes, and
@@ -137,10 +133,7 @@ def text_proxies(
     for start in range(0, len(texts), step):
         batch = texts[start : start + step]
         features = text_features(
-            model,
-            batch + batch[:1] * (step - len(batch)),
-            batch_size=step,
-            compute_dtype=compute_dtype,
+            model, batch + batch[:1] * (step - len(batch)), batch_size=step, compute_dtype=compute_dtype
         )
         means = features.reshape(step // per_class, per_class, -1).mean(axis=1)  # [C,M,E] -> [C,E]
         proxies.append(normalize(means)[: len(batch) // per_class])
@@ -169,9 +162,7 @@ def image_features(
     """
     if len(pixels) == 0:
         raise DataError("there are no images to encode")
-    encode = encode or functools.partial(
-        encode_image, model.params, config=model.config, compute_dtype=compute_dtype
-    )
+    encode = encode or functools.partial(encode_image, model.params, config=model.config, compute_dtype=compute_dtype)
     batch_size = min(batch_size, len(pixels))
     features = []
     for start in range(0, len(pixels), batch_size):
@@ -194,9 +185,7 @@ def similarity(image_features: jax.Array, proxies: jax.Array) -> jax.Array:
             f"image features {tuple(image_features.shape)} and proxies {tuple(proxies.shape)} must "
             "be [N,E] and [C,E] of one E: were they made by the same checkpoint?"
         )
-    return jnp.matmul(
-        normalize(image_features), normalize(proxies).T, precision=jax.lax.Precision.HIGHEST
-    )
+    return jnp.matmul(normalize(image_features), normalize(proxies).T, precision=jax.lax.Precision.HIGHEST)
 
 
 def predict(image_features: jax.Array, proxies: jax.Array) -> jax.Array:

@@ -17,11 +17,7 @@ from jaxzs.prompt.visual import VisualPrompt
 
 FOLDER = Path(__file__).parent / "golden" / "prompt_tuning"
 # The reference checkpoint's joint block has width 32. The trajectories were made with float32 throughout.
-MODALITIES = {
-    "text": TextPrompt(),
-    "image": VisualPrompt(),
-    "multi": JointPrompt(width=32, half=False),
-}
+MODALITIES = {"text": TextPrompt(), "image": VisualPrompt(), "multi": JointPrompt(width=32, half=False)}
 
 
 @functools.cache
@@ -48,19 +44,13 @@ def nhwc(images: np.ndarray) -> jax.Array:
 
 def prompts_of(values: dict[str, np.ndarray], prefix: str):
     """A prompt pytree from the arrays whose names start with `prefix`, in the original code's layout."""
-    leaf = {
-        k.removeprefix(prefix): jnp.asarray(v) for k, v in values.items() if k.startswith(prefix)
-    }
+    leaf = {k.removeprefix(prefix): jnp.asarray(v) for k, v in values.items() if k.startswith(prefix)}
     if "prefix" in leaf:
         width = leaf["prefix"].shape[-1]
         return {"prefix": leaf["prefix"].reshape(-1, width)}
     linear = lambda name: {"kernel": leaf[f"{name}.weight"].T, "bias": leaf[f"{name}.bias"]}  # noqa: E731
     norm = lambda name: {"scale": leaf[f"{name}.weight"], "bias": leaf[f"{name}.bias"]}  # noqa: E731
-    block = (
-        "transformer.resblocks.0."
-        if "transformer.resblocks.0.ln_1.weight" in leaf
-        else "jt.resblocks.0."
-    )
+    block = "transformer.resblocks.0." if "transformer.resblocks.0.ln_1.weight" in leaf else "jt.resblocks.0."
     qkv = zip(
         "qkv",
         jnp.split(leaf[f"{block}attn.in_proj_weight"].T, 3, axis=1),

@@ -83,9 +83,7 @@ def test_classify_equals_the_library_call(pictures, tiny_checkpoint, tmp_path, c
     features = jaxzs.zeroshot.image_features(model, model.preprocess(images))
     text = jaxzs.zeroshot.text_proxies(model, ["dark", "bright"])
     result = classify(model, features, text, method="zero-shot")
-    for row, label, score in zip(
-        record["results"], result.classes[:, 0], result.scores[:, 0], strict=True
-    ):
+    for row, label, score in zip(record["results"], result.classes[:, 0], result.scores[:, 0], strict=True):
         assert row["label"] == ("dark", "bright")[label]
         assert row["score"] == pytest.approx(float(score), abs=2e-6)  # written with six digits
 
@@ -96,9 +94,7 @@ def test_subfolders_name_the_classes(pictures, tiny_checkpoint, capsys):
     assert "taken from the subfolders: bright, dark" in err
 
 
-def test_unreadable_images_are_listed_and_show_in_the_exit_code(
-    pictures, tiny_checkpoint, tmp_path, capsys
-):
+def test_unreadable_images_are_listed_and_show_in_the_exit_code(pictures, tiny_checkpoint, tmp_path, capsys):
     good = pictures / "dark" / "00.png"
     (tmp_path / "good.png").write_bytes(good.read_bytes())
     (tmp_path / "bad.png").write_bytes(good.read_bytes()[:60])
@@ -151,9 +147,7 @@ def test_classify_with_a_tuned_prompt(modality, pictures, tiny_checkpoint, tmp_p
 
 def test_one_image_is_classified_zero_shot_and_says_so(pictures, tiny_checkpoint, capsys):
     image = pictures / "dark" / "00.png"
-    code, out, err = run(
-        capsys, "classify", image, "--model", tiny_checkpoint, "--labels", "dark,bright"
-    )
+    code, out, err = run(capsys, "classify", image, "--model", tiny_checkpoint, "--labels", "dark,bright")
     assert code == 0
     assert "method zero-shot" in out
     assert "one image only" in err
@@ -185,9 +179,7 @@ def test_few_images_are_warned_about(pictures, tiny_checkpoint, capsys):
         (["{dark}", "--labels", "a,b", "--model", "./no/model"], "no/model"),
     ],
 )
-def test_wrong_input_is_named_without_traceback(
-    arguments, message, pictures, tiny_checkpoint, capsys
-):
+def test_wrong_input_is_named_without_traceback(arguments, message, pictures, tiny_checkpoint, capsys):
     arguments = [argument.format(dark=pictures / "dark") for argument in arguments]
     if "--model" not in arguments:
         arguments += ["--model", str(tiny_checkpoint)]

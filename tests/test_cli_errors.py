@@ -22,10 +22,7 @@ NAMES = "--labels circle,square"
 FEW = "--labels circle,square --iterations 2"
 
 # What any command that takes images must refuse: arguments after the command, and parts of the message.
-IMAGES = [
-    ("nowhere", ["nowhere", "folder"]),
-    ("empty", ["no images in empty", ".png"]),
-]
+IMAGES = [("nowhere", ["nowhere", "folder"]), ("empty", ["no images in empty", ".png"])]
 MODEL = [
     ("--model ./nowhere", ["./nowhere", "no such file or folder", "Give the path"]),
     ("--model unweighted", ["unweighted", "no weights", "model.safetensors", "holds config.json"]),
@@ -82,10 +79,7 @@ CASES = {
         (f"photos {NAMES} --out x.txt", ["--out x.txt", ".csv or .json"]),
         (f"photos {NAMES} --out photos", ["--out photos is a folder", "photos/results.csv"]),
         (f"photos {NAMES} --out note.txt/x.csv", ["note.txt is a file", "name another"]),
-        (
-            f"photos {NAMES} --out wrong.csv",
-            ["--out wrong.csv", "would replace wrong.json", "remove"],
-        ),
+        (f"photos {NAMES} --out wrong.csv", ["--out wrong.csv", "would replace wrong.json", "remove"]),
         (f"photos {NAMES} --store note.txt", ["--store note.txt is a file", "name another"]),
         (f"photos {NAMES} --out", ["--out"]),
         (f"photos {NAMES} --prompt none.safetensors", ["none.safetensors", "No such file"]),
@@ -250,9 +244,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Pa
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     (folder / "empty").mkdir()
     shutil.copytree(DEMO, folder / "cut")
-    (folder / "other" / "flax_model.msgpack").write_bytes(
-        (DEMO / "flax_model.msgpack").read_bytes()
-    )
+    (folder / "other" / "flax_model.msgpack").write_bytes((DEMO / "flax_model.msgpack").read_bytes())
     weights = folder / "cut" / "flax_model.msgpack"
     weights.write_bytes(weights.read_bytes()[:5000])
     narrow = clip.load(tiny_checkpoint)

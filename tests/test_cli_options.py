@@ -76,16 +76,7 @@ RUNS = {
     "tune": (
         "{photos}",
         "p.json",
-        [
-            "--epochs",
-            "1",
-            "--iterations",
-            "1",
-            "--test",
-            "{photos}",
-            "--out",
-            "{out}/p.safetensors",
-        ],
+        ["--epochs", "1", "--iterations", "1", "--test", "{photos}", "--out", "{out}/p.safetensors"],
     ),
 }
 

@@ -25,11 +25,7 @@ PUBLISHED = {
         {
             "projection_dim": 768,
             "text_config": {"hidden_size": 768, "projection_dim": 512},
-            "text_config_dict": {
-                "hidden_size": 768,
-                "intermediate_size": 3072,
-                "num_attention_heads": 12,
-            },
+            "text_config_dict": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
             "vision_config": {"projection_dim": 512},
             "vision_config_dict": {
                 "hidden_size": 1024,
@@ -67,9 +63,7 @@ PUBLISHED = {
                 "patch_size": 16,
             },
         },
-        CLIPConfig(
-            text=TextConfig(256, 1024, 3, 4), vision=VisionConfig(256, 1024, 10, 4, patch_size=16)
-        ),
+        CLIPConfig(text=TextConfig(256, 1024, 3, 4), vision=VisionConfig(256, 1024, 10, 4, patch_size=16)),
     ),
 }
 
@@ -141,12 +135,7 @@ KEYS = ("projection_dim", "text_config", "vision_config", "text_config_dict", "m
 TOWER_KEYS = ("hidden_size", "num_attention_heads", "image_size", "hidden_act", "eos_token_id")
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(KEYS),
-        json_values | st.dictionaries(st.sampled_from(TOWER_KEYS), json_values),
-    )
-)
+@given(st.dictionaries(st.sampled_from(KEYS), json_values | st.dictionaries(st.sampled_from(TOWER_KEYS), json_values)))
 def test_any_json_gives_a_configuration_or_a_named_error(values):
     try:
         config = CLIPConfig.from_hf({"model_type": "clip", **values})

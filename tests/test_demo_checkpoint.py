@@ -47,9 +47,7 @@ def test_real_digits_are_recognised(model):
     """Real scans, never seen in training; the figures in the model card are on all of them."""
     images, labels = evaluate_demo_clip.real_digits()
     templates = model.card["templates"]["digits"]
-    assert (
-        accuracy(model, images[::4], labels[::4], model.card["classes"]["digits"], templates) > 0.8
-    )
+    assert accuracy(model, images[::4], labels[::4], model.card["classes"]["digits"], templates) > 0.8
 
 
 def test_rendered_test_world_is_recognised(model):
@@ -99,9 +97,7 @@ def test_local_features_are_those_that_tagging_uses(model):
     own_image, own_patches = outputs(model.params)
     tokens = normalize(local(model.params))
     np.testing.assert_allclose(own_patches, tokens[:, 1:], atol=2e-5)  # other order of operations
-    np.testing.assert_allclose(
-        own_image, zeroshot.image_features(model, np.asarray(pixels)), atol=2e-5
-    )
+    np.testing.assert_allclose(own_image, zeroshot.image_features(model, np.asarray(pixels)), atol=2e-5)
 
 
 def test_a_window_of_the_larger_table_is_a_part_of_it(model):
@@ -146,9 +142,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, monkeypat
     monkeypatch.setattr(train_demo_clip, "rendered", stream)
     resumed, _, progress = train_demo_clip.train(tmp_path / "b", plan, recipe)
     assert progress["images"] == whole["images"]
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), resumed, straight
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), resumed, straight)
     with pytest.raises(SystemExit, match="other settings"):
         train_demo_clip.train(tmp_path / "b", plan._replace(batch=16), recipe)
 

@@ -15,9 +15,7 @@ from jaxzs.clip import Tokenizer
 
 @pytest.fixture(scope="module")
 def vocab(tmp_path_factory) -> dict[str, int]:
-    return tokenizer.write_tokenizer(
-        tmp_path_factory.mktemp("tok"), captions.vocabulary(), context=32
-    )
+    return tokenizer.write_tokenizer(tmp_path_factory.mktemp("tok"), captions.vocabulary(), context=32)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +38,7 @@ def test_training_and_test_worlds_differ():
 
 
 def test_labels_are_balanced():
-    for draw, classes in (
-        (demo_world.digits, 10),
-        (demo_world.shapes, 12),
-        (demo_world.outline_shapes, 11),
-    ):
+    for draw, classes in ((demo_world.digits, 10), (demo_world.shapes, 12), (demo_world.outline_shapes, 11)):
         images, labels = draw(classes * 2)
         assert images.dtype == np.uint8
         np.testing.assert_array_equal(np.bincount(labels), np.full(classes, 2))
@@ -72,9 +66,7 @@ def test_warp_moves_ink_but_keeps_it():
     rng = np.random.default_rng(0)
     masks = np.stack([ink.stroke_mask("8", 48, rng, 0.0)] * 2)
     warped = ink.warp(masks, rng, np.array([0.0, 2.0], np.float32))
-    np.testing.assert_allclose(
-        warped[0], masks[0], atol=1e-2
-    )  # no displacement: only rounding at the border
+    np.testing.assert_allclose(warped[0], masks[0], atol=1e-2)  # no displacement: only rounding at the border
     assert np.abs(warped[1] - masks[1]).mean() > 2
     assert 0.7 < warped[1].sum() / masks[1].sum() < 1.4
 
@@ -91,9 +83,7 @@ def test_masks_agree_with_tags_and_contents():
 @pytest.mark.parametrize("size", [48, 96, 128])
 def test_objects_have_their_colour(size):
     for seed in range(6):
-        image, content, mask = render.scene(
-            size, np.random.default_rng(seed), min_objects=1, max_objects=1
-        )
+        image, content, mask = render.scene(size, np.random.default_rng(seed), min_objects=1, max_objects=1)
         ((shape, colour),) = content.objects
         paint = np.median(image[mask == 1 + shape], axis=0)
         assert np.abs(paint - np.array(captions.COLOURS[captions.COLOUR_NAMES[colour]])).max() < 45
@@ -149,11 +139,7 @@ def test_every_word_is_one_token_and_unknown_words_fall_apart(vocab, tmp_path):
     tokenizer.write_tokenizer(tmp_path, captions.vocabulary(), context=32)
     written = Tokenizer.from_folder(tmp_path)
     for word in captions.vocabulary():
-        assert written.encode(word) == [
-            vocab[tokenizer.START],
-            vocab[f"{word}</w>"],
-            vocab[tokenizer.END],
-        ]
+        assert written.encode(word) == [vocab[tokenizer.START], vocab[f"{word}</w>"], vocab[tokenizer.END]]
     assert len(written.encode("cat")) > 3
     assert vocab[tokenizer.END] == max(vocab.values()) == vocab[tokenizer.START] + 1
     rng = np.random.default_rng(0)

@@ -35,24 +35,16 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path, language: str) -> list[Block]:
-    found = [
-        Block(*match.groups("")) for match in _BLOCK.finditer(page.read_text(encoding="utf-8"))
-    ]
+    found = [Block(*match.groups("")) for match in _BLOCK.finditer(page.read_text(encoding="utf-8"))]
     return [block for block in found if block.language == language]
 
 
 def pages(language: str) -> list[Any]:
     found = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-    return [
-        pytest.param(page, id=str(page.relative_to(ROOT)))
-        for page in found
-        if blocks(page, language)
-    ]
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in found if blocks(page, language)]
 
 
-def what_the_readme_takes_for_granted(
-    monkeypatch: pytest.MonkeyPatch, digit_photos: Path
-) -> dict[str, Any]:
+def what_the_readme_takes_for_granted(monkeypatch: pytest.MonkeyPatch, digit_photos: Path) -> dict[str, Any]:
     """Images, names and pixels that a reader of the README has; hub ids are the demo checkpoint, trainings short."""
     from jaxzs import data, prompt, zeroshot
 
@@ -62,9 +54,7 @@ def what_the_readme_takes_for_granted(
     monkeypatch.setattr(jaxzs.clip, "load", lambda name: model)
     few = prompt.Optimisation(epochs=2, warmup_epochs=1)
     monkeypatch.setattr(
-        prompt,
-        "Plan",
-        lambda strategy: prompt.strategies.Plan(strategy, iterations=2, optimisation=few),
+        prompt, "Plan", lambda strategy: prompt.strategies.Plan(strategy, iterations=2, optimisation=few)
     )
     return {
         "images": images,
@@ -77,9 +67,7 @@ def what_the_readme_takes_for_granted(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages("python"))
-def test_python_blocks_run(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digit_photos: Path
-) -> None:
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digit_photos: Path) -> None:
     shutil.copytree(digit_photos, tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
@@ -92,22 +80,16 @@ def test_python_blocks_run(
 
 
 @pytest.mark.parametrize("page", pages("sh"))
-def test_commands_parse(
-    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for command in cli.COMMANDS.values():
         monkeypatch.setattr(importlib.import_module(command.module), command.run, lambda options: 0)
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for block in blocks(page, "sh"):
         for line in block.text.replace("\\\n", " ").replace("&&", "\n").splitlines():
             check_command(shlex.split(line, comments=True), extras, capsys)
 
 
-def check_command(
-    words: list[str], extras: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def check_command(words: list[str], extras: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     line = shlex.join(words)
     if words[:1] == ["jaxzs"]:
         assert cli.main(words[1:]) == 0, f"{line}\n{capsys.readouterr()}"

@@ -22,18 +22,7 @@ import pytest
 
 import jaxzs
 
-PACKAGES = (
-    "clip",
-    "data",
-    "features",
-    "metrics",
-    "parallel",
-    "patch",
-    "prompt",
-    "proxy",
-    "report",
-    "zeroshot",
-)
+PACKAGES = ("clip", "data", "features", "metrics", "parallel", "patch", "prompt", "proxy", "report", "zeroshot")
 # Types that are only ever returned: the example is that of the function that returns them.
 RESULTS = {
     "clip.TowerOutput": "clip.vision_tower",
@@ -108,16 +97,12 @@ def demo() -> Any:
 
 
 @pytest.fixture
-def namespace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digit_photos: Path, demo: Any
-) -> dict[str, Any]:
+def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digit_photos: Path, demo: Any) -> dict[str, Any]:
     """The names that examples may use; they run in a folder that they may write to, and share one demo model."""
     (tmp_path / "photos").symlink_to(digit_photos, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     load = jaxzs.clip.load
-    monkeypatch.setattr(
-        jaxzs.clip, "load", lambda name="demo": demo if name == "demo" else load(name)
-    )
+    monkeypatch.setattr(jaxzs.clip, "load", lambda name="demo": demo if name == "demo" else load(name))
     packages = {name: importlib.import_module(f"jaxzs.{name}") for name in PACKAGES}
     return {"jax": jax, "jnp": jnp, "np": np, "jaxzs": jaxzs, **packages}
 

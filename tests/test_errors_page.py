@@ -13,9 +13,7 @@ from jaxzs import errors, prompt
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "errors.md"
-CLASSES = [
-    name for name, value in vars(errors).items() if inspect.isclass(value) and value is not object
-]
+CLASSES = [name for name, value in vars(errors).items() if inspect.isclass(value) and value is not object]
 
 
 @pytest.fixture(scope="module")

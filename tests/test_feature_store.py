@@ -144,9 +144,7 @@ def test_batches_and_chunks_are_not_in_the_key(tmp_path):
 
 def unreadable(number: int, bad: set[int]):
     images = noise(number)
-    items = [
-        {"id": f"no {i}"} if i in bad else {"image": images[i], "label": i} for i in range(number)
-    ]
+    items = [{"id": f"no {i}"} if i in bad else {"image": images[i], "label": i} for i in range(number)]
     return data.from_object(items, identity="x", label_names=list(map(str, range(number))))
 
 
@@ -208,9 +206,7 @@ def test_damaged_chunks_are_found_and_recomputed(tmp_path, name, how):
         path.unlink()
     else:
         path.write_bytes(b"")
-    with pytest.raises(
-        DataError, match=r"chunk 1 of the feature store.*extract the features again"
-    ):
+    with pytest.raises(DataError, match=r"chunk 1 of the feature store.*extract the features again"):
         store.chunk(1)
     store.chunk(0)
     assert contents(features.extract(MODEL, source, tmp_path, **SMALL)) == before
@@ -321,9 +317,7 @@ def test_two_processes_on_one_store(tmp_path, undisturbed):
 def test_two_processes_without_locks(tmp_path, undisturbed):
     """Where locks do not work (some network file systems) both compute; the renames keep the store whole."""
     code = "import fcntl; fcntl.flock = lambda *a: None\n"
-    script = textwrap.dedent(
-        SCRIPT.format(tests=str(Path(__file__).parent), root=str(tmp_path), delay=0.0)
-    )
+    script = textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent), root=str(tmp_path), delay=0.0))
     both = [
         subprocess.Popen(
             [sys.executable, "-c", code + script],

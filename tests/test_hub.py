@@ -82,12 +82,7 @@ def hub(repositories):
             files = sorted(path.name for path in (repositories / repo).iterdir())
             if "/tree/" in path:
                 entries = [
-                    {
-                        "type": "file",
-                        "path": name,
-                        "oid": "0" * 40,
-                        "size": (repositories / repo / name).stat().st_size,
-                    }
+                    {"type": "file", "path": name, "oid": "0" * 40, "size": (repositories / repo / name).stat().st_size}
                     for name in files
                 ]
                 return self.reply(200, json.dumps(entries).encode())
@@ -200,17 +195,7 @@ def test_local_paths(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "./missing",
-        "/missing/folder",
-        "a/b/c",
-        "../up",
-        "",
-        "what is this?",
-        Path("missing"),
-        "a/" * 3000,
-        "a\0b",
-    ],
+    ["./missing", "/missing/folder", "a/b/c", "../up", "", "what is this?", Path("missing"), "a/" * 3000, "a\0b"],
 )
 def test_paths_that_do_not_exist(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

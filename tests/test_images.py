@@ -186,9 +186,9 @@ BOMBS = {
     "JPEG": patched(JPEG, JPEG.index(b"\xff\xc0") + 5, ">HH", 60_000, 60_000),
     "PPM": b"P6 70000 70000 255\n" + b"\0" * 100,
     "WEBP": patched(WEBP, 21, "<I", 16382 | 16382 << 14),
-    "TIFF": TIFF.replace(
-        struct.pack("<HHII", 256, 4, 1, 56), struct.pack("<HHII", 256, 4, 1, 60_000)
-    ).replace(struct.pack("<HHII", 257, 4, 1, 40), struct.pack("<HHII", 257, 4, 1, 60_000)),
+    "TIFF": TIFF.replace(struct.pack("<HHII", 256, 4, 1, 56), struct.pack("<HHII", 256, 4, 1, 60_000)).replace(
+        struct.pack("<HHII", 257, 4, 1, 40), struct.pack("<HHII", 257, 4, 1, 60_000)
+    ),
 }
 
 
@@ -230,9 +230,7 @@ GREY = picture().convert("L")
 FUZZED = {
     "JPEG": encoded("JPEG"),
     "JPEG progressive, EXIF": encoded(
-        "JPEG",
-        progressive=True,
-        exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0",
+        "JPEG", progressive=True, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
     ),
     "PNG": encoded("PNG"),
     "PNG palette": encoded("PNG", picture().quantize(8), transparency=bytes(8)),
@@ -358,9 +356,7 @@ def test_loading_keeps_order_and_lists_what_is_unreadable(tmp_path: Path) -> Non
     write(tmp_path / "3.png", b"damaged")
     paths = find_images(tmp_path)
     unreadable: list[tuple[Path, ImageError]] = []
-    batches = list(
-        load_images(paths, SMALL, batch_size=4, on_error=lambda *error: unreadable.append(error))
-    )
+    batches = list(load_images(paths, SMALL, batch_size=4, on_error=lambda *error: unreadable.append(error)))
     assert [len(batch.paths) for batch in batches] == [4, 2]
     assert [path.stem for batch in batches for path in batch.paths] == list("012456")
     expected = np.concatenate([SMALL(picture(seed=seed)) for seed in (0, 1, 2, 4, 5, 6)])

@@ -27,9 +27,7 @@ WIDTH = {"text": CONFIG.text.hidden_size, "image": CONFIG.vision.hidden_size}
 def prompt_steps(modality):
     """Two training steps of 4 images and 6 classes: (function, arguments, shape of the losses)."""
     images = jax.eval_shape(
-        lambda params, pixels: modality.constant_images(params, pixels, CONFIG),
-        PARAMS,
-        f32(10, 16, 16, 3),
+        lambda params, pixels: modality.constant_images(params, pixels, CONFIG), PARAMS, f32(10, 16, 16, 3)
     )
     frozen = prompt.Frozen(PARAMS, i32(6, modality.length + 4), f32(6, 12), f32(6, 12))
     state = jax.eval_shape(start, {"prefix": f32(1, modality.length, WIDTH[modality.name])})
@@ -49,11 +47,7 @@ PROGRAMS = {
         (PARAMS, f32(4, 16, 16, 3)),
         (4, 12),
     ),
-    "encode_text": (
-        lambda params, ids: clip.encode_text(params, ids, CONFIG),
-        (PARAMS, i32(5, 16)),
-        (5, 12),
-    ),
+    "encode_text": (lambda params, ids: clip.encode_text(params, ids, CONFIG), (PARAMS, i32(5, 16)), (5, 12)),
     "pseudo_labels": (proxy.pseudo_labels, (f32(32, 6),), (32, 6)),
     "textual prompt": prompt_steps(prompt.TextPrompt(3)),
     "visual prompt": prompt_steps(prompt.VisualPrompt(3)),
@@ -96,11 +90,7 @@ def test_compiles_for_a_tpu_host():
     command = [sys.executable, "-m", "experiments.tpu_compile", "--topologies", "v5e:2x4"]
     command += ["--only", "proxy.fit, 1,281,167 images (float32), 1,000"]
     answer = subprocess.run(
-        command,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        command, cwd=root, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     result = json.loads(answer.stdout.splitlines()[0])

@@ -27,9 +27,7 @@ def test_top_k_agrees_with_scikit_learn(case, k):
     if k == 7:
         expected = 1.0  # scikit-learn warns there
     else:
-        expected = top_k_accuracy_score(
-            np.asarray(labels)[keep], np.asarray(scores)[keep], k=k, labels=np.arange(7)
-        )
+        expected = top_k_accuracy_score(np.asarray(labels)[keep], np.asarray(scores)[keep], k=k, labels=np.arange(7))
     result = jax.jit(metrics.top_k_accuracy, static_argnums=2)(scores, labels, k, mask)
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 

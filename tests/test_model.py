@@ -73,9 +73,7 @@ def test_every_array_of_the_vision_tower(name):
 @pytest.mark.parametrize(("name", "case"), all_text_cases())
 def test_every_array_of_the_text_tower_and_the_logits(name, case):
     (params, config), stored = checkpoint(name), reference(name, "text")
-    expected = {
-        key.split("/")[1]: value for key, value in stored.items() if key.startswith(f"{case}/")
-    }
+    expected = {key.split("/")[1]: value for key, value in stored.items() if key.startswith(f"{case}/")}
     ids, mask = expected["input_ids"], expected.get("attention_mask")
     tower = jax.jit(clip.text_tower, static_argnums=2)(params, ids, config, mask)
     close(tower.pooled, expected["pooler_output"])
@@ -100,9 +98,7 @@ def test_contrastive_loss(name):
     params, config = checkpoint(name)
     stored = reference(name, "text")
     first = "pad_eos_mask"
-    features = clip.encode_text(
-        params, stored[f"{first}/input_ids"], config, stored[f"{first}/attention_mask"]
-    )
+    features = clip.encode_text(params, stored[f"{first}/input_ids"], config, stored[f"{first}/attention_mask"])
     images = clip.encode_image(params, pixels_of(name), config)
     logits = clip.logits_per_image(images, features[:3], params["logit_scale"])
     close(clip.contrastive_loss(logits), stored["contrastive_loss_f64"])
@@ -133,21 +129,15 @@ def test_vmap_jit_and_sharding_agree(data_mesh):
     size = config.vision.image_size
     pixels = jax.random.normal(jax.random.key(0), (16, size, size, 3))
     plain = clip.encode_image(params, pixels, config)
-    pairs = jax.vmap(lambda x: clip.encode_image(params, x, config))(
-        pixels.reshape(8, 2, size, size, 3)
-    )
+    pairs = jax.vmap(lambda x: clip.encode_image(params, x, config))(pixels.reshape(8, 2, size, size, 3))
     close(pairs.reshape(plain.shape), plain, atol=1e-5)
-    sharded = clip.encode_image(
-        params, jax.device_put(pixels, NamedSharding(data_mesh, P("data"))), config
-    )
+    sharded = clip.encode_image(params, jax.device_put(pixels, NamedSharding(data_mesh, P("data"))), config)
     assert len(sharded.sharding.device_set) == 8
     close(sharded, plain, atol=1e-5)
 
     ids = jnp.tile(reference("gelu_first_eos", "text")["pad_eos_mask/input_ids"], (4, 1))
     texts = clip.encode_text(params, ids, config)
-    sharded = clip.encode_text(
-        params, jax.device_put(ids, NamedSharding(data_mesh, P("data"))), config
-    )
+    sharded = clip.encode_text(params, jax.device_put(ids, NamedSharding(data_mesh, P("data"))), config)
     close(sharded, texts, atol=1e-5)
 
 
@@ -185,9 +175,7 @@ def test_reduced_precision_products_accumulate_in_float32(dtype):
     cosine = (clip.normalize(exact) * clip.normalize(reduced)).sum(-1)
     assert cosine.min() > 0.9995  # 8 bits of mantissa over four layers
     assert np.abs(exact - reduced).max() > 1e-4  # and the option does something
-    jaxpr = jax.make_jaxpr(
-        lambda p: clip.vision_tower(p, pixels, config, compute_dtype=dtype).pooled
-    )(params)
+    jaxpr = jax.make_jaxpr(lambda p: clip.vision_tower(p, pixels, config, compute_dtype=dtype).pooled)(params)
     products = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
     assert len(products) >= 4 * 8
     for product in products:
@@ -201,9 +189,7 @@ def test_storage_type_is_not_the_compute_type(dtype):
     stored = jax.tree.map(lambda x: x.astype(dtype), params)
     upcast = jax.tree.map(lambda x: x.astype(jnp.float32), stored)
     pixels = pixels_of("gelu_first_eos")
-    close(
-        clip.encode_image(stored, pixels, config), clip.encode_image(upcast, pixels, config), 1e-6
-    )
+    close(clip.encode_image(stored, pixels, config), clip.encode_image(upcast, pixels, config), 1e-6)
 
 
 def test_one_program_for_one_shape():
@@ -221,10 +207,7 @@ def test_what_is_not_used_is_not_computed():
     pixels = pixels_of("quickgelu_legacy_eos")
     pooled = jax.jit(lambda p: clip.vision_tower(p, pixels, config).pooled).lower(params).compile()
     everything = jax.jit(lambda p: clip.vision_tower(p, pixels, config)).lower(params).compile()
-    assert (
-        pooled.memory_analysis().output_size_in_bytes
-        < everything.memory_analysis().output_size_in_bytes / 10
-    )
+    assert pooled.memory_analysis().output_size_in_bytes < everything.memory_analysis().output_size_in_bytes / 10
 
 
 @pytest.mark.parametrize("case", ["grow", "shrink", "mixed", "one"])
@@ -256,9 +239,7 @@ def test_random_parameters_have_the_checkpoint_tree():
     _, config = checkpoint("odd_sizes")
     params = clip.random_params(jax.random.key(0), config)
     expected = dict(flatten(clip.abstract_params(config)))
-    assert {path: leaf.shape for path, leaf in flatten(params)} == {
-        path: leaf.shape for path, leaf in expected.items()
-    }
+    assert {path: leaf.shape for path, leaf in flatten(params)} == {path: leaf.shape for path, leaf in expected.items()}
     again = clip.random_params(jax.random.key(0), config)
     jax.tree.map(np.testing.assert_array_equal, params, again)
     features = clip.encode_image(params, pixels_of("odd_sizes"), config)
@@ -306,9 +287,7 @@ def test_a_text_without_end_token_is_named():
 def test_normalise_keeps_zero_rows():
     x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
     np.testing.assert_array_equal(clip.normalize(x), np.float32([[0.6, 0.8], [0, 0]]))
-    twice = jax.jit(
-        lambda x: clip.normalize(clip.normalize(x))
-    )  # compilers merge the two divisions
+    twice = jax.jit(lambda x: clip.normalize(clip.normalize(x)))  # compilers merge the two divisions
     np.testing.assert_allclose(twice(x), np.float32([[0.6, 0.8], [0, 0]]), rtol=3e-7)
 
 
@@ -317,6 +296,4 @@ def test_the_shared_reference_is_the_one_in_the_repository(shared: Path):
     with np.load(shared / name) as original:
         for key in original.files:
             if key in reference("quickgelu_legacy_eos", "image"):
-                np.testing.assert_array_equal(
-                    original[key], reference("quickgelu_legacy_eos", "image")[key]
-                )
+                np.testing.assert_array_equal(original[key], reference("quickgelu_legacy_eos", "image")[key])

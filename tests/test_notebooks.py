@@ -25,9 +25,7 @@ from experiments.notebooks import execute
 from jaxzs import cli, clip, load
 
 pytest.importorskip("jupytext")
-asked = pytest.mark.skipif(
-    not os.environ.get("JAXZS_NOTEBOOKS"), reason="runs for minutes: JAXZS_NOTEBOOKS=1"
-)
+asked = pytest.mark.skipif(not os.environ.get("JAXZS_NOTEBOOKS"), reason="runs for minutes: JAXZS_NOTEBOOKS=1")
 every = pytest.mark.parametrize("name", execute.NAMES)
 
 
@@ -101,12 +99,8 @@ def random_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = load("demo").config
     config = dataclasses.replace(
         small,
-        text=dataclasses.replace(
-            small.text, hidden_size=32, num_hidden_layers=2, max_position_embeddings=77
-        ),
-        vision=dataclasses.replace(
-            small.vision, hidden_size=36, num_hidden_layers=3, image_size=32, patch_size=16
-        ),
+        text=dataclasses.replace(small.text, hidden_size=32, num_hidden_layers=2, max_position_embeddings=77),
+        vision=dataclasses.replace(small.vision, hidden_size=36, num_hidden_layers=3, image_size=32, patch_size=16),
         projection_dim=16,
     )
     params = clip.random_params(jax.random.key(0), config)

@@ -31,12 +31,7 @@ CONFIG = clip.CLIPConfig(
         eos_token_id=63,
     ),
     vision=clip.VisionConfig(
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
+        hidden_size=48, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, image_size=32, patch_size=8
     ),
     projection_dim=24,
 )
@@ -156,9 +151,7 @@ def test_a_checkpoint_is_placed_while_it_is_read(params, tmp_path):
             return self.array[index]
 
     place = parallel.placer(CONFIG, mesh, "tensor_fully_sharded")
-    read, _ = clip.read_checkpoint(
-        tmp_path / "model", place=lambda path, array: place(path, Watched(array))
-    )
+    read, _ = clip.read_checkpoint(tmp_path / "model", place=lambda path, array: place(path, Watched(array)))
     chex.assert_trees_all_equal(read, params)
     largest = max(np.prod(got) for shape, got in asked if len(shape) == 2)
     assert largest <= 24 * 48  # [patches + 1, width / 4] and [width / 4, mlp / 2] at most
@@ -167,10 +160,7 @@ def test_a_checkpoint_is_placed_while_it_is_read(params, tmp_path):
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_loaded_onto_a_mesh_in_one_line(tiny_checkpoint, placement):
     mesh = parallel.make_mesh(model=2)
-    model, alone = (
-        jaxzs.load(tiny_checkpoint, mesh=mesh, placement=placement),
-        jaxzs.load(tiny_checkpoint),
-    )
+    model, alone = (jaxzs.load(tiny_checkpoint, mesh=mesh, placement=placement), jaxzs.load(tiny_checkpoint))
     chex.assert_trees_all_equal(model.params, alone.params)
     asked = parallel.parameter_shardings(model.config, mesh, placement)
     assert jax.tree.map(lambda leaf: leaf.sharding, model.params) == asked
@@ -178,9 +168,7 @@ def test_loaded_onto_a_mesh_in_one_line(tiny_checkpoint, placement):
     pixels = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
     features = clip.encode_image(model.params, pixels, model.config)
     expected = np.asarray(clip.encode_image(alone.params, pixels, alone.config))
-    np.testing.assert_allclose(
-        np.asarray(features), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
-    )
+    np.testing.assert_allclose(np.asarray(features), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_unknown_placement(tiny_checkpoint):
@@ -196,9 +184,7 @@ def test_no_second_copy_while_loading(tiny_checkpoint, tmp_path, monkeypatch):
     tower = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8}
     old = read_config(tiny_checkpoint)
     config = dataclasses.replace(
-        old,
-        text=dataclasses.replace(old.text, **tower),
-        vision=dataclasses.replace(old.vision, **tower),
+        old, text=dataclasses.replace(old.text, **tower), vision=dataclasses.replace(old.vision, **tower)
     )
     params = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), abstract_params(config))
     clip.write_checkpoint(tmp_path / "model", params, config)
@@ -305,9 +291,7 @@ def test_pseudo_labels_sharded(problem, shape, gamma):
     rows, mask = parallel.shard_rows(similarity, mesh)
     classes = jax.device_put(rows, parallel.sharding(mesh, ("images", "classes"), rows.shape))
     labels = proxy.pseudo_labels(classes, gamma=gamma, mask=mask)
-    np.testing.assert_allclose(
-        parallel.gather(labels)[:1003], np.asarray(alone), rtol=1e-5, atol=1e-7
-    )
+    np.testing.assert_allclose(parallel.gather(labels)[:1003], np.asarray(alone), rtol=1e-5, atol=1e-7)
 
 
 def check_equal(result, alone):
@@ -328,15 +312,11 @@ def test_proxies_sharded(problem, shape, solver, iterations):
     rows, mask = parallel.shard_rows(x, mesh)
     soft, _ = parallel.shard_rows(labels, mesh)
     classes = jax.device_put(z, parallel.sharding(mesh, ("classes", None), z.shape))
-    result = proxy.learn_proxies(
-        rows, classes, soft, solver=solver, iterations=iterations, mask=mask
-    )
+    result = proxy.learn_proxies(rows, classes, soft, solver=solver, iterations=iterations, mask=mask)
     check_equal(result, alone)
 
 
-@pytest.mark.parametrize(
-    "iterations", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 10, 15, 47)), 30]
-)
+@pytest.mark.parametrize("iterations", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 10, 15, 47)), 30])
 def test_whole_method_sharded(problem, iterations):
     x, z = problem
     alone = proxy.fit(x, z, iterations=iterations)
@@ -362,9 +342,7 @@ def test_no_collective_grows_with_the_images():
 
     def communication(num_images):
         shape = (num_images, E)
-        rows = jax.ShapeDtypeStruct(
-            shape, jnp.float32, sharding=parallel.sharding(mesh, ("images", None), shape)
-        )
+        rows = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=parallel.sharding(mesh, ("images", None), shape))
         z = jax.ShapeDtypeStruct((C, E), jnp.float32)
         run = jax.jit(lambda x, z: proxy.fit(x, z, iterations=8, mesh=mesh).proxies)
         return collectives(run.lower(rows, z).compile().as_text())

@@ -8,18 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from patch_golden import (
-    CASES,
-    MEAN,
-    STD,
-    assert_close,
-    case,
-    checkpoint,
-    grid_of,
-    pixels_of,
-    settings,
-    unit,
-)
+from patch_golden import CASES, MEAN, STD, assert_close, case, checkpoint, grid_of, pixels_of, settings, unit
 
 from jaxzs.patch import (
     attention_votes,
@@ -42,17 +31,13 @@ from jaxzs.patch.tower import local_positions
 def local(name: str):
     expected = case(name)
     params, config = checkpoint()
-    run = jax.jit(
-        functools.partial(local_tower, config=config, half_positions=True),
-    )
+    run = jax.jit(functools.partial(local_tower, config=config, half_positions=True))
     return run(params, jnp.asarray(pixels_of(expected)), grid=grid_of(expected))
 
 
 def attention_of(name: str):
     expected = case(name)
-    return fuse_attention(
-        local(name).attention, grid_of(expected).patches, settings(expected)["layers"], 4
-    )
+    return fuse_attention(local(name).attention, grid_of(expected).patches, settings(expected)["layers"], 4)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -95,9 +80,7 @@ def test_attention(name):
 @pytest.mark.parametrize("name", CASES)
 def test_coarse_scores(name):
     expected, (params, _) = case(name), checkpoint()
-    np.testing.assert_allclose(
-        np.exp(params["logit_scale"]), expected["logit_scale_exp"], rtol=1e-6
-    )
+    np.testing.assert_allclose(np.exp(params["logit_scale"]), expected["logit_scale_exp"], rtol=1e-6)
     scores = coarse_scores(local(name).tokens, expected["text_features"], params["logit_scale"])
     assert_close(scores[0], expected["scores_coarse"])
 
@@ -126,12 +109,7 @@ def test_component_boxes(name):
     found = set()
     for label, row, column in np.argwhere(foreground):
         pixel = label, row, column
-        box = (
-            top[pixel],
-            min(bottom[pixel] + 1, rows - 1),
-            left[pixel],
-            min(right[pixel] + 1, columns - 1),
-        )
+        box = (top[pixel], min(bottom[pixel] + 1, rows - 1), left[pixel], min(right[pixel] + 1, columns - 1))
         found.add((int(label), *(int(side) for side in box)))
     # Boxes of components nested in the holes of others are not listed by the original.
     reference = {tuple(int(side) for side in box) for box in expected["dmar_boxes"]}
@@ -172,15 +150,11 @@ def test_second_look(name):
     pixels = jnp.asarray(pixels_of(expected))
     done = np.flatnonzero(found.accepted[0])
     crops = jnp.stack([crop_pixels(pixels, 0, found.boxes[0, c], 16, 224) for c in done])
-    regions = jnp.stack(
-        [crop_region(found.region[0, c], found.boxes[0, c], (14, 14)) for c in done]
-    )
+    regions = jnp.stack([crop_region(found.region[0, c], found.boxes[0, c], (14, 14)) for c in done])
     np.testing.assert_array_equal(regions, expected["cwr_region"])
     tokens = jax.jit(functools.partial(region_tokens, config=config))(params, crops, regions)
     assert_close(tokens, expected["cwr_cls_embed"])
-    probability = reidentify(
-        params, pixels, jnp.asarray(expected["text_features"]), found, config, capacity=2
-    )
+    probability = reidentify(params, pixels, jnp.asarray(expected["text_features"]), found, config, capacity=2)
     assert_close(probability[0, done], expected["cwr_prob"])
 
 
@@ -214,9 +188,7 @@ def test_interpolated_positions(key, grid):
     tree = {"embeddings": {"position_embedding": {"embedding": jnp.asarray(unit()["pos_in"])}}}
     table = local_positions(tree, config.vision, full_grid(1, *grid))[0]
     # The clean table; its rounding is the original's, but for the native grid, which tagging never rounds.
-    np.testing.assert_array_equal(
-        np.asarray(table).astype(np.float16).astype(np.float32), unit()[key]
-    )
+    np.testing.assert_array_equal(np.asarray(table).astype(np.float16).astype(np.float32), unit()[key])
 
 
 def test_box_mask():
@@ -232,9 +204,7 @@ def test_dual_masking_alone():
     assert_close(dual_masking(attention, coarse, grid).scores[0], unit()["dmar_out"])
 
 
-@pytest.mark.parametrize(
-    ("logits", "out"), [("cwr_logits", "cwr_abort_out"), ("cwr_logits2", "cwr_out2")]
-)
+@pytest.mark.parametrize(("logits", "out"), [("cwr_logits", "cwr_abort_out"), ("cwr_logits2", "cwr_out2")])
 def test_empty_box_ends_the_loop(logits, out):
     params, config = checkpoint()
     data = unit()

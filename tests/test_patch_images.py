@@ -92,9 +92,7 @@ def test_divided_over_devices(model, data_mesh):
     images = [photo(60, 60, seed) for seed in range(11)]  # not a multiple of the devices
     batching = Batching(batch_size=8)
     alone = list(tag_images(model, images, TEXTS, num_foreground=F, batching=batching))
-    shared = list(
-        tag_images(model, images, TEXTS, num_foreground=F, batching=batching, mesh=data_mesh)
-    )
+    shared = list(tag_images(model, images, TEXTS, num_foreground=F, batching=batching, mesh=data_mesh))
     assert sum(int(tagged.reidentified.sum()) for tagged in alone) > 5
     for one, other in zip(alone, shared, strict=True):
         assert one.number == other.number
@@ -108,10 +106,7 @@ def test_divided_over_devices(model, data_mesh):
         (np.zeros((0, 5, 3), np.uint8), "no pixels"),
         (np.zeros((1, 1, 3), np.uint8), "1x1 pixels are 1x1 patches"),
         (np.zeros((8, 90, 3), np.uint8), "1x12 patches"),
-        (
-            np.zeros((400, 400, 3), np.uint8),
-            "2500 patches, more than 1000.*Scale the image by 0.63",
-        ),
+        (np.zeros((400, 400, 3), np.uint8), "2500 patches, more than 1000.*Scale the image by 0.63"),
         ("photo.jpg", "is a path"),
     ],
 )

@@ -88,9 +88,7 @@ def test_sharpened_maps_divided_over_devices(model, images):
 
 @pytest.mark.parametrize("mesh", [False, True])
 def test_unknown_tags_are_refused(model, images, mesh):
-    found = segment_images(
-        model, images[:1], [[5]], NAMES, BACKGROUND, mesh=parallel.make_mesh() if mesh else None
-    )
+    found = segment_images(model, images[:1], [[5]], NAMES, BACKGROUND, mesh=parallel.make_mesh() if mesh else None)
     with pytest.raises(DataError, match="tags range from -1 to 5, expected -1 to 4"):
         list(found)
 

@@ -10,13 +10,7 @@ from patch_golden import FOLDER
 from sklearn.metrics import average_precision_score, f1_score
 
 from jaxzs.errors import DataError, LabelError
-from jaxzs.patch.metrics import (
-    average_precision,
-    calibrate_thresholds,
-    f1,
-    mean_average_precision,
-    tag_report,
-)
+from jaxzs.patch.metrics import average_precision, calibrate_thresholds, f1, mean_average_precision, tag_report
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +24,7 @@ def tags_at(scores: np.ndarray, relative: float | np.ndarray) -> np.ndarray:
 
 
 def test_average_precision_of_the_original(unit):
-    np.testing.assert_allclose(
-        average_precision(unit["ap_pred"], unit["ap_label"]), unit["ap"], rtol=1e-6
-    )
+    np.testing.assert_allclose(average_precision(unit["ap_pred"], unit["ap_label"]), unit["ap"], rtol=1e-6)
     mean = mean_average_precision(unit["ap_pred"], unit["ap_label"])
     assert mean == pytest.approx(float(unit["mAP"]), rel=1e-9)
 
@@ -57,9 +49,7 @@ def test_scikit_learn_agrees_without_ties(seed):
     random = np.random.default_rng(seed)
     scores, labels = random.random((17, 4)), random.integers(0, 2, (17, 4))
     labels[0] = 1  # every class has a positive
-    np.testing.assert_allclose(
-        average_precision(scores, labels), average_precision_score(labels, scores, average=None)
-    )
+    np.testing.assert_allclose(average_precision(scores, labels), average_precision_score(labels, scores, average=None))
     tags = scores > 0.5
     # TagCLIP adds 1e-9 to the counts.
     assert f1(tags, labels).f1 == pytest.approx(f1_score(labels, tags, average="micro"), abs=1e-8)
@@ -76,9 +66,7 @@ def test_report_names_both_definitions(unit):
     present = labels.any(0)
     assert (~present).sum() == 1  # which the two definitions treat differently
     assert report["mAP"] == pytest.approx(float(unit["mAP"]))
-    assert report["mAP_sklearn"] == pytest.approx(
-        average_precision_score(labels[:, present], scores[:, present])
-    )
+    assert report["mAP_sklearn"] == pytest.approx(average_precision_score(labels[:, present], scores[:, present]))
     assert report["f1_micro_sklearn"] == pytest.approx(report["f1_overall"]["f1"], abs=1e-8)
     assert report["per_class"]["class 0"]["ap"] == pytest.approx(float(unit["ap"][0]), rel=1e-6)
 

@@ -15,13 +15,7 @@ from jaxzs.patch import default_attention_layers
 from jaxzs.patch.crf import _kernel_product, clip_es_colours, dense_crf
 from jaxzs.patch.grid import grid_from_mask
 from jaxzs.patch.metrics import segmentation_report
-from jaxzs.patch.segmentation import (
-    affinity,
-    default_affinity_layers,
-    enlarge,
-    label_map,
-    segment,
-)
+from jaxzs.patch.segmentation import affinity, default_affinity_layers, enlarge, label_map, segment
 
 CASES = ("0", "1", "4")
 
@@ -63,9 +57,7 @@ def test_labels(number):
     expected, tagging = cam(number), case(f"case{number}")
     maps = enlarge(segmented(number).maps[0], *tagging["image_u8"].shape[:2])
     assert maps.dtype == np.float16
-    np.testing.assert_allclose(
-        maps[:, ::4, ::4].astype(np.float32), expected["cam_highres_sub"], atol=1e-3
-    )
+    np.testing.assert_allclose(maps[:, ::4, ::4].astype(np.float32), expected["cam_highres_sub"], atol=1e-3)
     stuff = str(tagging["dataset"]) == "cocostuff"
     labels = label_map(maps, expected["cam_tags"], background=not stuff)
     # Half precision makes equal scores of nearly equal ones: pixels on borders between labels.
@@ -112,9 +104,7 @@ def test_affinity_of_padding_is_zero(layers):
     assert np.isfinite(found).all()
     assert not np.asarray(found)[~np.asarray(pairs)].any()
     # doubly stochastic up to the three normalisations, and so is its square
-    np.testing.assert_allclose(
-        np.asarray(found[0]).sum(1)[np.asarray(grid.patches[0])], 1, atol=0.1
-    )
+    np.testing.assert_allclose(np.asarray(found[0]).sum(1)[np.asarray(grid.patches[0])], 1, atol=0.1)
 
 
 def test_no_tags_is_background():
@@ -142,10 +132,7 @@ def crf_directly(probabilities: np.ndarray, image: np.ndarray, iterations: int =
     place = np.stack([y, x], -1).reshape(-1, 2)
     colour = image.reshape(-1, 3).astype(float)
     square = lambda f: np.square(f[:, None] - f[None]).sum(-1)  # noqa: E731
-    kernels = [
-        (3.0, np.exp(-0.5 * square(place))),
-        (4.0, np.exp(-0.5 * (square(place / 67) + square(colour / 3)))),
-    ]
+    kernels = [(3.0, np.exp(-0.5 * square(place))), (4.0, np.exp(-0.5 * (square(place / 67) + square(colour / 3))))]
     unary = -np.log(np.clip(probabilities, 1e-5, 1)).reshape(C, -1).T
 
     def softmax(z):
@@ -192,9 +179,7 @@ def test_crf_blocks_change_nothing(monkeypatch):
     )
     whole = _kernel_product(targets, sources, values, "highest")
     monkeypatch.setattr("jaxzs.patch.crf._BLOCK_ELEMENTS", 100)  # 5 rows at a time, the last 3
-    np.testing.assert_allclose(
-        _kernel_product(targets, sources, values, "highest"), whole, rtol=1e-5
-    )
+    np.testing.assert_allclose(_kernel_product(targets, sources, values, "highest"), whole, rtol=1e-5)
 
 
 def test_crf_strided_is_close():
@@ -217,9 +202,7 @@ def test_crf_labels_as_the_permutohedral_lattice_does():
 
 def test_crf_has_a_gradient():
     probabilities, image = scene(6, 7)
-    slope = jax.grad(lambda p: dense_crf(p, image, iterations=2)[1].sum())(
-        jnp.asarray(probabilities)
-    )
+    slope = jax.grad(lambda p: dense_crf(p, image, iterations=2)[1].sum())(jnp.asarray(probabilities))
     step = np.zeros_like(probabilities)
     step[1, 3, 3] = 1e-3
     difference = (

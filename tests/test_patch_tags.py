@@ -78,10 +78,7 @@ def test_capacity_changes_nothing(tagged, capacity):
 def test_compiled_once_for_all_numbers():
     traced = jax.jit(
         chex.assert_max_traces(
-            lambda pixels, texts, threshold: run(
-                params(), pixels, texts, relative_threshold=threshold
-            ),
-            n=1,
+            lambda pixels, texts, threshold: run(params(), pixels, texts, relative_threshold=threshold), n=1
         )
     )
     for seed, threshold in enumerate((0.2, 0.5, 0.9)):
@@ -91,15 +88,11 @@ def test_compiled_once_for_all_numbers():
 def test_vmap_over_settings():
     images, thresholds = pixels(3, 4, 5), jnp.array([0.2, 0.5, 0.8])
     votes = jnp.array([1, 2, 2])
-    at = jax.vmap(
-        lambda threshold, agreed: run(
-            params(), images, TEXTS, relative_threshold=threshold, votes=agreed
-        )
-    )(thresholds, votes)
+    at = jax.vmap(lambda threshold, agreed: run(params(), images, TEXTS, relative_threshold=threshold, votes=agreed))(
+        thresholds, votes
+    )
     for i in range(3):
-        expected = run(
-            params(), images, TEXTS, relative_threshold=float(thresholds[i]), votes=int(votes[i])
-        )
+        expected = run(params(), images, TEXTS, relative_threshold=float(thresholds[i]), votes=int(votes[i]))
         assert_same(jax.tree.map(lambda a: a[i], at), expected)  # noqa: B023
     assert len({int(n) for n in at.tags.sum((1, 2))}) > 1
 

@@ -19,9 +19,7 @@ from jaxzs.errors import ConfigError, ImageError
 
 def reference(images: Any, **config: Any) -> np.ndarray:
     """Pixels [B, H, W, 3] of transformers' processor with this preprocessor_config.json."""
-    module = pytest.importorskip(
-        "transformers.models.clip.image_processing_pil_clip", reason="needs transformers 5"
-    )
+    module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip", reason="needs transformers 5")
     pixels = module.CLIPImageProcessorPil(**config)(images, return_tensors="np")["pixel_values"]
     return np.asarray(pixels).transpose(0, 2, 3, 1)
 
@@ -88,9 +86,7 @@ def test_every_kind_of_image_equals_the_reference(kind: str) -> None:
 def test_every_size_crop_and_filter_equals_the_reference(
     height: int, width: int, size: Any, crop: Any, resample: int, do_resize: bool
 ) -> None:
-    preprocess = ImagePreprocessor(
-        size=size, crop_size=crop, resample=resample, do_resize=do_resize
-    )
+    preprocess = ImagePreprocessor(size=size, crop_size=crop, resample=resample, do_resize=do_resize)
     image = Image.fromarray(photo(height, width, seed=height))
     np.testing.assert_array_equal(preprocess(image), reference(image, **preprocess.to_json()))
 
@@ -125,9 +121,7 @@ def test_every_form_of_configuration_equals_the_reference(config: dict[str, Any]
 def test_real_images_equal_the_reference(name: str, every: int, shared: Any) -> None:
     from jaxzs.data import find_images, open_image
 
-    preprocess = ImagePreprocessor.from_json(
-        shared / "golden" / "tokenizer" / "preprocessor_config.json"
-    )
+    preprocess = ImagePreprocessor.from_json(shared / "golden" / "tokenizer" / "preprocessor_config.json")
     paths = find_images(shared / "data" / name)[::every]
     for start in range(0, len(paths), 50):
         images = [open_image(path) for path in paths[start : start + 50]]
@@ -165,10 +159,7 @@ def test_pixels_of_any_shape_are_normalized_alike() -> None:
     assert resized.shape == (24, 40, 3)
     assert resized.dtype == np.uint8
     np.testing.assert_array_equal(preprocess.normalize(resized)[None], preprocess(image))
-    mean, std = (
-        np.array(preprocess.image_mean, np.float32),
-        np.array(preprocess.image_std, np.float32),
-    )
+    mean, std = (np.array(preprocess.image_mean, np.float32), np.array(preprocess.image_std, np.float32))
     expected = (resized / np.float32(255) - mean) / std
     # float32: rescaling in another order moves the last bits
     np.testing.assert_allclose(preprocess.normalize(resized), expected, rtol=0, atol=1e-6)
@@ -237,10 +228,7 @@ def test_unfit_batches_are_named_errors() -> None:
 def test_damaged_pixel_data_is_a_named_error(tmp_path: Any) -> None:
     RGB.save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:900])
-    with (
-        Image.open(tmp_path / "cut.png") as image,
-        pytest.raises(ImageError, match="image 0: cannot read it as RGB"),
-    ):
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(ImageError, match="image 0: cannot read it as RGB"):
         ImagePreprocessor()(image)
 
 

@@ -22,9 +22,7 @@ FEATURES, GRADIENTS = 1e-5, 2e-5
 def frozen_of(values) -> modality.Frozen:
     params, config = checkpoint()
     ids = values["token_ids"]
-    template = clip.encode_text(
-        params, jnp.asarray(load("zeroshot")["token_ids"], jnp.int32), config
-    )
+    template = clip.encode_text(params, jnp.asarray(load("zeroshot")["token_ids"], jnp.int32), config)
     return modality.Frozen(params, jnp.asarray(ids, jnp.int32), template, template)
 
 
@@ -43,12 +41,7 @@ def test_text_features(length, share_context, cut):
         assert_near(found, golden[f"p{length}_features{tag}"], FEATURES)
     # With the same rounding points; a value on the border between two float16 numbers may fall to either side.
     half = text.text_features(
-        params,
-        jnp.asarray(golden[f"p{length}_prefix"][0]),
-        ids,
-        config,
-        share_context=share_context,
-        half=True,
+        params, jnp.asarray(golden[f"p{length}_prefix"][0]), ids, config, share_context=share_context, half=True
     )
     assert_near(half, golden[f"p{length}_features_halfinput"], 5e-3)
 
@@ -62,9 +55,7 @@ def test_placeholders_are_the_original_layout(length):
     ids = text.placeholder_ids(bare, length, config.text)
     assert ids.shape[1] == golden[f"p{length}_eot"].max() + 1
     learned = slice(1, 1 + length)
-    np.testing.assert_array_equal(
-        np.delete(ids, learned, 1), np.delete(original[:, : ids.shape[1]], learned, 1)
-    )
+    np.testing.assert_array_equal(np.delete(ids, learned, 1), np.delete(original[:, : ids.shape[1]], learned, 1))
     assert (ids[:, learned] == meta()["sot"]).all()
 
 
@@ -73,9 +64,7 @@ def test_name_too_long_for_the_context():
     ids = np.full((2, 70), 5)
     ids[:, 0], ids[0, 3], ids[1, 60:] = 510, 511, 511
     assert text.placeholder_ids(ids, 16, config.text).shape == (2, 77)
-    with pytest.raises(
-        TextError, match=r"class 1 has 59 tokens.* 78, and this checkpoint takes 77"
-    ):
+    with pytest.raises(TextError, match=r"class 1 has 59 tokens.* 78, and this checkpoint takes 77"):
         text.placeholder_ids(ids, 17, config.text)
 
 
@@ -84,11 +73,7 @@ def test_image_features(length):
     params, config = checkpoint()
     golden = load("visual_prefix")
     prefix, pixels = jnp.asarray(golden[f"p{length}_prefix"]), nhwc(golden["images"])
-    assert_near(
-        visual.image_features(params, prefix, pixels, config),
-        golden[f"p{length}_features"],
-        FEATURES,
-    )
+    assert_near(visual.image_features(params, prefix, pixels, config), golden[f"p{length}_features"], FEATURES)
     kept = visual.VisualPrompt().constant_images(params, pixels, config)
     assert_near(
         jax.jit(visual.read_prompted, static_argnums=3)(params, prefix, kept, config),
@@ -105,9 +90,7 @@ def test_no_prompt_is_plain_clip():
     for prompt in MODALITIES.values():
         kept = prompt.constant_images(params, pixels, config)
         assert_near(
-            jax.jit(prompt.plain_features, static_argnums=2)(frozen, kept, config),
-            golden["image_features"],
-            FEATURES,
+            jax.jit(prompt.plain_features, static_argnums=2)(frozen, kept, config), golden["image_features"], FEATURES
         )
     assert_near(frozen.text_features, golden["text_features"], FEATURES)
 
@@ -118,9 +101,7 @@ def test_joint_prefixes():
     prompts = prompts_of(golden, "")
     for tag, half, tolerance in (("f32", False, FEATURES), ("half", True, 5e-3)):
         prefixes = joint.joint_prefixes(prompts, half=half)
-        assert_near(
-            prefixes, (golden[f"{tag}_coop_out"][0], golden[f"{tag}_vpt_out"][0]), tolerance
-        )
+        assert_near(prefixes, (golden[f"{tag}_coop_out"][0], golden[f"{tag}_vpt_out"][0]), tolerance)
         assert_near(
             text.text_features(params, prefixes[0], golden["token_ids"], config),
             golden[f"{tag}_text_features"],
@@ -168,9 +149,7 @@ def test_loss_and_gradient(name):
             "trzsl": ((one, balance), labels >= int(golden["n_seen_classes"])),
             "ul": ((0 * one, one), jnp.ones(8, bool)),
         }[paradigm]
-        (value, logits), gradient = step(
-            prompt, prompts, frozen, images[padded], labels, second, weights, mask, config
-        )
+        (value, logits), gradient = step(prompt, prompts, frozen, images[padded], labels, second, weights, mask, config)
         assert_near(logits[: len(rows)], golden[f"{tag}_logits"], FEATURES)
         assert_near(value, golden[f"{tag}_loss"], FEATURES)
         assert_near(gradient, prompts_of(golden, f"{tag}_grad."), GRADIENTS)
@@ -186,9 +165,7 @@ def test_shared_context_is_exact_in_the_gradient(recompute):
 
     @jax.grad
     def run(p, share_context, recompute=False):
-        features = text.text_features(
-            params, p, ids, config, share_context=share_context, recompute=recompute
-        )
+        features = text.text_features(params, p, ids, config, share_context=share_context, recompute=recompute)
         return (features * weights).sum()
 
     plain = run(prefix, False)
@@ -238,11 +215,9 @@ def test_bfloat16_towers_agree_roughly():
 @pytest.mark.parametrize("name", MODALITIES)
 def test_initial_scale(name):
     config = clip.CLIPConfig()
-    prompts = {
-        "text": text.TextPrompt(),
-        "image": visual.VisualPrompt(),
-        "multi": joint.JointPrompt(),
-    }[name].init(jax.random.key(1), config)
+    prompts = {"text": text.TextPrompt(), "image": visual.VisualPrompt(), "multi": joint.JointPrompt()}[name].init(
+        jax.random.key(1), config
+    )
     if name == "multi":
         assert {k: v.shape for k, v in prompts.items() if k in ("text", "visual")} == {
             "text": (4, 512),
@@ -251,10 +226,7 @@ def test_initial_scale(name):
         limit = (6 / (3 * 32**2 + 768)) ** 0.5
         assert 0.9 * limit < np.abs(prompts["visual"]).max() <= limit
         assert np.abs(prompts["text_in"]["kernel"]).max() <= 512**-0.5
-        assert (
-            np.abs(prompts["block"]["self_attn"]["q_proj"]["kernel"]).max()
-            <= (6 / (4 * 128)) ** 0.5
-        )
+        assert np.abs(prompts["block"]["self_attn"]["q_proj"]["kernel"]).max() <= (6 / (4 * 128)) ** 0.5
         return
     deviation = {"text": 0.02, "image": 768**-0.5}[name]
     # 16 x 512 draws: the sample's deviation is within a few percent

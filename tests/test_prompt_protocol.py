@@ -57,9 +57,7 @@ def literal_boards(probabilities: np.ndarray, k: int) -> tuple[list[int], list[i
 )
 def test_boards_follow_the_rule_word_by_word(seed, n, c, k, levels):
     # few levels: many ties
-    probabilities = (
-        np.random.default_rng(seed).integers(0, levels, (n, c)).astype(np.float32) / levels
-    )
+    probabilities = np.random.default_rng(seed).integers(0, levels, (n, c)).astype(np.float32) / levels
     images, labels = select_pseudolabels(probabilities, k)
     assert (images.tolist(), labels.tolist()) == literal_boards(probabilities, k)
 
@@ -112,9 +110,7 @@ def test_unfit_probabilities(probabilities, k, message):
 
 def test_growing_schedules():
     golden = load("protocol")
-    for n, c, step, ks in zip(
-        *(golden[f"sched_{x}"] for x in ("n", "c", "step", "k")), strict=True
-    ):
+    for n, c, step, ks in zip(*(golden[f"sched_{x}"] for x in ("n", "c", "step", "k")), strict=True):
         iterations = 100 // int(step)
         assert protocol.growing_schedule(int(n), int(c), iterations) == ks[:iterations].tolist()
 
@@ -140,9 +136,7 @@ def test_partitions_and_splits():
             assert sorted([*seen, *unseen]) == list(range(c))
     chosen = protocol.few_labels(golden["few_labels"], 6)
     np.testing.assert_array_equal(chosen.reshape(6, 2), golden["few_choice"])
-    np.testing.assert_allclose(
-        protocol.epoch_learning_rates(0.1), golden["lr_150"], rtol=1e-12, atol=1e-15
-    )
+    np.testing.assert_allclose(protocol.epoch_learning_rates(0.1), golden["lr_150"], rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("paradigm", ["ssl", "trzsl", "ul"])

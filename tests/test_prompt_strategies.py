@@ -22,10 +22,7 @@ def prepared(name: str):
     encode = lambda ids: clip.encode_text(params, jnp.asarray(ids, jnp.int32), config)  # noqa: E731
     template, ids = load("zeroshot"), load(f"loss_grad_{name}")["token_ids"]
     frozen = modality.Frozen(
-        params,
-        jnp.asarray(ids, jnp.int32),
-        encode(template["token_ids"]),
-        encode(template["pseudolabel_token_ids"]),
+        params, jnp.asarray(ids, jnp.int32), encode(template["token_ids"]), encode(template["pseudolabel_token_ids"])
     )
     data = load("images")
     images = MODALITIES[name].constant_images(params, nhwc(data["images"]), config)
@@ -54,9 +51,7 @@ def reference_order(golden, split: protocol.Split):
     def order(iteration, run, epoch, length):
         name = "clip_sel" if iteration == 0 else f"sel{iteration}"
         k = int(golden["k_per_iter"][iteration])
-        rows, labels = protocol.split_pseudolabels(
-            golden[f"{name}_image"], golden[f"{name}_label"], k
-        )
+        rows, labels = protocol.split_pseudolabels(golden[f"{name}_image"], golden[f"{name}_label"], k)
         own = golden["true_labels"][split.labelled]
         listed = list(zip([*rows, *split.labelled], [*labels, *own], strict=True))
         end = ends[iteration * epochs + epoch]
@@ -128,11 +123,7 @@ def test_reference_run(file, strategy, reinit):
 
 def small_plan(strategy="grip", **options) -> strategies.Plan:
     return strategies.Plan(
-        strategy,
-        3,
-        2,
-        optimisation=training.Optimisation(0.05, 4, 1, 8, steps_per_chunk=16),
-        **options,
+        strategy, 3, 2, optimisation=training.Optimisation(0.05, 4, 1, 8, steps_per_chunk=16), **options
     )
 
 
@@ -151,26 +142,10 @@ def test_a_killed_fit_goes_on_where_it_was(tmp_path):
 
         with pytest.raises(KeyboardInterrupt):
             strategies.fit(
-                prompt,
-                frozen,
-                images,
-                splits,
-                config,
-                small_plan(),
-                resume=path,
-                on_progress=interrupt,
-                **settings,
+                prompt, frozen, images, splits, config, small_plan(), resume=path, on_progress=interrupt, **settings
             )
         resumed = strategies.fit(
-            prompt,
-            frozen,
-            images,
-            splits,
-            config,
-            small_plan(),
-            resume=path,
-            on_progress=chunks.append,
-            **settings,
+            prompt, frozen, images, splits, config, small_plan(), resume=path, on_progress=chunks.append, **settings
         )
         assert len(chunks) == 4  # two iterations of two chunks, none twice
         jax.tree.map(np.testing.assert_array_equal, resumed.prompts, whole.prompts)
@@ -178,14 +153,10 @@ def test_a_killed_fit_goes_on_where_it_was(tmp_path):
         assert [r.test for r in resumed.records] == [r.test for r in whole.records]
         assert [r.loss for r in resumed.records] == [r.loss for r in whole.records]
         assert [p.name for p in tmp_path.iterdir() if ".part" in p.name] == []
-    finished = strategies.fit(
-        prompt, frozen, images, splits, config, small_plan(), resume=path, **settings
-    )
+    finished = strategies.fit(prompt, frozen, images, splits, config, small_plan(), resume=path, **settings)
     jax.tree.map(np.testing.assert_array_equal, finished.prompts, whole.prompts)
     with pytest.raises(DataError, match="not the state of this fit"):
-        strategies.fit(
-            prompt, frozen, images, splits, config, small_plan("ifpl"), resume=path, **settings
-        )
+        strategies.fit(prompt, frozen, images, splits, config, small_plan("ifpl"), resume=path, **settings)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError, match="damaged"):
         resuming.read_state(path, "")
@@ -196,28 +167,12 @@ def test_runs_of_different_seeds_and_splits_equal_those_alone():
     splits = [protocol.trzsl_split(labels, 6, seed) for seed in (500, 0)]
     plan = strategies.Plan("grip", iterations=2, optimisation=small_plan().optimisation)
     together = strategies.fit(
-        prompt,
-        frozen,
-        images,
-        splits,
-        config,
-        plan,
-        labels=labels,
-        seeds=(3, 4),
-        test=(images, labels),
+        prompt, frozen, images, splits, config, plan, labels=labels, seeds=(3, 4), test=(images, labels)
     )
     assert together.records[0].test[0].harmonic_mean is not None
     for r in range(2):
         alone = strategies.fit(
-            prompt,
-            frozen,
-            images,
-            [splits[r]],
-            config,
-            plan,
-            labels=labels,
-            seeds=[3 + r],
-            test=(images, labels),
+            prompt, frozen, images, [splits[r]], config, plan, labels=labels, seeds=[3 + r], test=(images, labels)
         )
         np.testing.assert_array_equal(alone.selections[0], together.selections[r])
         own = jax.tree.map(lambda x, r=r: x[r : r + 1], together.prompts)
@@ -228,9 +183,7 @@ def test_a_mesh_changes_nothing():
     prompt, frozen, images, config, labels = prepared("text")
     arguments = prompt, frozen, images, [protocol.ssl_split(labels, 6)], config, small_plan("fpl")
     alone = strategies.fit(*arguments, labels=labels, test=(images, labels))
-    spread = strategies.fit(
-        *arguments, labels=labels, test=(images, labels), mesh=parallel.make_mesh()
-    )
+    spread = strategies.fit(*arguments, labels=labels, test=(images, labels), mesh=parallel.make_mesh())
     assert_near(spread.prompts, alone.prompts, 2e-5)
     assert spread.records[0].test == alone.records[0].test
 
@@ -239,17 +192,7 @@ def test_a_mesh_changes_nothing():
 def test_where_iterations_start(reinit):
     prompt, _, _, config, _ = prepared("multi")
     job = strategies._Job(
-        prompt,
-        None,
-        None,
-        [],
-        [],
-        None,
-        [5, 6],
-        config,
-        strategies.Plan(reinit=reinit),
-        clip.Numerics(),
-        None,
+        prompt, None, None, [], [], None, [5, 6], config, strategies.Plan(reinit=reinit), clip.Numerics(), None
     )
     initial, last = strategies._draw(job, 0), strategies._draw(job, 9)
     found = strategies._restarted(job, 1, initial, last)
@@ -288,9 +231,7 @@ def test_what_is_refused():
     split = protocol.ssl_split(labels, 6)
     arguments = prompt, frozen, images
     with pytest.raises(LabelError, match="lies outside"):
-        strategies.fit(
-            *arguments, [split], config, small_plan()
-        )  # labels of labelled rows not given
+        strategies.fit(*arguments, [split], config, small_plan())  # labels of labelled rows not given
     with pytest.raises(DataError, match="K = 0: 60 unlabelled images in 20 iterations"):
         strategies.fit(*arguments, [split], config, strategies.Plan(iterations=20), labels=labels)
     with pytest.raises(DataError, match="2 splits and 3 seeds"):

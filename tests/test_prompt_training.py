@@ -25,9 +25,7 @@ def problem(name: str, paradigm: str):
     prompt = MODALITIES[name]
     data = load("images")
     ids = load(f"loss_grad_{name}")["token_ids"]
-    frozen = modality.Frozen(
-        params, jnp.asarray(ids, jnp.int32), *2 * [template_features(params, config)]
-    )
+    frozen = modality.Frozen(params, jnp.asarray(ids, jnp.int32), *2 * [template_features(params, config)])
     images = prompt.constant_images(params, nhwc(data["images"]), config)
     rows = np.unique(golden["orders"])
     labels = golden["labels"][rows]
@@ -42,9 +40,7 @@ def problem(name: str, paradigm: str):
     }[paradigm]
     items = training.Items(rows, labels, second)
     balance = float(golden["balance"])
-    weights = {"ssl": (balance, 1.0), "trzsl": (1.0, balance), "ul": (0.0, 1.0)}.get(
-        paradigm, (1.0, 0.0)
-    )
+    weights = {"ssl": (balance, 1.0), "trzsl": (1.0, balance), "ul": (0.0, 1.0)}.get(paradigm, (1.0, 0.0))
     mask = np.arange(6) < (seen if paradigm == "supseen" else 6)
     run = runs_of([weights], mask)
     optimisation = training.Optimisation(
@@ -84,20 +80,14 @@ def test_trajectory(name, paradigm):
     state, losses = training.train(
         *arguments,
         order=given_order(golden),
-        on_chunk=lambda state, steps, losses: seen.append(
-            (steps, jax.tree.map(np.asarray, state.prompts))
-        ),
+        on_chunk=lambda state, steps, losses: seen.append((steps, jax.tree.map(np.asarray, state.prompts))),
     )
     assert_near(losses[:, 0], golden["losses"], TRAJECTORY)
     final = jax.tree.map(lambda x: x[0], state.prompts)
     assert_near(final, prompts_of(golden, "final."), TRAJECTORY)
     assert [steps for steps, _ in seen] == [3, 6, 9, 12, 15, 18, 21]
     for steps, prompts in seen:
-        for own, theirs in (
-            ("prefix", "prefix"),
-            ("text", "coop_embeddings"),
-            ("visual", "vpt_embeddings"),
-        ):
+        for own, theirs in (("prefix", "prefix"), ("text", "coop_embeddings"), ("visual", "vpt_embeddings")):
             if own in prompts:
                 expected = golden[f"epochs.{theirs}"][steps // 3 - 1]
                 assert_near(prompts[own][0], expected.reshape(prompts[own][0].shape), TRAJECTORY)
@@ -107,9 +97,7 @@ def short(name: str, runs: int = 1, **changes):
     """Two epochs of a small problem, for properties that need no reference."""
     prompt, _, items, _, frozen, images, config, *_ = problem(name, "ssl")
     optimisation = training.Optimisation(0.05, 2, 0, 8, steps_per_chunk=4, **changes)
-    prompts = jax.vmap(lambda key: prompt.init(key, config))(
-        jax.random.split(jax.random.key(0), runs)
-    )
+    prompts = jax.vmap(lambda key: prompt.init(key, config))(jax.random.split(jax.random.key(0), runs))
     run = runs_of([(2.0 + r, 1.0) for r in range(runs)], np.ones(6, bool))
     return prompt, prompts, items * runs, run, frozen, images, config, optimisation
 
@@ -124,13 +112,7 @@ def test_runs_together_equal_runs_alone(name):
     shorter = [items[0], training.Items(*(x[:9] for x in items[1])), items[2]]  # 3, 2 and 3 batches
     together, losses = training.train(prompt, prompts, shorter, run, *rest)
     for r in range(3):
-        alone, own = training.train(
-            prompt,
-            take(prompts, r),
-            [shorter[r]],
-            take(run, r),
-            *rest,
-        )
+        alone, own = training.train(prompt, take(prompts, r), [shorter[r]], take(run, r), *rest)
         # float32 rounding over six steps, summed in another order
         assert_near(take(together.prompts, r), alone.prompts, 2e-5)
         np.testing.assert_allclose(losses[losses[:, r] != 0, r], own[:, 0], rtol=2e-5)
@@ -154,13 +136,7 @@ def test_growing_lists_share_one_program():
     original, training.train_chunk = training.train_chunk, counted
     try:
         for n in (5, 12, 17, 24):
-            training.train(
-                prompt,
-                prompts,
-                [training.Items(*(x[:n] for x in items[0]))],
-                run,
-                *rest,
-            )
+            training.train(prompt, prompts, [training.Items(*(x[:n] for x in items[0]))], run, *rest)
     finally:
         training.train_chunk = original
 
@@ -191,9 +167,7 @@ def test_interrupted_training_continues_exactly():
         optimisation,
         on_chunk=lambda state, steps, losses: kept.setdefault(steps, state),
     )
-    resumed, rest_losses = training.train(
-        prompt, kept[8], items, run, *rest, optimisation, first_step=8
-    )
+    resumed, rest_losses = training.train(prompt, kept[8], items, run, *rest, optimisation, first_step=8)
     chex.assert_trees_all_equal(resumed, whole)
     np.testing.assert_array_equal(losses[8:], rest_losses)
 
@@ -213,9 +187,7 @@ def test_scores_of_several_runs_in_batches():
     batched = training.score(prompt, prompts, frozen, images[:20], config, batch_size=8)
     assert whole.shape == (2, 20, 6)
     np.testing.assert_allclose(batched, whole, rtol=1e-5, atol=1e-5)
-    first = modality.class_logits(
-        prompt, jax.tree.map(lambda x: x[1], prompts), frozen, images[:2], config
-    )
+    first = modality.class_logits(prompt, jax.tree.map(lambda x: x[1], prompts), frozen, images[:2], config)
     np.testing.assert_allclose(whole[1, :2], first, rtol=1e-5, atol=1e-5)
 
 

@@ -38,9 +38,7 @@ def images():
 
 def tuned_of(model, modality, seed=0) -> prompt.TunedPrompt:
     prompts = modality.init(jax.random.key(seed), model.config)
-    return prompt.TunedPrompt(
-        modality, prompts, NAMES, "a photo of a {}", model.fingerprint, {"k": 3}
-    )
+    return prompt.TunedPrompt(modality, prompts, NAMES, "a photo of a {}", model.fingerprint, {"k": 3})
 
 
 MODALITIES = [prompt.TextPrompt(4), prompt.VisualPrompt(4), prompt.JointPrompt(2, 16)]
@@ -62,13 +60,9 @@ def test_prompts_of_other_checkpoints(model, tmp_path):
     wider = dataclasses.replace(model.config.text, hidden_size=128)
     other = dataclasses.replace(model, config=dataclasses.replace(model.config, text=wider))
     width = model.config.text.hidden_size
-    with pytest.raises(
-        DataError, match=rf"text width 128.*prefix is \(4, {width}\), expected \(4, 128\)"
-    ):
+    with pytest.raises(DataError, match=rf"text width 128.*prefix is \(4, {width}\), expected \(4, 128\)"):
         prompt.load_prompt(path, other)
-    prompt.save_prompt(
-        path, dataclasses.replace(tuned_of(model, MODALITIES[0]), fingerprint="f" * 64)
-    )
+    prompt.save_prompt(path, dataclasses.replace(tuned_of(model, MODALITIES[0]), fingerprint="f" * 64))
     with pytest.warns(UserWarning, match="another checkpoint"):
         prompt.load_prompt(path, model)
 
@@ -81,9 +75,7 @@ def test_prompts_of_other_checkpoints(model, tmp_path):
         (lambda path: path.write_bytes(path.read_bytes()[:-40]), "damaged"),
         (lambda path: write_arrays(path, {"prefix": np.zeros(3)}, {}), "holds no prompt"),
         (
-            lambda path: write_arrays(
-                path, {}, {"format": files.FORMAT, "modality": {"name": "audio"}}
-            ),
+            lambda path: write_arrays(path, {}, {"format": files.FORMAT, "modality": {"name": "audio"}}),
             "description of the prompt is damaged",
         ),
     ],
@@ -136,9 +128,7 @@ def test_read_out_of_vectors_that_are_words(model):
 def test_freeze_templates(model):
     modality = prompt.TextPrompt(4)
     literal = prompt.freeze(model, modality, ["circle", "big_star"], template="a {}")
-    filled = prompt.freeze(
-        model, modality, ["circle", "big star"], template="a {}", literal_braces=False
-    )
+    filled = prompt.freeze(model, modality, ["circle", "big star"], template="a {}", literal_braces=False)
     np.testing.assert_array_equal(literal.input_ids, filled.input_ids)  # underscores are blanks
     np.testing.assert_array_equal(filled.text_features, filled.pseudolabel_features)
     texts = model.tokenize(["a {}circle", "a {}big star"])[0]
@@ -166,9 +156,7 @@ def test_original_bpe_layout_of_real_class_names(shared):
             own = np.delete(ids, slice(1, 1 + length), axis=1)
             end = kept.argmax(1)[:, None]
             position = np.arange(kept.shape[1])[None]
-            np.testing.assert_array_equal(
-                np.where(position <= end, own, 0), np.where(position <= end, kept, 0)
-            )
+            np.testing.assert_array_equal(np.where(position <= end, own, 0), np.where(position <= end, kept, 0))
         for template, text_of in (
             ("template", "a photo of a {}".replace("{}", "{name}")),
             ("pseudolabel_template", "a photo of a {{}}{name}"),
@@ -196,9 +184,7 @@ def test_evaluation_as_in_the_original():
     plain = prompt.evaluate(golden["eval_pred"], golden["eval_true"])
     assert plain.accuracy == pytest.approx(golden["eval_ssl"][0])
     trzsl = prompt.evaluate(golden["eval_pred"], golden["eval_true"], np.arange(4))
-    assert [trzsl.unseen, trzsl.seen, trzsl.headline] == pytest.approx(
-        golden["eval_trzsl"].tolist()
-    )
+    assert [trzsl.unseen, trzsl.seen, trzsl.headline] == pytest.approx(golden["eval_trzsl"].tolist())
     assert plain.headline == plain.accuracy
     with pytest.raises(DataError, match="needs both"):
         prompt.evaluate(np.array([0]), np.array([0]), np.array([0]))
@@ -208,9 +194,7 @@ def test_evaluation_as_in_the_original():
 
 def test_robin_hood_tells_giving_from_taking(tmp_path):
     labels = np.repeat(np.arange(4), 10)
-    poor = np.where(
-        np.arange(40) % 10 < 2 * (labels + 1), labels, (labels + 1) % 4
-    )  # 20, 40, 60, 80 %
+    poor = np.where(np.arange(40) % 10 < 2 * (labels + 1), labels, (labels + 1) % 4)  # 20, 40, 60, 80 %
     giving = np.where(np.arange(40) % 10 < 7, labels, (labels + 1) % 4)  # 70 % everywhere
     found = prompt.robin_hood(poor, giving, labels)
     assert found.classes.tolist() == [0, 1, 2, 3]
@@ -229,13 +213,7 @@ def test_robin_hood_tells_giving_from_taking(tmp_path):
 def options_for(tmp_path, pictures, /, **changes) -> tune.TuneOptions:
     file = tmp_path / "images.npz"
     np.savez(file, images=pictures[0], labels=pictures[1], label_names=np.array(NAMES))
-    chosen = {
-        "images": str(file),
-        "epochs": 2,
-        "iterations": 2,
-        "prompt_length": 4,
-        "out": tmp_path / "p.safetensors",
-    }
+    chosen = {"images": str(file), "epochs": 2, "iterations": 2, "prompt_length": 4, "out": tmp_path / "p.safetensors"}
     return tune.TuneOptions(**(chosen | changes))
 
 

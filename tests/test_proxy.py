@@ -90,9 +90,7 @@ def test_reference_solver_reproduces_the_original(golden, name, after):
     stored, kind, labels, options = golden_case(golden, name)
     x, z = stored["image_features"], stored["text_features"]
     for iterations in after:
-        result = proxy.learn_proxies(
-            x, z, labels, solver="reference", iterations=iterations, **options
-        )
+        result = proxy.learn_proxies(x, z, labels, solver="reference", iterations=iterations, **options)
         expected = stored[f"proxy_{kind}_it{iterations}"]
         np.testing.assert_allclose(result.proxies, expected, atol=1e-5)
         assert result.passes == iterations
@@ -111,9 +109,7 @@ def test_fast_solver_passes_the_reference_after_2000_iterations(golden, name):
     assert objective(x, labels, result.proxies, **options) < aim + 1e-5
     assert result.passes <= 30
     assert abs(accuracy(result.proxies, stored) - stored[f"accuracy_{kind}_it2000"]) <= 0.003
-    np.testing.assert_allclose(
-        result.objective[-1], objective(x, labels, result.proxies, **options), atol=1e-5
-    )
+    np.testing.assert_allclose(result.objective[-1], objective(x, labels, result.proxies, **options), atol=1e-5)
     # never up by more than its own rounding, as above
     assert np.diff(result.objective).max() <= 1e-5
     assert result.gradient_norm[-1] < 0.02 * result.gradient_norm[0]
@@ -138,9 +134,7 @@ def test_closed_form_is_the_transcription_in_float64(golden):
     a = x.T @ x / len(x)
     inverse = np.linalg.inv(a / np.trace(a) + np.eye(d) / d)
     expected = unit(unit(p.T @ x / p.sum(0)[:, None] - x.mean(0)) @ inverse)
-    result = proxy.learn_proxies(
-        x.astype(np.float32), stored["text_features"], labels, solver="closed_form", **options
-    )
+    result = proxy.learn_proxies(x.astype(np.float32), stored["text_features"], labels, solver="closed_form", **options)
     # the inverse's condition number is up to 1 + d = 49
     np.testing.assert_allclose(result.proxies, expected, atol=49 * 1.2e-7)
     assert result.passes == 0
@@ -179,14 +173,7 @@ def test_fit_with_auto_gamma_equals_the_steps_one_by_one():
     # 0.2 is the 4 x 0.05 at which `pseudo_labels` compares gammas
     expected = proxy.learn_proxies(x, z, labels, temperature=0.2, iterations=STEPS)
     result = proxy.fit(
-        x,
-        z,
-        gamma="auto",
-        label_temperature=0.05,
-        temperature=0.2,
-        key=key,
-        iterations=STEPS,
-        block_size=20,
+        x, z, gamma="auto", label_temperature=0.05, temperature=0.2, key=key, iterations=STEPS, block_size=20
     )
     assert relative(result.proxies, expected.proxies) < SAME
 
@@ -311,9 +298,7 @@ def test_bfloat16_products_reach_nearly_the_same_objective():
     full = proxy.learn_proxies(x, z, labels)
     half = proxy.learn_proxies(x, z, labels, product_dtype=jnp.bfloat16)
     difference = objective(x, labels, half.proxies) - objective(x, labels, full.proxies)
-    assert (
-        0 < abs(difference) < 1e-3
-    )  # the rounding of logits to 8 bits, averaged; 0: no bfloat16 at all
+    assert 0 < abs(difference) < 1e-3  # the rounding of logits to 8 bits, averaged; 0: no bfloat16 at all
 
 
 def test_tolerance_stops_early_and_histories_repeat_the_last_value():

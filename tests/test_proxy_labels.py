@@ -21,9 +21,7 @@ from jaxzs.proxy.rows import Rows
 
 def plain_sinkhorn(similarity, temperature, gamma, iterations=20):
     """The method's description, word by word, in float64."""
-    p = np.exp(log_softmax(np.asarray(similarity, np.float64) / temperature, axis=1)) / len(
-        similarity
-    )
+    p = np.exp(log_softmax(np.asarray(similarity, np.float64) / temperature, axis=1)) / len(similarity)
     q = p.sum(0) ** gamma
     q = q / q.sum() if gamma else np.full(p.shape[1], 1 / p.shape[1])
     for _ in range(iterations):
@@ -97,9 +95,7 @@ def test_gamma_one_is_exactly_softmax():
 )
 def test_rows_are_distributions_and_columns_reach_their_target(seed, gamma, temperature):
     s = similarities(seed)
-    labels = np.asarray(
-        proxy.pseudo_labels(s, gamma=gamma, temperature=temperature, iterations=400), np.float64
-    )
+    labels = np.asarray(proxy.pseudo_labels(s, gamma=gamma, temperature=temperature, iterations=400), np.float64)
     assert labels.min() >= 0
     np.testing.assert_allclose(labels.sum(1), 1, rtol=1e-5)
     q = log_sinkhorn(s, temperature, 1.0).mean(0) ** gamma
@@ -163,16 +159,12 @@ def test_jit_vmap_and_a_single_trace():
         return proxy.pseudo_labels(s, gamma=gamma, temperature=tau)
 
     for labels, gamma, tau in zip(sweep(gammas, taus), gammas, taus, strict=True):
-        np.testing.assert_allclose(
-            labels, proxy.pseudo_labels(s, gamma=gamma, temperature=tau), atol=1e-6
-        )
+        np.testing.assert_allclose(labels, proxy.pseudo_labels(s, gamma=gamma, temperature=tau), atol=1e-6)
 
     chex.clear_trace_counter()
     counted = jax.jit(chex.assert_max_traces(_pseudo_labels.__wrapped__, n=1), static_argnums=3)
     for gamma in (0.0, 0.5):
-        counted(
-            Rows(jnp.ones(60, bool), similarity=jnp.asarray(s)), *jnp.float32([0.01, gamma]), 20
-        )
+        counted(Rows(jnp.ones(60, bool), similarity=jnp.asarray(s)), *jnp.float32([0.01, gamma]), 20)
 
 
 def test_sharded_rows(data_mesh):
@@ -193,9 +185,7 @@ def chosen_gamma(x, s):
     """The gamma whose labels gamma="auto" returns."""
     options = {"temperature": 0.05, "image_features": x}
     auto = proxy.pseudo_labels(s, gamma="auto", key=jax.random.key(0), **options)
-    return [
-        g for g in proxy.GAMMAS if np.array_equal(proxy.pseudo_labels(s, gamma=g, **options), auto)
-    ]
+    return [g for g in proxy.GAMMAS if np.array_equal(proxy.pseudo_labels(s, gamma=g, **options), auto)]
 
 
 def test_auto_gamma_returns_the_labels_of_one_candidate_and_sees_unequal_classes():
@@ -225,11 +215,7 @@ def test_errors_name_what_is_wrong():
         (ConfigError, "gamma is nan", lambda: proxy.pseudo_labels(s, gamma=np.nan)),
         (ConfigError, "gamma is 'best'", lambda: proxy.pseudo_labels(s, gamma="best")),
         (ConfigError, "image_features", lambda: proxy.pseudo_labels(s, gamma="auto")),
-        (
-            ConfigError,
-            "give key",
-            lambda: proxy.pseudo_labels(x @ z.T, gamma="auto", image_features=x),
-        ),
+        (ConfigError, "give key", lambda: proxy.pseudo_labels(x @ z.T, gamma="auto", image_features=x)),
         (ConfigError, "temperature is 0", lambda: proxy.pseudo_labels(s, temperature=0)),
         (ConfigError, "iterations is 0", lambda: proxy.pseudo_labels(s, iterations=0)),
         (DataError, "feature sizes", lambda: proxy.sinkhorn_potentials(x, z[:, :4])),

@@ -68,10 +68,7 @@ def write(path: Path, results: Results = EVERYTHING, **more):
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
     written = write(
-        tmp_path / "r.json",
-        model=Checkpoint(),
-        data=data_entry("eurosat", "d" * 64, 5),
-        seconds={"run": 2.0},
+        tmp_path / "r.json", model=Checkpoint(), data=data_entry("eurosat", "d" * 64, 5), seconds={"run": 2.0}
     )
     record = read_record(tmp_path / "r.json")
     assert record.raw == written
@@ -127,10 +124,7 @@ def spoil(change):
         ),
         (spoil(lambda raw: raw["figures"][1].pop("data")), r"figures\[1\] lacks 'data'"),
         (spoil(lambda raw: raw["figures"][1].update(unit="%")), r"has 'unit', expected only data"),
-        (
-            spoil(lambda raw: raw["per_class"][0]["classes"].append("x")),
-            r"per_class\[0\]: its lists differ in length",
-        ),
+        (spoil(lambda raw: raw["per_class"][0]["classes"].append("x")), r"per_class\[0\]: its lists differ in length"),
         (
             spoil(lambda raw: raw["convergence"][0].update(passes=[1, None, 2])),
             r"passes\[1\] is None, expected a finite number",
@@ -308,28 +302,16 @@ def _key(figure):
     ("model", "images", "figure", "value"),
     [
         ("openai/clip-vit-base-patch32", 5, ("eurosat", "text grip", "accuracy", 1.0, "UL"), 57.2),
-        (
-            "weights/clip-vit-base-patch32/",
-            5,
-            ("eurosat", "text grip", "accuracy", 1.0, "UL"),
-            57.2,
-        ),
+        ("weights/clip-vit-base-patch32/", 5, ("eurosat", "text grip", "accuracy", 1.0, "UL"), 57.2),
         ("openai/clip-vit-base-patch16", 5, ("eurosat", "text grip", "accuracy", 1.0, "UL"), None),
         ("demo", 5, ("eurosat", "text grip", "accuracy", 1.0, "UL"), None),
-        (
-            "openai/clip-vit-base-patch32",
-            5,
-            ("eurosat", "text grip", "harmonic mean", 1.0, "UL"),
-            None,
-        ),
+        ("openai/clip-vit-base-patch32", 5, ("eurosat", "text grip", "harmonic mean", 1.0, "UL"), None),
         ("openai/clip-vit-base-patch16", 4952, ("voc2007", "TagCLIP", "mAP", 90.0), 92.8),
         ("openai/clip-vit-base-patch16", 100, ("voc2007", "TagCLIP", "mAP", 90.0), None),
     ],
 )
 def test_published_numbers_stand_beside_the_same_thing_only(model, images, figure, value):
-    found = published_beside(
-        Figure(*figure), {"name": model}, {"name": figure[0], "images": images}
-    )
+    found = published_beside(Figure(*figure), {"name": model}, {"name": figure[0], "images": images})
     assert (found and found.figure.value) == value
 
 

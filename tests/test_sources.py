@@ -60,15 +60,10 @@ def test_mixed_depths_are_refused(tmp_path):
 
 def test_csv_of_single_labels(tmp_path):
     paint(tmp_path, "x/1.png", "x/2.png", "x/3.png")
-    (tmp_path / "labels.csv").write_text(
-        "file,label,split\nx/2.png,dog,test\n1,fire hydrant,train\n"
-    )
+    (tmp_path / "labels.csv").write_text("file,label,split\nx/2.png,dog,test\n1,fire hydrant,train\n")
     source = data.open_source(tmp_path)
     assert source.label_names == ("dog", "fire hydrant")
-    assert [(source[i].id, source[i].labels) for i in range(2)] == [
-        ("x/1.png", (1,)),
-        ("x/2.png", (0,)),
-    ]
+    assert [(source[i].id, source[i].labels) for i in range(2)] == [("x/1.png", (1,)), ("x/2.png", (0,))]
     assert data.open_source(tmp_path, split="test")[0].id == "x/2.png"
 
 
@@ -209,12 +204,7 @@ def test_split_syntax(split, expected):
 
 @pytest.mark.parametrize(
     ("split", "message"),
-    [
-        ("train", "only: all"),
-        ("all[", "cannot read"),
-        ("all[a:b]", "cannot read"),
-        ("all[:200%]", "cannot read"),
-    ],
+    [("train", "only: all"), ("all[", "cannot read"), ("all[a:b]", "cannot read"), ("all[:200%]", "cannot read")],
 )
 def test_unfit_splits(split, message):
     with pytest.raises(DataError, match=message):
@@ -297,18 +287,12 @@ def prepared(tmp_path_factory):
             return tfds.core.DatasetInfo(
                 builder=self,
                 features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(),
-                        "label": tfds.features.ClassLabel(names=["odd", "even"]),
-                    }
+                    {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["odd", "even"])}
                 ),
             )
 
         def _split_generators(self, dl_manager):
-            return {
-                "train": self._generate_examples(range(4)),
-                "test": self._generate_examples(range(4, 6)),
-            }
+            return {"train": self._generate_examples(range(4)), "test": self._generate_examples(range(4, 6))}
 
         def _generate_examples(self, numbers):
             for number in numbers:
@@ -327,9 +311,7 @@ def test_tensorflow_datasets(prepared):
     # tensorflow-datasets shuffles while it writes: compare as sets, decoded by the same library
     files = [np.asarray(Image.open(folder / f"{number}.jpg")) for number in range(6)]
     for place_, item in ((i, source[i]) for i in range(4)):
-        matches = [
-            number for number, pixels in enumerate(files) if np.array_equal(pixels, item.image)
-        ]
+        matches = [number for number, pixels in enumerate(files) if np.array_equal(pixels, item.image)]
         assert len(matches) == 1, place_
         assert item.labels == ((matches[0] + 1) % 2,)
     assert source.identity != data.open_source(place, split="test").identity

@@ -52,11 +52,7 @@ def test_tag_writes_what_the_library_finds(photos, tiny_checkpoint, tmp_path, ca
     assert "3 images, 3 classes" in captured.out
     assert "broken.png" in captured.err
     record = json.loads(out.read_text())
-    assert [row["path"][-9:] for row in record["results"]] == [
-        "a/one.png",
-        "b/one.png",
-        "b/two.png",
-    ]
+    assert [row["path"][-9:] for row in record["results"]] == ["a/one.png", "b/one.png", "b/two.png"]
     assert sorted(path.name for path in pictures.iterdir()) == ["one-2.png", "one.png", "two.png"]
     assert min(open_image(pictures / "one.png").size) > 200
 
@@ -109,16 +105,10 @@ def test_segment_writes_palette_masks(photos, tiny_checkpoint, tmp_path):
 
 def test_segment_by_patch_scores(photos, tiny_checkpoint, tmp_path):
     out = tmp_path / "masks"
-    chosen = options(
-        segment.SegmentOptions, photos, tiny_checkpoint, out=out, maps="scores", crf=True
-    )
+    chosen = options(segment.SegmentOptions, photos, tiny_checkpoint, out=out, maps="scores", crf=True)
     assert segment.run(chosen) == 1, "one file is no image"
     record = json.loads((out / "masks.json").read_text())
-    assert [row["path"][-9:] for row in record["results"]] == [
-        "a/one.png",
-        "b/one.png",
-        "b/two.png",
-    ]
+    assert [row["path"][-9:] for row in record["results"]] == ["a/one.png", "b/one.png", "b/two.png"]
     for row in record["results"]:
         assert row["tags"]
         assert 0 < sum(row["covered"].values()) <= 1

@@ -18,13 +18,7 @@ from jaxzs.clip.tokenizer import END, START, Tokenizer
 from jaxzs.errors import CheckpointError, TextError
 
 MERGES = ["t h", "c a", "ca t</w>", "th e</w>", "p h", "o t", "ph ot", "phot o</w>", "Ã ©</w>"]
-TEXTS = [
-    "a photo of the cat.",
-    "Don't café ISN'T 42!",
-    "the\n the\t  CAT",
-    "naïve 日本 🐈",
-    "<|x|>",
-]
+TEXTS = ["a photo of the cat.", "Don't café ISN'T 42!", "the\n the\t  CAT", "naïve 日本 🐈", "<|x|>"]
 
 
 def write_small(folder: Path, **config: Any) -> Path:
@@ -88,10 +82,7 @@ def test_padding_and_cutting_equal_the_reference(
     padding_side: str, truncation_side: str, pad_token: str, tmp_path: Path
 ) -> None:
     folder = write_small(
-        tmp_path / "small",
-        padding_side=padding_side,
-        truncation_side=truncation_side,
-        pad_token=pad_token,
+        tmp_path / "small", padding_side=padding_side, truncation_side=truncation_side, pad_token=pad_token
     )
     tokenizer, expected = Tokenizer.from_folder(folder), reference(folder)
     texts = [*TEXTS, "the cat " * 20]
@@ -132,9 +123,7 @@ def test_published_vocabulary_gives_the_published_ids(shared: Path, tmp_path: Pa
 # Loading
 
 
-def test_both_file_layouts_give_the_same_ids(
-    folder: Path, small: Tokenizer, tmp_path: Path
-) -> None:
+def test_both_file_layouts_give_the_same_ids(folder: Path, small: Tokenizer, tmp_path: Path) -> None:
     small.backend.save(str(tmp_path / "tokenizer.json"))
     shutil.copy(folder / "tokenizer_config.json", tmp_path)
     other = Tokenizer.from_folder(tmp_path)
@@ -143,9 +132,7 @@ def test_both_file_layouts_give_the_same_ids(
     assert other.fingerprint == small.fingerprint
 
 
-def test_padding_and_cutting_saved_in_the_file_do_not_leak(
-    small: Tokenizer, tmp_path: Path
-) -> None:
+def test_padding_and_cutting_saved_in_the_file_do_not_leak(small: Tokenizer, tmp_path: Path) -> None:
     from tokenizers import Tokenizer as Backend
 
     used = Backend.from_str(small.backend.to_str())
@@ -159,9 +146,7 @@ def test_padding_and_cutting_saved_in_the_file_do_not_leak(
     assert len(small.encode(text)) > 5
 
 
-def test_start_and_end_are_set_even_if_the_file_forgot_them(
-    small: Tokenizer, tmp_path: Path
-) -> None:
+def test_start_and_end_are_set_even_if_the_file_forgot_them(small: Tokenizer, tmp_path: Path) -> None:
     content = json.loads(small.backend.to_str())
     content["post_processor"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
@@ -170,14 +155,7 @@ def test_start_and_end_are_set_even_if_the_file_forgot_them(
 
 @pytest.mark.parametrize(
     ("stated", "given_length", "expected"),
-    [
-        (16, None, 16),
-        (16, 12, 12),
-        (16, 77, 16),
-        (10**30, 32, 32),
-        (10**30, None, 77),
-        (None, 9, 9),
-    ],
+    [(16, None, 16), (16, 12, 12), (16, 77, 16), (10**30, 32, 32), (10**30, None, 77), (None, 9, 9)],
 )
 def test_longest_text(stated: Any, given_length: Any, expected: int, tmp_path: Path) -> None:
     folder = write_small(tmp_path / "small", model_max_length=stated)
@@ -274,9 +252,7 @@ def test_texts_to_ids(small: Tokenizer) -> None:
 def test_words_and_their_tokens(small: Tokenizer) -> None:
     words = small.word_tokens("The photo isn't 42, café")
     assert [word for word, _ in words] == ["the", "photo", "isn", "'t", "4", "2", ",", "café"]
-    assert [token for _, ids in words for token in ids] == small.encode("The photo isn't 42, café")[
-        1:-1
-    ]
+    assert [token for _, ids in words for token in ids] == small.encode("The photo isn't 42, café")[1:-1]
     assert len(dict(words)["photo"]) == 1
 
 

@@ -22,14 +22,7 @@ from safetensors.numpy import load_file, save_file
 from jaxzs import clip
 from jaxzs.clip import layout
 from jaxzs.clip.params import abstract_params, flatten, unflatten
-from jaxzs.clip.weights import (
-    FORMATS,
-    WEIGHT_FILES,
-    fingerprint,
-    read_checkpoint,
-    read_config,
-    write_checkpoint,
-)
+from jaxzs.clip.weights import FORMATS, WEIGHT_FILES, fingerprint, read_checkpoint, read_config, write_checkpoint
 from jaxzs.errors import CheckpointError, ConfigError, DependencyError
 
 GOLDEN = Path(__file__).parent / "golden/clip"
@@ -102,9 +95,7 @@ def test_half_precision_storage(name, original):
     kind = name.split("_")[0]
     # float32 against float32 of another implementation, values of order 1 to 5
     np.testing.assert_allclose(features, reference[f"{kind}/image_features"], atol=2e-5)
-    features = clip.encode_text(
-        upcast, texts["pad_eos_mask/input_ids"], config, texts["pad_eos_mask/attention_mask"]
-    )
+    features = clip.encode_text(upcast, texts["pad_eos_mask/input_ids"], config, texts["pad_eos_mask/attention_mask"])
     np.testing.assert_allclose(features, reference[f"{kind}/text_features"], atol=2e-5)
 
 
@@ -122,9 +113,7 @@ def test_values_that_float16_cannot_hold_are_named(checkpoint):
 
     rewrite(checkpoint, change)
     read_checkpoint(checkpoint)
-    with pytest.raises(
-        CheckpointError, match=r"after casting to float16:\n  visual_projection/kernel"
-    ):
+    with pytest.raises(CheckpointError, match=r"after casting to float16:\n  visual_projection/kernel"):
         read_checkpoint(checkpoint, dtype=jnp.float16)
 
 
@@ -134,9 +123,7 @@ def test_one_tower_of_a_full_checkpoint(source, original):
     assert set(vision) == {"vision_model", "visual_projection"}
     text, _ = read_checkpoint(GOLDEN / source, towers=("text",))
     assert set(text) == {"text_model", "text_projection"}
-    chex.assert_trees_all_equal(
-        {**vision, **text, "logit_scale": 0}, {**original[0], "logit_scale": 0}
-    )
+    chex.assert_trees_all_equal({**vision, **text, "logit_scale": 0}, {**original[0], "logit_scale": 0})
     assert config == original[1]
 
 
@@ -278,10 +265,7 @@ def test_audit_of_torch_names_speaks_of_the_file(checkpoint):
 
 def test_not_finite_leaves_are_named(checkpoint):
     def change(leaves):
-        for name, value in (
-            ("text_projection/kernel", np.nan),
-            ("visual_projection/kernel", np.inf),
-        ):
+        for name, value in (("text_projection/kernel", np.nan), ("visual_projection/kernel", np.inf)):
             leaves[name] = leaves[name].copy()
             leaves[name][1, 2] = value
 
@@ -425,8 +409,7 @@ def test_flax_itself_reads_what_is_written(original, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("format", "reference"),
-    [("safetensors", "safetensors_torch"), ("safetensors-flax", "safetensors_flax")],
+    ("format", "reference"), [("safetensors", "safetensors_torch"), ("safetensors-flax", "safetensors_flax")]
 )
 def test_the_same_tensors_as_transformers_writes(format, reference, original, tmp_path):
     written = load_file(write_checkpoint(tmp_path, original[0], original[1], format=format))

@@ -34,10 +34,7 @@ def intact(tmp_path_factory) -> dict[str, Path]:
     """A valid checkpoint in each format."""
     rng = np.random.default_rng(0)
     params = unflatten(
-        {
-            path: rng.standard_normal(leaf.shape).astype(np.float32)
-            for path, leaf in flatten(abstract_params(CONFIG))
-        }
+        {path: rng.standard_normal(leaf.shape).astype(np.float32) for path, leaf in flatten(abstract_params(CONFIG))}
     )
     folders = {}
     for format in FILES:
@@ -130,25 +127,7 @@ def test_damaged_configuration(damage, intact, tmp_path):
 
 # --- numbers that lie ----------------------------------------------------------------------------------------------
 
-NONSENSE = [
-    -1,
-    0,
-    1,
-    7,
-    10**30,
-    2.5,
-    1e308,
-    float("nan"),
-    float("inf"),
-    "7",
-    "",
-    None,
-    True,
-    [],
-    [3],
-    {},
-    {"a": 1},
-]
+NONSENSE = [-1, 0, 1, 7, 10**30, 2.5, 1e308, float("nan"), float("inf"), "7", "", None, True, [], [3], {}, {"a": 1}]
 
 
 @pytest.mark.parametrize("section", [None, "text_config", "vision_config"])
@@ -187,9 +166,7 @@ def test_configurations_that_are_none(content, intact, tmp_path):
 # --- msgpack made to hurt ------------------------------------------------------------------------------------------
 
 
-def array(
-    shape: object, dtype: object = "float32", content: object = b"\0\0\0\0"
-) -> msgpack.ExtType:
+def array(shape: object, dtype: object = "float32", content: object = b"\0\0\0\0") -> msgpack.ExtType:
     return msgpack.ExtType(1, msgpack.packb((shape, dtype, content)))
 
 
@@ -336,9 +313,7 @@ def test_swapped_leaves(intact, tmp_path):
 
 def _packable(tree: dict) -> dict:
     return {
-        name: _packable(node)
-        if isinstance(node, dict)
-        else array(list(node.shape), node.dtype.name, node.tobytes())
+        name: _packable(node) if isinstance(node, dict) else array(list(node.shape), node.dtype.name, node.tobytes())
         for name, node in tree.items()
     }
 
@@ -347,11 +322,7 @@ def test_a_large_configuration_allocates_nothing(intact, tmp_path):
     """Sizes in config.json are compared with the file's headers before any array is made."""
     folder = Path(shutil.copytree(intact["flax"], tmp_path / "large"))
     values = CONFIG.to_hf()
-    values["text_config"] |= {
-        "hidden_size": 16384,
-        "vocab_size": 2_000_000,
-        "num_hidden_layers": 200,
-    }
+    values["text_config"] |= {"hidden_size": 16384, "vocab_size": 2_000_000, "num_hidden_layers": 200}
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(JaxzsError) as caught:
         read_checkpoint(folder)

@@ -64,10 +64,7 @@ def test_image_features_by_batches(model):
 
 
 def test_similarity_ignores_scale_and_names_mismatches():
-    x, w = (
-        jax.random.normal(jax.random.key(0), (5, 8)),
-        jax.random.normal(jax.random.key(1), (3, 8)),
-    )
+    x, w = (jax.random.normal(jax.random.key(0), (5, 8)), jax.random.normal(jax.random.key(1), (3, 8)))
     scaled = zeroshot.similarity(100 * x, w / 7)
     np.testing.assert_allclose(zeroshot.similarity(x, w), scaled, rtol=0, atol=1e-6)
     assert zeroshot.predict(x, w).tolist() == np.argmax(scaled, axis=1).tolist()

@@ -19,12 +19,7 @@ CONFIG = clip.CLIPConfig(
         eos_token_id=63,
     ),
     vision=clip.VisionConfig(
-        hidden_size=24,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
+        hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
     ),
     projection_dim=12,
 )

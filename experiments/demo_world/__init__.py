@@ -47,13 +47,7 @@ def _labels(num: int, classes: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def glyphs(
-    num: int,
-    *,
-    size: int = 48,
-    seed: int = 0,
-    train: bool = False,
-    first: int = 0,
-    count: int = len(GLYPHS),
+    num: int, *, size: int = 48, seed: int = 0, train: bool = False, first: int = 0, count: int = len(GLYPHS)
 ) -> tuple[np.ndarray, np.ndarray]:
     """Digits and letters: (images uint8 [N, S, S, 3], labels int64 [N] into GLYPHS[first : first + count]), balanced.
 
@@ -63,9 +57,7 @@ def glyphs(
     """
     rng = _generator(seed, 0, train)
     labels = _labels(num, count, rng)
-    images = [
-        damage(glyph_image(first + int(k), size, rng, held_out=not train)[0], rng) for k in labels
-    ]
+    images = [damage(glyph_image(first + int(k), size, rng, held_out=not train)[0], rng) for k in labels]
     return np.stack(images), labels
 
 
@@ -79,9 +71,7 @@ def letters(num: int, **options) -> tuple[np.ndarray, np.ndarray]:
     return glyphs(num, first=len(DIGITS), count=len(LETTERS), **options)
 
 
-def shapes(
-    num: int, *, size: int = 48, seed: int = 0, train: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def shapes(num: int, *, size: int = 48, seed: int = 0, train: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Single filled shapes: (images uint8 [N, S, S, 3], labels int64 [N] into SHAPES), balanced.
 
     >>> shapes(3)[0].shape
@@ -106,16 +96,12 @@ def _single_shapes(num, numbers, part, size, seed, train, lines):
     images = []
     for k in labels:
         line = rng.uniform(1.2, 2.6) if lines else 0.0
-        image, _, _ = scene(
-            size, rng, min_objects=1, max_objects=1, line=line, shapes=(numbers[int(k)],)
-        )
+        image, _, _ = scene(size, rng, min_objects=1, max_objects=1, line=line, shapes=(numbers[int(k)],))
         images.append(damage(image, rng, 0.5))
     return np.stack(images), labels
 
 
-def corrupted(
-    kind: str, num: int, *, size: int = 48, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def corrupted(kind: str, num: int, *, size: int = 48, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Test images of "shapes" or "glyphs" damaged more heavily than any in training; images and labels as theirs."""
     if kind not in ("shapes", "glyphs"):
         raise ValueError(f"kind must be 'shapes' or 'glyphs', got {kind!r}")
@@ -139,13 +125,7 @@ class Scenes(NamedTuple):
 
 
 def scenes(
-    num: int,
-    *,
-    size: int = 48,
-    min_objects: int = 1,
-    max_objects: int = 3,
-    seed: int = 0,
-    train: bool = False,
+    num: int, *, size: int = 48, min_objects: int = 1, max_objects: int = 3, seed: int = 0, train: bool = False
 ) -> Scenes:
     """Scenes of several coloured shapes with true tags and true masks, at any size.
 

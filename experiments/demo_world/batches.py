@@ -91,11 +91,7 @@ def batch_at(plan: Plan, vocab: Mapping[str, int], step: int) -> Batch:
         image, content = _image(plan, rng, size, difficulty, large)
         images.append(image)
         contents.append(content)
-    capacity = (
-        num
-        + round(plan.hard_share * num)
-        - (num + round(plan.hard_share * num) + len(CANDIDATES)) % 8
-    )
+    capacity = num + round(plan.hard_share * num) - (num + round(plan.hard_share * num) + len(CANDIDATES)) % 8
     texts, positive, facts = _texts(plan, rng, contents, capacity, difficulty)
     true = _true_of(contents, facts)
     length = plan.long if filler else plan.short
@@ -107,9 +103,7 @@ def batch_at(plan: Plan, vocab: Mapping[str, int], step: int) -> Batch:
     given = np.array([text is not None for text in texts])
     negative = ~true & ~positive & given[None, :]
     present, absent = true[:, -len(CANDIDATES) :].copy(), negative[:, -len(CANDIDATES) :]
-    present[:, : len(GLYPHS)] &= positive[:, -len(CANDIDATES) :][
-        :, : len(GLYPHS)
-    ]  # not the ambiguous ones
+    present[:, : len(GLYPHS)] &= positive[:, -len(CANDIDATES) :][:, : len(GLYPHS)]  # not the ambiguous ones
     return Batch(np.stack(images), ids, positive, negative, present, absent)
 
 
@@ -126,9 +120,7 @@ def _image(
     else:
         most = 5 if large else 1 + int(rng.random() < difficulty) + int(rng.random() < difficulty)
         least = 0 if rng.random() < 0.08 else 1
-        image, content, _ = scene(
-            size, rng, min_objects=least, max_objects=most if least else 0, difficulty=own
-        )
+        image, content, _ = scene(size, rng, min_objects=least, max_objects=most if least else 0, difficulty=own)
     return damage(image, rng, own), content
 
 
@@ -136,9 +128,7 @@ def _texts(
     plan: Plan, rng: np.random.Generator, contents: list[Content], capacity: int, difficulty: float
 ) -> tuple[list[str | None], np.ndarray, np.ndarray]:
     """All texts of a batch, which belong to which image, bool [B, U], and the facts they state, bool [U, F]."""
-    say = functools.partial(
-        captions.caption, rng=rng, difficulty=difficulty, max_words=plan.short - 2
-    )
+    say = functools.partial(captions.caption, rng=rng, difficulty=difficulty, max_words=plan.short - 2)
     rows: dict[str, int] = {}
     statements: list[Content | None] = []
     own = np.zeros(len(contents), np.int64)
@@ -192,9 +182,7 @@ def _with_filler(text: str, words: int, room: int, rng: np.random.Generator) -> 
     """Words of a text after `words` random ones, as many as there is room for."""
     own = captions.words_of(text)
     count = max(0, min(words, room - len(own)))
-    return [
-        captions.FILLER_WORDS[i] for i in rng.integers(len(captions.FILLER_WORDS), size=count)
-    ] + own
+    return [captions.FILLER_WORDS[i] for i in rng.integers(len(captions.FILLER_WORDS), size=count)] + own
 
 
 def tokens(words: list[str], vocab: Mapping[str, int], length: int) -> np.ndarray:
@@ -212,11 +200,7 @@ def rendered(
     context = multiprocessing.get_context("spawn")
     queues = [context.Queue(maxsize=max(1, depth // workers)) for _ in range(workers)]
     processes = [
-        context.Process(
-            target=_produce,
-            args=(plan, dict(vocab), first + i, workers, q, os.getpid()),
-            daemon=True,
-        )
+        context.Process(target=_produce, args=(plan, dict(vocab), first + i, workers, q, os.getpid()), daemon=True)
         for i, q in enumerate(queues)
     ]
     # One thread a process: the products here are small, and threads that wait for work steal the cores.
@@ -235,9 +219,7 @@ def rendered(
                     break
                 except queue.Empty:
                     if not processes[source].is_alive():
-                        raise RuntimeError(
-                            f"the process that renders batch {step} has died"
-                        ) from None
+                        raise RuntimeError(f"the process that renders batch {step} has died") from None
             yield Batch(*batch), seconds
     finally:
         for process in processes:

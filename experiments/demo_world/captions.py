@@ -36,25 +36,16 @@ COLOUR_NAMES = tuple(COLOURS)
 BACKGROUNDS = ("plain", "striped", "checkered", "dotted", "shaded", "noisy")
 
 # How each kind of thing is called. The first name is the one that stands among the candidates of every batch.
-GLYPH_NAMES = tuple(
-    (f"digit {word}", f"number {word}", word, f"digit {i}") for i, word in enumerate(DIGITS)
-) + tuple((f"letter {c}", f"capital letter {c}") for c in LETTERS)
+GLYPH_NAMES = tuple((f"digit {word}", f"number {word}", word, f"digit {i}") for i, word in enumerate(DIGITS)) + tuple(
+    (f"letter {c}", f"capital letter {c}") for c in LETTERS
+)
 BACKGROUND_NAMES = tuple(f"{kind} background" for kind in BACKGROUNDS)
 
 # Glyphs that nobody can tell apart when they are written by hand: never negatives of each other.
 AMBIGUOUS = (("0", "O"), ("1", "I"), ("2", "Z"), ("5", "S"))
 
-TEMPLATES = template_set(
-    "tagclip85"
-)  # CLIP's 80, the paper's seven among them, and five for scenes
-PLAIN_TEMPLATES = (
-    "{}",
-    "a {}",
-    "the {}",
-    "a photo of a {}",
-    "a photo of the {}",
-    "an image of a {}",
-)
+TEMPLATES = template_set("tagclip85")  # CLIP's 80, the paper's seven among them, and five for scenes
+PLAIN_TEMPLATES = ("{}", "a {}", "the {}", "a photo of a {}", "a photo of the {}", "an image of a {}")
 DIGIT_TEMPLATES = (
     "a photo of the digit {}.", "the digit {}", "a photo of the number {}.", "the number {}",
     "a drawing of the digit {}.", "a low resolution photo of the digit {}.", "a black and white photo of the digit {}.",
@@ -78,23 +69,13 @@ def vocabulary() -> list[str]:
     >>> "photo" in vocabulary() and "cat" not in vocabulary()
     True
     """
-    texts = [
-        *TEMPLATES,
-        *PLAIN_TEMPLATES,
-        *DIGIT_TEMPLATES,
-        *SHAPES,
-        *COLOURS,
-        *BACKGROUND_NAMES,
-        *DIGITS,
-    ]
+    texts = [*TEMPLATES, *PLAIN_TEMPLATES, *DIGIT_TEMPLATES, *SHAPES, *COLOURS, *BACKGROUND_NAMES, *DIGITS]
     texts += [name for names in GLYPH_NAMES for name in names]
     texts += ["0 1 2 3 4 5 6 7 8 9", "a circle and a star, on a plain background."]
     return sorted({word for text in texts for word in words_of(text.replace("{}", " "))})
 
 
-FILLER_WORDS = tuple(
-    sorted({w for t in TEMPLATES for w in words_of(t.replace("{}", " ")) if w.isalpha()})
-)
+FILLER_WORDS = tuple(sorted({w for t in TEMPLATES for w in words_of(t.replace("{}", " ")) if w.isalpha()}))
 
 # Facts: glyphs, shapes, shape-colour pairs, backgrounds.
 _SHAPE0 = len(GLYPHS)
@@ -145,9 +126,7 @@ def phrase(content: Content, rng: np.random.Generator | None = None) -> str:
         i = 0 if rng is None or rng.random() < 0.5 else int(rng.integers(len(names)))
         text = names[i]
     elif content.objects:
-        names = [
-            SHAPES[s] if c is None else f"{COLOUR_NAMES[c]} {SHAPES[s]}" for s, c in content.objects
-        ]
+        names = [SHAPES[s] if c is None else f"{COLOUR_NAMES[c]} {SHAPES[s]}" for s, c in content.objects]
         text = names[0] if len(names) == 1 else ", a ".join(names[:-1]) + f" and a {names[-1]}"
     elif content.background is not None:
         return BACKGROUND_NAMES[content.background]
@@ -158,9 +137,7 @@ def phrase(content: Content, rng: np.random.Generator | None = None) -> str:
     return text
 
 
-def caption(
-    content: Content, rng: np.random.Generator, *, difficulty: float = 1.0, max_words: int = 30
-) -> str:
+def caption(content: Content, rng: np.random.Generator, *, difficulty: float = 1.0, max_words: int = 30) -> str:
     """A random caption of at most `max_words` words: plain, or with one of the 85 templates.
 
     With growing difficulty more names other than the first one are used, and templates, up to half of the captions.

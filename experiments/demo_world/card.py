@@ -68,11 +68,7 @@ def model_card(training: dict[str, Any], results: dict[str, Any] | None = None) 
             "colours": list(COLOUR_NAMES),
             "backgrounds": list(BACKGROUND_NAMES),
         },
-        "templates": {
-            "digits": list(DIGIT_TEMPLATES),
-            "plain": list(PLAIN_TEMPLATES),
-            "trained_on": "tagclip85",
-        },
+        "templates": {"digits": list(DIGIT_TEMPLATES), "plain": list(PLAIN_TEMPLATES), "trained_on": "tagclip85"},
         "temperatures": {"text": "1/s", "vision": "4/s", "s": training.get("logit_scale")},
         "training": training,
         "results": results or {},
@@ -81,9 +77,7 @@ def model_card(training: dict[str, Any], results: dict[str, Any] | None = None) 
     }
 
 
-def write_card(
-    folder: Path, training: dict[str, Any], results: dict[str, Any] | None = None, tables: str = ""
-) -> None:
+def write_card(folder: Path, training: dict[str, Any], results: dict[str, Any] | None = None, tables: str = "") -> None:
     """Write model_card.json and README.md."""
     card = model_card(training, results)
     (folder / "model_card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")

@@ -168,9 +168,7 @@ def _smooth(points: np.ndarray, samples: int = 5) -> np.ndarray:
     p = np.concatenate([before[None], points, after[None]])
     t = (np.arange(samples) / samples).reshape(1, -1, *([1] * (points.ndim - 1)))
     p0, p1, p2, p3 = (p[i : len(p) - 3 + i, None] for i in range(4))
-    curve = p1 + 0.5 * t * (
-        p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0))
-    )
+    curve = p1 + 0.5 * t * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
     return np.concatenate([curve.reshape(-1, *points.shape[1:]), points[-1:]])
 
 
@@ -207,9 +205,7 @@ def _affine(rng: np.random.Generator, difficulty: float) -> np.ndarray:
     return np.array([[cos, -sin], [sin, cos]]) @ np.array([[stretch, -slant], [0, 1 / stretch]])
 
 
-def stroke_mask(
-    glyph: str, size: int, rng: np.random.Generator, difficulty: float = 1.0
-) -> np.ndarray:
+def stroke_mask(glyph: str, size: int, rng: np.random.Generator, difficulty: float = 1.0) -> np.ndarray:
     """A hand-written glyph, uint8 [S, S]: jittered, bent, slanted skeleton drawn with a round pen.
 
     >>> stroke_mask("7", 48, np.random.default_rng(0)).shape
@@ -255,12 +251,7 @@ def _font_glyph(font: str, glyph: str) -> Image.Image:
 
 
 def font_mask(
-    glyph: str,
-    size: int,
-    rng: np.random.Generator,
-    difficulty: float = 1.0,
-    *,
-    fonts: tuple[str, ...] = TRAIN_FONTS,
+    glyph: str, size: int, rng: np.random.Generator, difficulty: float = 1.0, *, fonts: tuple[str, ...] = TRAIN_FONTS
 ) -> np.ndarray:
     """A printed glyph, uint8 [S, S]: slanted, rotated, stretched, made bolder or thinner."""
     ink = _font_glyph(fonts[int(rng.integers(len(fonts)))], glyph)
@@ -274,9 +265,7 @@ def font_mask(
     inverse = np.linalg.inv(matrix * scale)
     offset = np.array(ink.size) / 2 - inverse @ centre
     coefficients = (*inverse[0], offset[0], *inverse[1], offset[1])
-    image = ink.transform(
-        (size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
-    )
+    image = ink.transform((size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
     weight = rng.random()
     if weight < 0.2 * difficulty:
         image = image.filter(ImageFilter.MaxFilter(3))
@@ -301,9 +290,7 @@ def glyph_mask(
     """
     if rng.random() < handwritten:
         return stroke_mask(GLYPHS[glyph], size, rng, difficulty)
-    return font_mask(
-        GLYPHS[glyph], size, rng, difficulty, fonts=TEST_FONTS if held_out else TRAIN_FONTS
-    )
+    return font_mask(GLYPHS[glyph], size, rng, difficulty, fonts=TEST_FONTS if held_out else TRAIN_FONTS)
 
 
 def warp(masks: np.ndarray, rng: np.random.Generator, amplitude: np.ndarray) -> np.ndarray:

@@ -53,25 +53,16 @@ def outline(shape: str) -> np.ndarray:
         inner = np.stack([0.36 + 0.78 * np.cos(t[::-1]), 0.82 * np.sin(t[::-1])], 1)
         return np.concatenate([outer, inner]) + np.array([[0.15, 0]])
     if shape == "arrow":
-        return np.array(
-            [[-1, -0.3], [0.1, -0.3], [0.1, -0.8], [1, 0], [0.1, 0.8], [0.1, 0.3], [-1, 0.3]]
-        )
+        return np.array([[-1, -0.3], [0.1, -0.3], [0.1, -0.8], [1, 0], [0.1, 0.8], [0.1, 0.3], [-1, 0.3]])
     if shape == "hexagon":
         return _regular(6, 1.0, 0)
     if shape == "bolt":
-        return np.array(
-            [[0.25, -1], [-0.6, 0.15], [-0.05, 0.15], [-0.3, 1], [0.6, -0.2], [0.05, -0.2]]
-        )
+        return np.array([[0.25, -1], [-0.6, 0.15], [-0.05, 0.15], [-0.3, 1], [0.6, -0.2], [0.05, -0.2]])
     raise ValueError(f"unknown shape {shape!r}; the shapes are {', '.join(SHAPES)}")
 
 
 def shape_mask(
-    shape: str,
-    radius: float,
-    rng: np.random.Generator,
-    difficulty: float = 1.0,
-    *,
-    line: float = 0.0,
+    shape: str, radius: float, rng: np.random.Generator, difficulty: float = 1.0, *, line: float = 0.0
 ) -> np.ndarray:
     """A shape of about `radius` pixels, turned, stretched and bent a little; uint8 [M, M].
 
@@ -114,9 +105,7 @@ def _grid(size: int) -> np.ndarray:
     return np.mgrid[:size, :size].astype(np.float32)
 
 
-def background(
-    kind: int, size: int, rng: np.random.Generator, base: np.ndarray | None = None
-) -> np.ndarray:
+def background(kind: int, size: int, rng: np.random.Generator, base: np.ndarray | None = None) -> np.ndarray:
     """A background of BACKGROUNDS[kind] in muted colours, float32 [S, S, 3]; base: its main colour [3]."""
     if base is None:
         grey = rng.uniform(20, 235)
@@ -189,10 +178,7 @@ def scene(
         else:
             continue
         placed.append((x, y, radius))
-        shape, colour = (
-            shapes[int(rng.integers(len(shapes)))],
-            int(visible[rng.integers(len(visible))]),
-        )
+        shape, colour = (shapes[int(rng.integers(len(shapes)))], int(visible[rng.integers(len(visible))]))
         alpha = shape_mask(SHAPES[shape], radius, rng, difficulty, line=line)
         half = alpha.shape[0] // 2
         top, left = round(y) - half, round(x) - half
@@ -208,12 +194,7 @@ def scene(
 
 
 def glyph_image(
-    glyph: int,
-    size: int,
-    rng: np.random.Generator,
-    difficulty: float = 1.0,
-    *,
-    held_out: bool = False,
+    glyph: int, size: int, rng: np.random.Generator, difficulty: float = 1.0, *, held_out: bool = False
 ) -> tuple[np.ndarray, Content]:
     """A digit or letter, grey as a scan or coloured on any background: (image float32 [S,S,3], its content)."""
     alpha = glyph_mask(glyph, size, rng, difficulty, held_out=held_out).astype(np.float32)
@@ -257,22 +238,16 @@ def damage(image: np.ndarray, rng: np.random.Generator, difficulty: float = 1.0)
     size = image.shape[0]
     if rng.random() < 0.3 * difficulty:  # scanned coarsely, enlarged again
         coarse = int(rng.uniform(0.17, 0.6) * size)
-        small = Image.fromarray(image.astype(np.uint8)).resize(
-            (coarse, coarse), Image.Resampling.BOX
-        )
+        small = Image.fromarray(image.astype(np.uint8)).resize((coarse, coarse), Image.Resampling.BOX)
         kind = Image.Resampling.BICUBIC if rng.random() < 0.7 else Image.Resampling.BILINEAR
         image = np.asarray(small.resize((size, size), kind)).astype(np.float32)
     elif rng.random() < 0.2 * difficulty:
-        blurred = Image.fromarray(image.astype(np.uint8)).filter(
-            ImageFilter.GaussianBlur(rng.uniform(0.4, 1.3))
-        )
+        blurred = Image.fromarray(image.astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.3)))
         image = np.asarray(blurred).astype(np.float32)
     if rng.random() < 0.5 * difficulty:
         image = (image - 128) * rng.uniform(0.6, 1.15) + 128 + rng.normal(0, 12)
     if rng.random() < 0.5:
-        image = image + np.float32(rng.uniform(0, 16) * difficulty) * rng.standard_normal(
-            image.shape, np.float32
-        )
+        image = image + np.float32(rng.uniform(0, 16) * difficulty) * rng.standard_normal(image.shape, np.float32)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
@@ -284,9 +259,7 @@ def corrupt(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if kind == 0:
         image = image + rng.normal(0, 70, image.shape)
     elif kind == 1:
-        image = np.asarray(
-            Image.fromarray(image.astype(np.uint8)).filter(ImageFilter.GaussianBlur(size / 16))
-        )
+        image = np.asarray(Image.fromarray(image.astype(np.uint8)).filter(ImageFilter.GaussianBlur(size / 16)))
     elif kind == 2:
         y, x = rng.integers(0, size // 2, 2)
         image = image.copy()

@@ -76,12 +76,7 @@ def write_tokenizer(folder: str | Path, words: Iterable[str], *, context: int) -
     vocab, merges = byte_pairs(words)
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     special = [{"id": vocab[t], "content": t, **plain, "special": True} for t in (START, END)]
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     split = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True}
     normalizers = [
         {"type": "NFC"},

@@ -35,9 +35,7 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"git+{REPOSITORY}"], check=True)
 
 # Eight devices on the host's CPU, to try shardings anywhere; has to be said before JAX starts.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 import jax
 
@@ -95,9 +93,7 @@ def scores(params, pixels, text):
 
 
 zero_shot = np.concatenate([scores(params, pixels[i : i + 100], text) for i in range(0, 1000, 100)])
-print(
-    f"zero-shot accuracy {100 * np.mean(zero_shot.argmax(1) == labels):.1f} %, {traces['scores']} trace"
-)
+print(f"zero-shot accuracy {100 * np.mean(zero_shot.argmax(1) == labels):.1f} %, {traces['scores']} trace")
 
 cost = scores.lower(params, pixels[:100], text).compile().cost_analysis()
 print(f"{cost['flops'] / 100 / 1e6:,.1f} million floating-point operations an image")
@@ -119,9 +115,7 @@ scale = model.logit_scale
 def held_out_accuracy(temperature, gamma, half):
     """Learn on the images of `half` [N] bool, test on the others."""
     traces["held_out_accuracy"] += 1
-    learned = proxy.fit(
-        features, text, label_temperature=1 / scale, temperature=temperature, gamma=gamma, mask=half
-    )
+    learned = proxy.fit(features, text, label_temperature=1 / scale, temperature=temperature, gamma=gamma, mask=half)
     right = zeroshot.predict(features, learned.proxies) == labels
     return jnp.sum(right & ~half) / jnp.sum(~half)
 
@@ -140,19 +134,9 @@ figure, axis = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
 picture = axis.imshow(accuracy.mean(-1).T, cmap="viridis", aspect="auto", origin="lower")
 axis.set_xticks(range(9), [f"{m:.1f}" for m in multiples])
 axis.set_yticks(range(6), [f"{g:.1f}" for g in gammas])
-axis.set(
-    xlabel="temperature, in units of 1 / logit scale", ylabel="gamma (0 uniform, 1 as predicted)"
-)
+axis.set(xlabel="temperature, in units of 1 / logit scale", ylabel="gamma (0 uniform, 1 as predicted)")
 for (x, y), value in np.ndenumerate(accuracy.mean(-1)):
-    axis.text(
-        x,
-        y,
-        f"{value:.1f}",
-        ha="center",
-        va="center",
-        fontsize=8,
-        color="white" if value < 88 else "black",
-    )
+    axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if value < 88 else "black")
 figure.colorbar(picture, label="held-out accuracy, %, mean of 3 seeds")
 plt.show()
 
@@ -174,9 +158,7 @@ def margin(scan, label):
     S = config.vision.image_size
     image = jnp.broadcast_to(jax.image.resize(scan, (S, S), "cubic")[..., None], (S, S, 3))
     image = (image - jnp.array(preprocessor.image_mean)) / jnp.array(preprocessor.image_std)
-    logits = clip.logits_per_image(
-        clip.encode_image(params, image[None], config), text, params["logit_scale"]
-    )[0]
+    logits = clip.logits_per_image(clip.encode_image(params, image[None], config), text, params["logit_scale"])[0]
     others = jnp.where(jnp.arange(len(names)) == label, -jnp.inf, logits)
     return logits[label] - others.max(), others.argmax()
 
@@ -209,9 +191,7 @@ plt.show()
 # %%
 order = np.random.default_rng(0).permutation(len(labels))
 seen, unseen = order[:640], order[640:]
-targets = proxy.pseudo_labels(
-    zeroshot.similarity(features[seen], text), temperature=1 / scale, gamma=0.0
-)
+targets = proxy.pseudo_labels(zeroshot.similarity(features[seen], text), temperature=1 / scale, gamma=0.0)
 
 
 def group(path, _):
@@ -221,9 +201,7 @@ def group(path, _):
 
 
 groups = jax.tree_util.tree_map_with_path(group, params)
-optimiser = optax.multi_transform(
-    {"adapted": optax.adam(1e-3), "frozen": optax.set_to_zero()}, groups
-)
+optimiser = optax.multi_transform({"adapted": optax.adam(1e-3), "frozen": optax.set_to_zero()}, groups)
 
 
 def loss(params, pixels, targets):
@@ -254,9 +232,7 @@ def right(predicted):
 
 
 learned = proxy.fit(features[seen], text, label_temperature=1 / scale, temperature=4 / scale)
-print(
-    f"loss {losses[0]:.2f} -> {losses[-1]:.2f} in {len(losses)} steps; accuracy on {len(unseen)} other images:"
-)
+print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f} in {len(losses)} steps; accuracy on {len(unseen)} other images:")
 print(f"  zero-shot             {right(zero_shot[unseen].argmax(1)):.1f} %")
 print(f"  LayerNorms adapted    {right(scores(adapted, pixels[unseen], text).argmax(1)):.1f} %")
 print(f"  proxies learned       {right(zeroshot.predict(features[unseen], learned.proxies)):.1f} %")
@@ -288,16 +264,12 @@ SHAPE = r"\w+\[[\d,]*\]"
 def collectives(compiled):
     """What a compiled program exchanges between devices: operation and shape, with how often it is written."""
     found = re.findall(COLLECTIVE, compiled.as_text())
-    return Counter(
-        f"{operation} of {', '.join(re.findall(SHAPE, shapes))}" for shapes, operation in found
-    )
+    return Counter(f"{operation} of {', '.join(re.findall(SHAPE, shapes))}" for shapes, operation in found)
 
 
 def fit(features, text, mask):
     """Proxies of features that lie on the mesh."""
-    return proxy.fit(
-        features, text, mask=mask, mesh=mesh, label_temperature=1 / scale, temperature=4 / scale
-    )
+    return proxy.fit(features, text, mask=mask, mesh=mesh, label_temperature=1 / scale, temperature=4 / scale)
 
 
 spread_text = parallel.replicate(text, mesh)
@@ -324,9 +296,7 @@ split = parallel.place_parameters(params, config, mesh_2d, "tensor")
 images, _ = parallel.shard_rows(pixels[:64], mesh_2d)
 program = encode.lower(split, images).compile()
 print("encoding exchanges:", dict(collectives(program)))
-far = np.abs(
-    parallel.gather(program(split, images)) - np.asarray(encode(params, pixels[:64]))
-).max()
+far = np.abs(parallel.gather(program(split, images)) - np.asarray(encode(params, pixels[:64]))).max()
 print(f"largest difference from one device: {far:.0e}")
 kernel = split["vision_model"]["encoder"]["layers"]["0"]["mlp"]["fc1"]["kernel"]
 piece = kernel.addressable_shards[0].data
@@ -345,9 +315,7 @@ print(f"fc1 {kernel.shape} as {kernel.sharding.spec}: {piece.shape} on each devi
 (batch,) = export.symbolic_shape("batch")
 arguments = jax.eval_shape(lambda *arguments: arguments, params, pixels, text)
 any_batch = jax.ShapeDtypeStruct((batch, *pixels.shape[1:]), pixels.dtype)
-exported = export.export(scores, platforms=("cpu", "cuda", "tpu"))(
-    arguments[0], any_batch, arguments[2]
-)
+exported = export.export(scores, platforms=("cpu", "cuda", "tpu"))(arguments[0], any_batch, arguments[2])
 size = len(exported.mlir_module_serialized) / 1000
 print(f"{size:.0f} kB for {', '.join(exported.platforms)}; images {any_batch.shape}")
 for number in (1, 7):

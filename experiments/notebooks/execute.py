@@ -93,9 +93,7 @@ def small(picture: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME")
     parser.add_argument("--check", action="store_true", help="run without writing NAME.ipynb")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")

@@ -49,9 +49,7 @@ print(f"jaxzs {jaxzs.__version__}, JAX {jax.__version__} on {len(devices)} x {ki
 
 # %%
 # The scenes are rendered by experiments/demo_world of the repository, which is not part of the installed package.
-repository = next(
-    (place for place in places if (place / "experiments" / "demo_world").is_dir()), None
-)
+repository = next((place for place in places if (place / "experiments" / "demo_world").is_dir()), None)
 if repository is None:
     raise SystemExit("Start this notebook inside of a checkout of the jaxzs repository.")
 sys.path.insert(0, str(repository))
@@ -125,9 +123,7 @@ for tagged, there in zip(found, truth, strict=True):
     order = np.argsort(-tagged.scores)
     right, wrong = tagged.tags & there, tagged.tags & ~there
     missing = there & ~tagged.tags
-    rows.append(
-        [tagged.number, *(listed(c for c in order if kind[c]) for kind in (right, wrong, missing))]
-    )
+    rows.append([tagged.number, *(listed(c for c in order if kind[c]) for kind in (right, wrong, missing))])
 print(report.markdown_table(["picture", "right", "wrong", "missing"], rows))
 
 # %% [markdown]
@@ -139,8 +135,7 @@ print(report.markdown_table(["picture", "right", "wrong", "missing"], rows))
 
 # %%
 quality = [
-    (tagged.tags & there).sum() - (tagged.tags ^ there).sum()
-    for tagged, there in zip(found, truth, strict=True)
+    (tagged.tags & there).sum() - (tagged.tags ^ there).sum() for tagged, there in zip(found, truth, strict=True)
 ]
 best, worst = int(np.argmax(quality)), int(np.argmin(quality))
 
@@ -179,9 +174,7 @@ for row, (scores, title) in enumerate(((tagged.coarse, "coarse"), (tagged.refine
     axes[row, 0].set_ylabel(title)
     highest = scores[..., shown].max()
     for axis, c in zip(axes[row, 1:], shown, strict=True):
-        heat = axis.imshow(
-            scores[..., c], cmap="inferno", vmin=0, vmax=highest, extent=(0, width, height, 0)
-        )
+        heat = axis.imshow(scores[..., c], cmap="inferno", vmin=0, vmax=highest, extent=(0, width, height, 0))
         axis.set_title(names[c])
     figure.colorbar(heat, ax=axes[row], label="score, 0 to 1")
 for axis in axes.flat:
@@ -211,9 +204,7 @@ def class_token_scores(images):
         encode_image(model.params, pixels[i : i + 16], model.config, interpolate_positions=True)
         for i in range(0, len(pixels), 16)
     ]
-    probabilities = class_probabilities(
-        np.concatenate(features), shape_texts, model.params["logit_scale"]
-    )
+    probabilities = class_probabilities(np.concatenate(features), shape_texts, model.params["logit_scale"])
     return np.asarray(probabilities)[:, :F]
 
 
@@ -229,9 +220,7 @@ for name, scores in steps.items():
     lowest, highest = scores.min(1, keepdims=True), scores.max(1, keepdims=True)
     tags = scores > (lowest + highest) / 2  # the paper's rule: above half of the range
     figures = tag_report(scores, tags, world.tags, SHAPES)
-    rows.append(
-        [name, 100 * figures["mAP"], 100 * figures["f1_overall"]["f1"], figures["tags_per_image"]]
-    )
+    rows.append([name, 100 * figures["mAP"], 100 * figures["f1_overall"]["f1"], figures["tags_per_image"]])
 print(f"{len(world.images)} scenes, {size} px, {world.tags.sum(1).mean():.1f} true tags a scene")
 print(report.markdown_table(["scores", "mAP, %", "F1, %", "tags a scene"], rows, 1))
 
@@ -265,12 +254,7 @@ print(report.markdown_table(["masks of 12 scenes", "mIoU, %", "pixels right, %"]
 
 # %%
 palette = voc_palette()
-columns = {
-    "scene": few,
-    "CLIP-ES + CRF": activation,
-    "patch scores + CRF": scored,
-    "truth": world.masks,
-}
+columns = {"scene": few, "CLIP-ES + CRF": activation, "patch scores + CRF": scored, "truth": world.masks}
 figure, axes = plt.subplots(4, 4, figsize=(8, 8.2), layout="constrained")
 for row in range(4):
     for axis, (title, content) in zip(axes[row], columns.items(), strict=True):

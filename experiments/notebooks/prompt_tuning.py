@@ -68,9 +68,7 @@ if FOLDER:
 else:
     digits = load_digits()
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    source = data.from_arrays(
-        np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target, names
-    )
+    source = data.from_arrays(np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target, names)
     template = "a photo of the digit {}"
 order = np.random.default_rng(0).permutation(len(source))
 pool = data.select(source, order[: min(200, len(order) // 3)])
@@ -119,9 +117,7 @@ split = prompt.ul_split(len(pool), len(names))  # nothing is labelled
 def tune(modality, frozen, plan, pool, test):
     """Fit the three seeds together."""
     images, labels = pool
-    return prompt.fit(
-        modality, frozen, images, [split], model.config, plan, labels=labels, seeds=SEEDS, test=test
-    )
+    return prompt.fit(modality, frozen, images, [split], model.config, plan, labels=labels, seeds=SEEDS, test=test)
 
 
 fits = {}
@@ -161,13 +157,9 @@ tested = np.array([[run.accuracy for run in record.test] for record in records])
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
 axes[0].bar(iterations, ks, color="tab:gray")
 axes[0].set(ylabel="K, pseudolabels per class", title="how many")
-for axis, values, title in zip(
-    axes[1:], (pseudo, tested), ("pseudolabels that are right", "test images"), strict=True
-):
+for axis, values, title in zip(axes[1:], (pseudo, tested), ("pseudolabels that are right", "test images"), strict=True):
     axis.plot(iterations, values, color="tab:blue", alpha=0.35)
-    axis.plot(
-        iterations, values.mean(1), color="tab:blue", marker="o", label="GRIP, mean of 3 seeds"
-    )
+    axis.plot(iterations, values.mean(1), color="tab:blue", marker="o", label="GRIP, mean of 3 seeds")
     axis.set(ylabel="accuracy, %", title=title)
 axes[1].plot(iterations, [zero_shot_pseudolabels(k) for k in ks], "k--", label="zero-shot CLIP")
 axes[2].axhline(zero_shot_accuracy, color="black", linestyle="--", label="zero-shot CLIP")
@@ -187,8 +179,7 @@ plt.show()
 finals = {name: [100 * run.accuracy for run in fit.records[-1].test] for name, fit in fits.items()}
 rows = [["zero-shot", zero_shot_accuracy, 0.0, 0.0]]
 rows += [
-    [name, np.mean(values), np.std(values), np.mean(values) - zero_shot_accuracy]
-    for name, values in finals.items()
+    [name, np.mean(values), np.std(values), np.mean(values) - zero_shot_accuracy] for name, values in finals.items()
 ]
 print(report.markdown_table(["strategy", "accuracy, %", "std of 3 seeds", "gain, points"], rows, 1))
 
@@ -219,9 +210,7 @@ change = 100 * np.mean([one.tuned for one in found], axis=0) - before
 figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
 axis.bar(range(len(change)), change, color=np.where(change >= 0, "tab:green", "tab:red"))
 axis.axhline(0, color="black", linewidth=0.8)
-ticks = [
-    f"{names[c]}\n{accuracy:.0f} %" for c, accuracy in zip(found[0].classes, before, strict=True)
-]
+ticks = [f"{names[c]}\n{accuracy:.0f} %" for c, accuracy in zip(found[0].classes, before, strict=True)]
 axis.set_xticks(range(len(change)), ticks)
 axis.set(
     xlabel="class and its zero-shot accuracy, poorest first",
@@ -247,17 +236,11 @@ plt.show()
 # %%
 textual = prompt.TextPrompt(length=8)
 text_frozen, text_pool, text_test, _ = prepare(textual)
-text_fits = {
-    name: tune(textual, text_frozen, plan, text_pool, text_test) for name, plan in plans.items()
-}
+text_fits = {name: tune(textual, text_frozen, plan, text_pool, text_test) for name, plan in plans.items()}
 rows = []
 for name in plans:
     values = [100 * run.accuracy for run in text_fits[name].records[-1].test]
-    row = [
-        name,
-        *(value - zero_shot_accuracy for value in values),
-        np.mean(finals[name]) - zero_shot_accuracy,
-    ]
+    row = [name, *(value - zero_shot_accuracy for value in values), np.mean(finals[name]) - zero_shot_accuracy]
     rows.append(row)
 header = ["gain, points", "text, seed 1", "text, seed 2", "text, seed 3", "visual, mean"]
 print(report.markdown_table(header, rows, 1))
@@ -270,9 +253,7 @@ print(report.markdown_table(header, rows, 1))
 # %%
 first_seed = jax.tree.map(lambda leaf: leaf[0], fits["GRIP"].prompts)
 file = Path(tempfile.gettempdir()) / "visual-grip.safetensors"
-prompt.save_prompt(
-    file, prompt.TunedPrompt(visual, first_seed, tuple(names), template, model.fingerprint)
-)
+prompt.save_prompt(file, prompt.TunedPrompt(visual, first_seed, tuple(names), template, model.fingerprint))
 
 tuned = prompt.load_prompt(file, model)
 few = [test[i] for i in range(8)]

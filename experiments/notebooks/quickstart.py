@@ -65,9 +65,7 @@ plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.ri
 model = jaxzs.load(MODEL)
 vision = model.config.vision
 num_params = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-print(
-    f"{num_params / 1e6:.1f} M parameters, {vision.image_size} px images in {vision.patch_size} px patches"
-)
+print(f"{num_params / 1e6:.1f} M parameters, {vision.image_size} px images in {vision.patch_size} px patches")
 print(f"logit scale {model.logit_scale:.1f}, features of {model.config.projection_dim} numbers")
 
 # %%
@@ -78,9 +76,7 @@ if FOLDER:
 else:
     digits = load_digits()
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    source = data.from_arrays(
-        np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target, names
-    )
+    source = data.from_arrays(np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target, names)
     templates = [
         "a photo of the digit {}.", "the digit {}", "a photo of the number {}.", "the number {}",
         "a drawing of the digit {}.", "a low resolution photo of the digit {}.",
@@ -155,9 +151,7 @@ def margins(proxies):
 
 
 shares = [[100 * np.mean(p[labels == c] == c) for c in range(len(names))] for p in (before, after)]
-figure, (left, right) = plt.subplots(
-    1, 2, figsize=(11, 3.2), width_ratios=(1, 1.6), layout="constrained"
-)
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.2), width_ratios=(1, 1.6), layout="constrained")
 for proxies, share, name, offset in zip(
     (text, sinkhorn.proxies), shares, ("zero-shot", "learned proxies"), (-0.2, 0.2), strict=True
 ):
@@ -178,9 +172,7 @@ plt.show()
 # %%
 changed = np.flatnonzero(before != after)
 gained, lost = (before != labels) & (after == labels), (before == labels) & (after != labels)
-print(
-    f"{len(changed)} labels changed: {gained.sum()} now right, {lost.sum()} now wrong, the rest wrong twice"
-)
+print(f"{len(changed)} labels changed: {gained.sum()} now right, {lost.sum()} now wrong, the rest wrong twice")
 
 shown = np.random.default_rng(0).permutation(changed)[:36]
 figure, axes = plt.subplots(3, 12, figsize=(11, 3.6), layout="constrained")
@@ -189,9 +181,7 @@ for axis in axes.flat:
 for axis, i in zip(axes.flat, shown, strict=False):
     axis.imshow(source[i].image, cmap="gray_r", interpolation="bicubic")
     colour = "tab:green" if gained[i] else "tab:red" if lost[i] else "tab:gray"
-    axis.set_title(
-        f"{names[before[i]]}\n\N{RIGHTWARDS ARROW} {names[after[i]]}", color=colour, fontsize=8
-    )
+    axis.set_title(f"{names[before[i]]}\n\N{RIGHTWARDS ARROW} {names[after[i]]}", color=colour, fontsize=8)
 plt.show()
 
 # %% [markdown]

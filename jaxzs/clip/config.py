@@ -44,9 +44,7 @@ class TextConfig:
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     bos_token_id: int | None = 49406
-    eos_token_id: int = (
-        49407  # 2 in the first published configs: the pooled position is then argmax(ids)
-    )
+    eos_token_id: int = 49407  # 2 in the first published configs: the pooled position is then argmax(ids)
     pad_token_id: int | None = 1
 
 
@@ -187,17 +185,14 @@ def _check(config: CLIPConfig) -> None:
                 f"num_attention_heads {tower.num_attention_heads}"
             )
         if tower.hidden_act not in ACTIVATIONS:
-            raise ConfigError(
-                f"{part}: hidden_act {tower.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}"
-            )
+            raise ConfigError(f"{part}: hidden_act {tower.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
         if not 0 < tower.layer_norm_eps < 1:
             raise ConfigError(f"{part}: layer_norm_eps is {tower.layer_norm_eps}, expected 0 to 1")
     if not math.isfinite(config.logit_scale_init_value):
         raise ConfigError("model: logit_scale_init_value must be finite")
     if config.vision.patch_size > config.vision.image_size:
         raise ConfigError(
-            f"vision: patch_size {config.vision.patch_size} exceeds image_size "
-            f"{config.vision.image_size}"
+            f"vision: patch_size {config.vision.patch_size} exceeds image_size {config.vision.image_size}"
         )
     # An end token outside the vocabulary never occurs, and pooling would silently take position 0.
     if not 0 <= config.text.eos_token_id < config.text.vocab_size:

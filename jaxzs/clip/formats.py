@@ -56,9 +56,7 @@ def open_weights(path: Path) -> dict[str, StoredLeaf]:
         with path.open("rb") as file:
             start = file.read(512)
             if (stranger := known_stranger(start)) is not None:
-                raise CheckpointError(
-                    f"{path} is {stranger}. Or give the hub id, to download it again."
-                )
+                raise CheckpointError(f"{path} is {stranger}. Or give the hub id, to download it again.")
             if start.startswith(b"PK\x03\x04"):
                 return _open_torch(path)
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -128,17 +126,13 @@ def _open_safetensors(path: Path, buffer: mmap.mmap) -> dict[str, StoredLeaf]:
         if not _is_shape(shape) or not 0 <= begin <= end:
             raise CheckpointError(f"{path}: impossible shape or offsets for {name[:200]!r}")
         if dtype in FLOATS and math.prod(shape) * FLOATS[dtype].itemsize != end - begin:
-            raise CheckpointError(
-                f"{path}: {name[:200]!r} is {dtype} {tuple(shape)} but has {end - begin} bytes"
-            )
+            raise CheckpointError(f"{path}: {name[:200]!r} is {dtype} {tuple(shape)} but has {end - begin} bytes")
         leaves[name] = _mapped_leaf(buffer, data_start + begin, tuple(shape), dtype)
         spans.append((begin, end))
     position = 0
     for begin, end in sorted(spans):
         if begin != position:
-            raise CheckpointError(
-                f"{path}: leaves overlap or leave gaps at byte {data_start + begin}"
-            )
+            raise CheckpointError(f"{path}: leaves overlap or leave gaps at byte {data_start + begin}")
         position = end
     _check_end(path, data_start + position, len(buffer))
     return leaves
@@ -253,9 +247,7 @@ class _MsgpackScan:
             raise CheckpointError(f"{self.path}: lengths in the header of {name[:200]!r} disagree")
         _check_not_truncated(self.path, end, len(self.buffer))
         if dtype in FLOATS and math.prod(shape) * FLOATS[dtype].itemsize != count:
-            raise CheckpointError(
-                f"{self.path}: {name[:200]!r} is {dtype} {tuple(shape)} but has {count} bytes"
-            )
+            raise CheckpointError(f"{self.path}: {name[:200]!r} is {dtype} {tuple(shape)} but has {count} bytes")
         return _mapped_leaf(self.buffer, offset, tuple(shape), dtype)
 
 

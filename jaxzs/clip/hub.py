@@ -23,16 +23,11 @@ _SMALL_FILES = (
     "model_card.json",
 )
 _HUB_ID = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)
-_OTHERWISE = (
-    "Give the path of a folder with config.json and the weights instead, or the built-in 'demo'."
-)
+_OTHERWISE = "Give the path of a folder with config.json and the weights instead, or the built-in 'demo'."
 
 
 def find_checkpoint(
-    name_or_path: str | Path = "demo",
-    *,
-    revision: str | None = None,
-    local_files_only: bool = False,
+    name_or_path: str | Path = "demo", *, revision: str | None = None, local_files_only: bool = False
 ) -> Path:
     """The folder (or weight file) that a name stands for, downloaded from the hub where needed.
 
@@ -56,9 +51,7 @@ def find_checkpoint(
     if name and os.path.exists(path):
         return path
     if isinstance(name_or_path, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
-        raise CheckpointError(
-            f"{name}: no such file or folder, and not a hub id (owner/name). {_OTHERWISE}"
-        )
+        raise CheckpointError(f"{name}: no such file or folder, and not a hub id (owner/name). {_OTHERWISE}")
     return _from_hub(name, revision, local_files_only)
 
 
@@ -79,16 +72,12 @@ def _from_hub(repo: str, revision: str | None, local_files_only: bool) -> Path:
         return _download(repo, revision)
     except CheckpointError:
         raise
-    except (
-        Exception
-    ) as error:  # requests' or httpx's errors or the hub's own, depending on versions
+    except Exception as error:  # requests' or httpx's errors or the hub's own, depending on versions
         refused = _refusal(repo, revision, error)
         if refused is not None:
             raise CheckpointError(refused) from error
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        return _from_cache(
-            repo, revision, f"the hub at {constants.ENDPOINT} could not be reached ({reason})"
-        )
+        return _from_cache(repo, revision, f"the hub at {constants.ENDPOINT} could not be reached ({reason})")
 
 
 def _download(repo: str, revision: str | None) -> Path:

@@ -36,10 +36,7 @@ class Numerics(NamedTuple):
         """`a @ b` with operands in the compute type and a float32 result."""
         dtype = jnp.float32 if self.compute_dtype is None else self.compute_dtype
         return jnp.matmul(
-            a.astype(dtype),
-            b.astype(dtype),
-            precision=self.precision,
-            preferred_element_type=jnp.float32,
+            a.astype(dtype), b.astype(dtype), precision=self.precision, preferred_element_type=jnp.float32
         )
 
 
@@ -69,9 +66,7 @@ def activation(x: jax.Array, name: str) -> jax.Array:
     return jax.nn.gelu(x, approximate=name != "gelu")
 
 
-def mlp(
-    params: Params, x: jax.Array, hidden_act: str, numerics: Numerics = Numerics()
-) -> jax.Array:
+def mlp(params: Params, x: jax.Array, hidden_act: str, numerics: Numerics = Numerics()) -> jax.Array:
     """Two dense layers with an activation between: [..., D] -> [..., D]."""
     return dense(params["fc2"], activation(dense(params["fc1"], x, numerics), hidden_act), numerics)
 
@@ -99,11 +94,7 @@ def project_qkv(
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias: jax.Array | None = None,
-    numerics: Numerics = Numerics(),
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, numerics: Numerics = Numerics()
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention, heads first. Returns ([B,H,T,D/H] output, [B,H,T,S] weights).
 
@@ -138,11 +129,7 @@ def block(
 
 
 def finish_block(
-    params: Params,
-    x: jax.Array,
-    mixed: jax.Array,
-    tower: TextConfig | VisionConfig,
-    numerics: Numerics = Numerics(),
+    params: Params, x: jax.Array, mixed: jax.Array, tower: TextConfig | VisionConfig, numerics: Numerics = Numerics()
 ) -> jax.Array:
     """A block from its mixed values [B,H,T,D/H] on: output projection, residual, MLP. x [B,T,D] -> [B,T,D]."""
     x = x + dense(params["self_attn"]["out_proj"], merge_heads(mixed), numerics)
@@ -177,13 +164,9 @@ def last_block(
     return finish_block(params, jnp.take_along_axis(x, here, axis=1), mixed, tower, numerics)[:, 0]
 
 
-def with_context(
-    context: tuple[jax.Array, jax.Array], k: jax.Array, v: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def with_context(context: tuple[jax.Array, jax.Array], k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys and values [C,H,M,D/H] behind those of the context [1,H,S,D/H], which every sequence shares."""
-    shared_k, shared_v = (
-        jnp.broadcast_to(shared, (k.shape[0], *shared.shape[1:])) for shared in context
-    )
+    shared_k, shared_v = (jnp.broadcast_to(shared, (k.shape[0], *shared.shape[1:])) for shared in context)
     return jnp.concatenate([shared_k, k], axis=2), jnp.concatenate([shared_v, v], axis=2)
 
 

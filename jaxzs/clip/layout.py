@@ -12,10 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 TOWERS = ("text", "vision")
-_TOWER_ROOTS = {
-    "text": ("text_model/", "text_projection/"),
-    "vision": ("vision_model/", "visual_projection/"),
-}
+_TOWER_ROOTS = {"text": ("text_model/", "text_projection/"), "vision": ("vision_model/", "visual_projection/")}
 # Constants that torch keeps as buffers: old files store them, Flax never does.
 _IGNORED_NAMES = ("position_ids",)
 _TORCH_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -77,9 +74,7 @@ def is_ignored(name: str, towers: Sequence[str]) -> bool:
     return belongs_to(path, TOWERS) and not belongs_to(path, towers)
 
 
-def stored_names(
-    paths: Iterable[str], names: Iterable[str], towers: Sequence[str]
-) -> dict[str, str]:
+def stored_names(paths: Iterable[str], names: Iterable[str], towers: Sequence[str]) -> dict[str, str]:
     """How a file spells each wanted leaf: torch or Flax names, "." or "/", with "clip." before or without.
 
     Files of a single tower may leave out the tower's own name: `embeddings.class_embedding`.

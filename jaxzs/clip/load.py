@@ -84,12 +84,7 @@ class Model:
         if self.vocabulary is None:
             return
         unknown = sorted(
-            {
-                word
-                for text in texts
-                for word in re.findall(r"[^\W_]+", text.lower())
-                if word not in self.vocabulary
-            }
+            {word for text in texts for word in re.findall(r"[^\W_]+", text.lower()) if word not in self.vocabulary}
         )
         if unknown:
             raise TextError(
@@ -148,9 +143,7 @@ def load(
         params=params,
         config=config,
         tokenizer=Tokenizer.from_folder(
-            folder,
-            max_length=config.text.max_position_embeddings,
-            vocab_size=config.text.vocab_size,
+            folder, max_length=config.text.max_position_embeddings, vocab_size=config.text.vocab_size
         ),
         preprocessor=_preprocessor(folder / "preprocessor_config.json", config),
         name=str(name_or_path),

@@ -51,23 +51,14 @@ class TowerOutput(NamedTuple):
 # --- vision -----------------------------------------------------------------------------------------
 
 
-def patch_embeddings(
-    params: Params, pixels: Array, vision: VisionConfig, numerics: Numerics = Numerics()
-) -> jax.Array:
+def patch_embeddings(params: Params, pixels: Array, vision: VisionConfig, numerics: Numerics = Numerics()) -> jax.Array:
     """Patches as one matrix product: pixels [B,H,W,3] -> [B,P,D], row-major; a remainder of H or W is cut off."""
     size = vision.patch_size
-    B, rows, columns, channels = (
-        pixels.shape[0],
-        pixels.shape[1] // size,
-        pixels.shape[2] // size,
-        pixels.shape[3],
-    )
+    B, rows, columns, channels = (pixels.shape[0], pixels.shape[1] // size, pixels.shape[2] // size, pixels.shape[3])
     patches = pixels[:, : rows * size, : columns * size]
     patches = patches.reshape(B, rows, size, columns, size, channels).transpose(0, 1, 3, 2, 4, 5)
     kernel = params["embeddings"]["patch_embedding"]["kernel"]  # [p,p,3,D]
-    return numerics.matmul(
-        patches.reshape(B, rows * columns, -1), kernel.reshape(-1, kernel.shape[-1])
-    )
+    return numerics.matmul(patches.reshape(B, rows * columns, -1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 def resize_weights(size: int, new_size: int, method: str = "bicubic") -> np.ndarray:
@@ -95,9 +86,7 @@ def resize_weights(size: int, new_size: int, method: str = "bicubic") -> np.ndar
     return weights.astype(np.float32)
 
 
-def position_table(
-    params: Params, vision: VisionConfig, grid: tuple[int, int], method: str = "bicubic"
-) -> jax.Array:
+def position_table(params: Params, vision: VisionConfig, grid: tuple[int, int], method: str = "bicubic") -> jax.Array:
     """Learned positions [1+P,D] float32 for a grid of patches, interpolated when it is not the native one.
 
     Row 0 belongs to the class token and is never interpolated. "bicubic" is what HuggingFace does
@@ -109,9 +98,7 @@ def position_table(
     native = table[1:].reshape(*vision.grid, -1)
     down = jnp.asarray(resize_weights(vision.grid[0], grid[0], method))
     across = jnp.asarray(resize_weights(vision.grid[1], grid[1], method))
-    resized = jnp.einsum(
-        "yr,rcd,xc->yxd", down, native, across, precision=jax.lax.Precision.HIGHEST
-    )
+    resized = jnp.einsum("yr,rcd,xc->yxd", down, native, across, precision=jax.lax.Precision.HIGHEST)
     return jnp.concatenate([table[:1], resized.reshape(grid[0] * grid[1], -1)])
 
 
@@ -217,9 +204,7 @@ def vision_input(params: Params, x: jax.Array, vision: VisionConfig) -> jax.Arra
     return layer_norm(params["vision_model"]["pre_layrnorm"], x, vision.layer_norm_eps)  # [sic]
 
 
-def vision_output(
-    params: Params, x: jax.Array, vision: VisionConfig, numerics: Numerics = Numerics()
-) -> jax.Array:
+def vision_output(params: Params, x: jax.Array, vision: VisionConfig, numerics: Numerics = Numerics()) -> jax.Array:
     """What left the last block, [...,D], in the shared space: post-LayerNorm and projection to [...,E]."""
     x = layer_norm(params["vision_model"]["post_layernorm"], x, vision.layer_norm_eps)
     return dense(params["visual_projection"], x, numerics)
@@ -360,10 +345,7 @@ def encode_text(
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _encode_text(params, input_ids, config, attention_mask, compute_dtype, precision):
-    x, ends = (
-        text_embeddings(params["text_model"], input_ids),
-        end_positions(input_ids, config.text),
-    )
+    x, ends = (text_embeddings(params["text_model"], input_ids), end_positions(input_ids, config.text))
     bias = causal_bias(input_ids.shape[1], attention_mask)
     return read_text(params, x, ends, config, Numerics(compute_dtype, precision), bias=bias)
 
@@ -383,9 +365,7 @@ def read_text(
     return text_output(params, token, config.text, numerics)
 
 
-def text_output(
-    params: Params, token: jax.Array, text: TextConfig, numerics: Numerics = Numerics()
-) -> jax.Array:
+def text_output(params: Params, token: jax.Array, text: TextConfig, numerics: Numerics = Numerics()) -> jax.Array:
     """Final LayerNorm and projection of the end token: [C,D] -> [C,E]."""
     token = layer_norm(params["text_model"]["final_layer_norm"], token, text.layer_norm_eps)
     return dense(params["text_projection"], token, numerics)
@@ -408,9 +388,7 @@ def normalize(features: jax.Array) -> jax.Array:
     return features / jnp.where(norm > 0, norm, 1.0)  # not a tiny float: its square would be 0
 
 
-def logits_per_image(
-    image_features: jax.Array, text_features: jax.Array, logit_scale: jax.Array
-) -> jax.Array:
+def logits_per_image(image_features: jax.Array, text_features: jax.Array, logit_scale: jax.Array) -> jax.Array:
     """exp(logit_scale) * cosine: image_features [B,E], text_features [C,E], scalar -> [B,C] float32.
 
     Both are L2-normalised here (arXiv 2103.00020, figure 3).
@@ -420,9 +398,7 @@ def logits_per_image(
     [[100.  60.]
      [  0.  80.]]
     """
-    cosine = jnp.matmul(
-        normalize(image_features), normalize(text_features).T, precision=jax.lax.Precision.HIGHEST
-    )
+    cosine = jnp.matmul(normalize(image_features), normalize(text_features).T, precision=jax.lax.Precision.HIGHEST)
     return jnp.exp(logit_scale.astype(jnp.float32)) * cosine
 
 
@@ -440,18 +416,14 @@ def contrastive_loss(logits: jax.Array) -> jax.Array:
 # --- checks at the boundary -------------------------------------------------------------------------
 
 
-def _check_pixels(
-    pixels: Array, vision: VisionConfig, interpolate_positions: bool
-) -> tuple[int, int]:
+def _check_pixels(pixels: Array, vision: VisionConfig, interpolate_positions: bool) -> tuple[int, int]:
     if pixels.ndim != 4 or pixels.shape[3] != vision.num_channels:
         raise ImageError(
             f"pixels have shape {tuple(pixels.shape)}, expected [B,H,W,{vision.num_channels}] "
             "(channels last); use model.preprocess(images)"
         )
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise ImageError(
-            f"pixels are {pixels.dtype}, expected normalised floats; use model.preprocess(images)"
-        )
+        raise ImageError(f"pixels are {pixels.dtype}, expected normalised floats; use model.preprocess(images)")
     size, native = tuple(pixels.shape[1:3]), (vision.image_size, vision.image_size)
     if not interpolate_positions and size != native:
         raise ImageError(
@@ -472,8 +444,7 @@ def _check_ids(input_ids: Array, text: TextConfig, attention_mask: Array | None)
         )
     if not 0 < input_ids.shape[1] <= text.max_position_embeddings:
         raise TextError(
-            f"texts have {input_ids.shape[1]} tokens, this checkpoint takes 1 to "
-            f"{text.max_position_embeddings}"
+            f"texts have {input_ids.shape[1]} tokens, this checkpoint takes 1 to {text.max_position_embeddings}"
         )
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise TextError(
@@ -491,8 +462,7 @@ def _check_ids(input_ids: Array, text: TextConfig, attention_mask: Array | None)
         )
     if ids.size and text.eos_token_id != 2 and not (ids == text.eos_token_id).any(1).all():
         raise TextError(
-            f"a text has no end token (id {text.eos_token_id}); nothing could be pooled. "
-            "Use model.tokenize(texts)"
+            f"a text has no end token (id {text.eos_token_id}); nothing could be pooled. Use model.tokenize(texts)"
         )
 
 

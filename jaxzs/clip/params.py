@@ -35,9 +35,7 @@ def abstract_params(config: CLIPConfig, dtype: Any = jnp.float32) -> Tree:
         "text_model": {
             "embeddings": {
                 "token_embedding": {"embedding": leaf(text.vocab_size, text.hidden_size)},
-                "position_embedding": {
-                    "embedding": leaf(text.max_position_embeddings, text.hidden_size)
-                },
+                "position_embedding": {"embedding": leaf(text.max_position_embeddings, text.hidden_size)},
             },
             "encoder": _encoder(text, leaf),
             "final_layer_norm": _layer_norm(text.hidden_size, leaf),
@@ -45,12 +43,8 @@ def abstract_params(config: CLIPConfig, dtype: Any = jnp.float32) -> Tree:
         "vision_model": {
             "embeddings": {
                 "class_embedding": leaf(vision.hidden_size),
-                "patch_embedding": {
-                    "kernel": leaf(size, size, vision.num_channels, vision.hidden_size)
-                },
-                "position_embedding": {
-                    "embedding": leaf(1 + vision.num_patches, vision.hidden_size)
-                },
+                "patch_embedding": {"kernel": leaf(size, size, vision.num_channels, vision.hidden_size)},
+                "position_embedding": {"embedding": leaf(1 + vision.num_patches, vision.hidden_size)},
             },
             "pre_layrnorm": _layer_norm(vision.hidden_size, leaf),  # [sic]
             "encoder": _encoder(vision, leaf),
@@ -66,9 +60,7 @@ def _encoder(tower: TextConfig | VisionConfig, leaf: Any) -> Tree:
     for layer in range(tower.num_hidden_layers):
         layers[str(layer)] = {
             "layer_norm1": _layer_norm(width, leaf),
-            "self_attn": {
-                name: linear(width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")
-            },
+            "self_attn": {name: linear(width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
             "layer_norm2": _layer_norm(width, leaf),
             "mlp": {"fc1": linear(width, inner), "fc2": linear(inner, width)},
         }

@@ -100,9 +100,7 @@ class ImagePreprocessor:
             try:
                 read[field.name] = reader(values[field.name])
             except (TypeError, ValueError, OverflowError, KeyError) as cause:
-                raise ConfigError(
-                    f"{where}: {field.name} is {values[field.name]!r:.200}, expected {cause}"
-                ) from cause
+                raise ConfigError(f"{where}: {field.name} is {values[field.name]!r:.200}, expected {cause}") from cause
         try:
             return cls(**read)
         except ConfigError as cause:
@@ -276,9 +274,7 @@ def _from_array(image: Any) -> Image.Image:
         )
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4):
-        raise ImageError(
-            f"expected [H,W] or [H,W,C] with C = 1, 3 or 4, channels last, got {list(array.shape)}"
-        )
+        raise ImageError(f"expected [H,W] or [H,W,C] with C = 1, 3 or 4, channels last, got {list(array.shape)}")
     if array.size == 0:
         raise ImageError(f"the image has no pixels {list(array.shape)}")
     if array.dtype == np.uint16:
@@ -306,9 +302,7 @@ def to_8_bits(image: np.ndarray, sixteen_bits: bool) -> np.ndarray:
     if not sixteen_bits:
         full = 1.0 if high <= 1 and image.dtype.kind == "f" else 255.0 if high <= 255 else full
     if not 0 <= low <= high <= full:  # also false for NaN
-        raise ImageError(
-            f"grey levels reach from {low:g} to {high:g}; expected 0 to 1, to 255 or to 65535"
-        )
+        raise ImageError(f"grey levels reach from {low:g} to {high:g}; expected 0 to 1, to 255 or to 65535")
     scaled: np.ndarray = np.round(image * np.float64(255 / full)).astype(np.uint8)
     return scaled
 

@@ -23,9 +23,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 DEFAULT_MAX_LENGTH = 77
 # English contractions, letters, single digits, anything else: CLIP's split into words.
-WORDS = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,9 +70,7 @@ class Tokenizer:
             file = folder / "vocab.json"
             backend = _read_vocab_and_merges(file, folder / "merges.txt", settings)
         else:
-            raise CheckpointError(
-                f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt"
-            )
+            raise CheckpointError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
         return cls._from_backend(backend, settings, str(file), max_length, vocab_size)
 
     @classmethod
@@ -95,9 +91,7 @@ class Tokenizer:
         pad = _special(settings, "pad_token", END)
         vocab = backend.get_vocab()
         if missing := [token for token in (start, end, pad) if token not in vocab]:
-            raise CheckpointError(
-                f"{where} has no token {', '.join(missing)}: not the tokenizer of a CLIP model"
-            )
+            raise CheckpointError(f"{where} has no token {', '.join(missing)}: not the tokenizer of a CLIP model")
         backend.post_processor = RobertaProcessing(
             (end, vocab[end]), (start, vocab[start]), trim_offsets=False, add_prefix_space=False
         )
@@ -109,9 +103,7 @@ class Tokenizer:
             )
         limit = max_length or DEFAULT_MAX_LENGTH
         stated = settings.get("model_max_length")
-        if (
-            isinstance(stated, int) and 0 < stated < 2**31
-        ):  # HuggingFace writes 1e30 for "not known"
+        if isinstance(stated, int) and 0 < stated < 2**31:  # HuggingFace writes 1e30 for "not known"
             limit = min(stated, max_length or stated)
         if limit < 3:
             raise CheckpointError(f"{where}: a text length of {limit} leaves no room for words")
@@ -223,9 +215,7 @@ def _read_tokenizer_json(file: Path) -> tokenizers.Tokenizer:
     return _or_malformed(file, lambda: Backend.from_str(content))
 
 
-def _read_vocab_and_merges(
-    vocab_file: Path, merges_file: Path, settings: Mapping[str, Any]
-) -> tokenizers.Tokenizer:
+def _read_vocab_and_merges(vocab_file: Path, merges_file: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """The `tokenizers` pipeline that HuggingFace builds for CLIP from the two older files."""
     vocab = read_json(vocab_file, CheckpointError)
     for token, number in vocab.items():
@@ -245,11 +235,7 @@ def _read_vocab_and_merges(
     model = _or_malformed(
         merges_file,
         lambda: models.BPE(
-            vocab=vocab,
-            merges=merges,
-            continuing_subword_prefix="",
-            end_of_word_suffix=WORD_END,
-            unk_token=specials[2],
+            vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix=WORD_END, unk_token=specials[2]
         ),
     )
     backend = Backend(model)
@@ -263,9 +249,7 @@ def _read_vocab_and_merges(
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(specials)]
-    )
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(specials)])
     return backend
 
 

@@ -22,12 +22,7 @@ import numpy as np
 from jaxzs.clip import layout
 from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.files import read_json
-from jaxzs.clip.formats import (
-    FLOATS,
-    SAFETENSORS_DTYPES,
-    StoredLeaf,
-    open_weights,
-)
+from jaxzs.clip.formats import FLOATS, SAFETENSORS_DTYPES, StoredLeaf, open_weights
 from jaxzs.clip.params import Tree, abstract_params, flatten, unflatten
 from jaxzs.errors import CheckpointError, ConfigError
 from jaxzs.files import atomic_path, write_json
@@ -162,37 +157,23 @@ def weight_file(path: str | Path) -> Path:
 def _checked_towers(towers: Sequence[str]) -> tuple[str, ...]:
     unknown = [tower for tower in towers if tower not in layout.TOWERS]
     if unknown or not towers or isinstance(towers, str):
-        raise CheckpointError(
-            f"towers must be one or both of {layout.TOWERS} as a tuple, got {towers!r}"
-        )
+        raise CheckpointError(f"towers must be one or both of {layout.TOWERS} as a tuple, got {towers!r}")
     return tuple(tower for tower in layout.TOWERS if tower in towers)
 
 
 def _wanted(config: CLIPConfig, towers: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    return {
-        path: leaf.shape
-        for path, leaf in flatten(abstract_params(config))
-        if layout.belongs_to(path, towers)
-    }
+    return {path: leaf.shape for path, leaf in flatten(abstract_params(config)) if layout.belongs_to(path, towers)}
 
 
 def shard_names(index: Path) -> list[str]:
     """Names of the shards that an index (`*.index.json`) lists; they lie beside it. Raises `CheckpointError`."""
     weight_map = read_json(index, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError(
-            f"{index}: not an index of shards: 'weight_map' must map names to files"
-        )
+        raise CheckpointError(f"{index}: not an index of shards: 'weight_map' must map names to files")
     shards = sorted(set(weight_map.values()))
     for shard in shards:  # a name, never a path: an index must not reach outside its folder
-        if (
-            shard != os.path.basename(shard)
-            or shard in ("", ".", "..")
-            or set(shard) & set("\\\0:*?[")
-        ):
-            raise CheckpointError(
-                f"{index}: refers to {shard[:200]!r}; shards must lie in the same folder"
-            )
+        if shard != os.path.basename(shard) or shard in ("", ".", "..") or set(shard) & set("\\\0:*?["):
+            raise CheckpointError(f"{index}: refers to {shard[:200]!r}; shards must lie in the same folder")
     return shards
 
 
@@ -235,9 +216,7 @@ def _audit(
         elif leaf.shape != shape:
             misfit.append(f"wrong shape  {names[path]} is {leaf.shape}, expected {shape}")
         elif leaf.dtype not in FLOATS:
-            misfit.append(
-                f"wrong dtype  {names[path]} is {leaf.dtype}, expected one of {[*FLOATS]}"
-            )
+            misfit.append(f"wrong dtype  {names[path]} is {leaf.dtype}, expected one of {[*FLOATS]}")
     known = set(names.values())
     unexpected = [
         f"unexpected   {name[:200]} {leaf.shape}"
@@ -295,10 +274,7 @@ def write_checkpoint(
     if format not in FORMATS:
         raise CheckpointError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     leaves = dict(flatten(params))
-    held = {
-        name: StoredLeaf(np.shape(leaf), str(leaf.dtype), lambda: np.empty(()))
-        for name, leaf in leaves.items()
-    }
+    held = {name: StoredLeaf(np.shape(leaf), str(leaf.dtype), lambda: np.empty(())) for name, leaf in leaves.items()}
     wanted = _wanted(config, layout.TOWERS)
     _audit("params", wanted, {p: p for p in wanted}, held, layout.TOWERS, as_torch=False)
     target = folder / ("flax_model.msgpack" if format == "flax" else "model.safetensors")

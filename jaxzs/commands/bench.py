@@ -136,9 +136,7 @@ def _text(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs import clip
 
     ids = _token_ids(model.config, options.batch_size)
-    encode = functools.partial(
-        clip.encode_text, model.params, ids, model.config, compute_dtype=options.compute_dtype
-    )
+    encode = functools.partial(clip.encode_text, model.params, ids, model.config, compute_dtype=options.compute_dtype)
     return _Measured(encode, options.batch_size, "text")
 
 

@@ -103,11 +103,7 @@ def run(options: ClassifyOptions) -> int:
             text = jnp.asarray(kept.proxies)
         elif tuned is None:
             text = zeroshot.text_proxies(
-                model,
-                classes.names,
-                classes.templates,
-                compute_dtype=dtype,
-                progress=not options.quiet,
+                model, classes.names, classes.templates, compute_dtype=dtype, progress=not options.quiet
             )
         else:
             text, encode = prompted_encoders(model, tuned, classes.names, compute_dtype=dtype)
@@ -150,9 +146,7 @@ def _check_options(options: ClassifyOptions) -> None:
     if not options.images:
         raise DataError("no images given: name a folder, files or globs")
     if options.prompt is not None and (options.templates or options.store):
-        raise DataError(
-            "--prompt replaces --templates, and its features are not kept in a --store; leave these out"
-        )
+        raise DataError("--prompt replaces --templates, and its features are not kept in a --store; leave these out")
     if options.gamma != "auto":
         try:
             valid = 0 <= float(options.gamma) <= 1
@@ -171,9 +165,7 @@ def _check_options(options: ClassifyOptions) -> None:
         names = "prompt", "method", "templates", "labels", "labels_file", "dataset"
         also = [option(name) for name in names if getattr(options, name)]
         if also:
-            raise DataError(
-                f"--proxies brings its class names and replaces {', '.join(also)}; leave these out"
-            )
+            raise DataError(f"--proxies brings its class names and replaces {', '.join(also)}; leave these out")
 
 
 def _method(options: ClassifyOptions) -> Literal["proxy", "zero-shot", "learned"]:
@@ -216,9 +208,7 @@ def _classes(
     zeroshot.check_class_names(names)
     plain = lambda name: name.replace("_", " ").strip().lower()  # noqa: E731
     places = {plain(name): place for place, name in enumerate(names)}
-    return _Classes(
-        names, templates or (zeroshot.DEFAULT_TEMPLATE,), lambda folder: places.get(plain(folder))
-    )
+    return _Classes(names, templates or (zeroshot.DEFAULT_TEMPLATE,), lambda folder: places.get(plain(folder)))
 
 
 def _encode(
@@ -230,12 +220,7 @@ def _encode(
     """
     if options.store is None:
         features, read, unreadable = encode_files(
-            model,
-            paths,
-            options.batch_size,
-            options.compute_dtype,
-            encode,
-            progress=not options.quiet,
+            model, paths, options.batch_size, options.compute_dtype, encode, progress=not options.quiet
         )
     else:
         with kept_when_interrupted(
@@ -243,15 +228,11 @@ def _encode(
         ):
             features, read, unreadable = _stored(options, model, paths)
     if not read:
-        raise DataError(
-            f"none of the {len(paths)} images could be read; the first: {unreadable[0]}"
-        )
+        raise DataError(f"none of the {len(paths)} images could be read; the first: {unreadable[0]}")
     return features, read, unreadable
 
 
-def _stored(
-    options: ClassifyOptions, model: Model, paths: Sequence[Path]
-) -> tuple[jax.Array, list[Path], list[str]]:
+def _stored(options: ClassifyOptions, model: Model, paths: Sequence[Path]) -> tuple[jax.Array, list[Path], list[str]]:
     """The same through a feature store."""
     import jax.numpy as jnp
 
@@ -297,20 +278,11 @@ def encode_files(
     read: list[Path] = []
     bar = tqdm(total=len(paths), unit="image", disable=None if progress else True)
     batches = load_images(
-        paths,
-        model.preprocessor,
-        batch_size=batch_size,
-        on_error=lambda path, error: unreadable.append(str(error)),
+        paths, model.preprocessor, batch_size=batch_size, on_error=lambda path, error: unreadable.append(str(error))
     )
     for batch in batches:
         features.append(
-            image_features(
-                model,
-                batch.pixels,
-                batch_size=batch_size,
-                compute_dtype=compute_dtype,
-                encode=encode,
-            )
+            image_features(model, batch.pixels, batch_size=batch_size, compute_dtype=compute_dtype, encode=encode)
         )
         read.extend(batch.paths)
         bar.update(len(read) + len(unreadable) - bar.n)
@@ -318,15 +290,12 @@ def encode_files(
     return jnp.concatenate(features), read, unreadable
 
 
-def _rows(
-    paths: Sequence[Path], class_names: Sequence[str], result: Classification
-) -> list[dict[str, Any]]:
+def _rows(paths: Sequence[Path], class_names: Sequence[str], result: Classification) -> list[dict[str, Any]]:
     """One record an image: path, label, score, and the best classes with their scores."""
     rows = []
     for path, classes, scores in zip(paths, result.classes, result.scores, strict=True):
         best = [
-            {"label": class_names[c], "score": round(float(score), 6)}
-            for c, score in zip(classes, scores, strict=True)
+            {"label": class_names[c], "score": round(float(score), 6)} for c, score in zip(classes, scores, strict=True)
         ]
         rows.append({"path": str(path), **best[0], "top": best})
     return rows
@@ -404,9 +373,7 @@ def _record(
     )
 
 
-def _save(
-    options: ClassifyOptions, model: Model, classes: _Classes, result: Classification
-) -> None:
+def _save(options: ClassifyOptions, model: Model, classes: _Classes, result: Classification) -> None:
     """The learned proxies, if they are to be kept; of one image there are none."""
     from jaxzs.proxy import LearnedProxies, save_proxies
 
@@ -421,9 +388,7 @@ def _save(
     options.say(f"proxies kept in {options.save}")
 
 
-def _write(
-    options: ClassifyOptions, rows: Sequence[dict[str, Any]], record: dict[str, Any]
-) -> None:
+def _write(options: ClassifyOptions, rows: Sequence[dict[str, Any]], record: dict[str, Any]) -> None:
     """The record as .json, and the table where --out is a .csv file."""
     from jaxzs.files import write_json
     from jaxzs.report import write_csv
@@ -434,10 +399,7 @@ def _write(
         depth = len(rows[0]["top"])
         header = ["path", "label", "score"]
         header += [f"{name}_{rank}" for rank in range(2, depth + 1) for name in ("label", "score")]
-        cells = [
-            [row["path"], *(entry[name] for entry in row["top"] for name in ("label", "score"))]
-            for row in rows
-        ]
+        cells = [[row["path"], *(entry[name] for entry in row["top"] for name in ("label", "score"))] for row in rows]
         write_csv(options.out, header, cells)
     write_json(options.out.with_suffix(".json"), record)
     options.say(f"{len(rows)} results written to {options.out}")

@@ -37,9 +37,7 @@ def run(options: DemoOptions) -> int:
     from jaxzs.data import from_arrays
     from jaxzs.report import data_entry, measured, write_record
 
-    options.say(
-        "Reading 1,797 real handwritten digits and the embedded CLIP (trained on drawings only) ..."
-    )
+    options.say("Reading 1,797 real handwritten digits and the embedded CLIP (trained on drawings only) ...")
     with measured() as seconds:
         images, labels = real_digits()
         model, predictions, curves, stages = classify_digits(images)
@@ -108,11 +106,7 @@ def classify_digits(images: np.ndarray) -> Classified:
     curves = []
     for name, gamma in (("proxies, plain", 1.0), ("proxies, Sinkhorn", 0.0)):
         learned = proxy.fit(
-            features,
-            text,
-            label_temperature=1 / model.logit_scale,
-            temperature=4 / model.logit_scale,
-            gamma=gamma,
+            features, text, label_temperature=1 / model.logit_scale, temperature=4 / model.logit_scale, gamma=gamma
         )
         predictions[name] = np.asarray(zeroshot.predict(features, learned.proxies))
         curves.append(convergence("scikit-learn digits", "fast", learned, name))
@@ -120,9 +114,7 @@ def classify_digits(images: np.ndarray) -> Classified:
     return Classified(model, predictions, curves, clock.seconds)
 
 
-def results_of(
-    overall: dict[str, float], per_class: dict[str, list[float]], curves: list[Convergence]
-) -> Results:
+def results_of(overall: dict[str, float], per_class: dict[str, list[float]], curves: list[Convergence]) -> Results:
     """What `jaxzs report` makes tables and plots of."""
     from jaxzs.report import Figure, PerClass, Results
 
@@ -131,10 +123,7 @@ def results_of(
     return Results(
         {"accuracy": overall, "per_class": per_class},
         tuple(Figure(data, name, "accuracy", value, protocol) for name, value in overall.items()),
-        tuple(
-            PerClass(data, name, digits, before, tuple(per_class[name]), protocol)
-            for name in METHODS[1:]
-        ),
+        tuple(PerClass(data, name, digits, before, tuple(per_class[name]), protocol) for name in METHODS[1:]),
         tuple(curves),
     )
 

@@ -114,9 +114,7 @@ class LabelOptions:
         given += ["labels"] * (self.labels == "")
         if len(given) > 1:
             named = " and ".join(map(option, given))
-            raise LabelError(
-                f"{named} are given: give only one of --labels, --labels-file and --dataset"
-            )
+            raise LabelError(f"{named} are given: give only one of --labels, --labels-file and --dataset")
         if self.labels is not None:
             names, where = split_names(self.labels), f"--labels {self.labels!r}"
         elif self.labels_file is not None:
@@ -186,9 +184,7 @@ def read_templates(templates: Sequence[str]) -> tuple[str, ...]:
 
     known = template_set_names()
     return tuple(
-        text
-        for template in templates
-        for text in (template_set(template) if template in known else (template,))
+        text for template in templates for text in (template_set(template) if template in known else (template,))
     )
 
 
@@ -291,9 +287,7 @@ def command_line(command: str, options: Any) -> str:
     return shlex.join(["jaxzs", command, *positional, *named])
 
 
-def say_rows(
-    options: OutputOptions, rows: Sequence[dict[str, Any]], labels: str, *, in_file: bool
-) -> None:
+def say_rows(options: OutputOptions, rows: Sequence[dict[str, Any]], labels: str, *, in_file: bool) -> None:
     """A line an image: its path, and label and score of each entry of `labels`; the first 20 if a file has all."""
     shown = rows[:_SHOWN] if in_file else rows
     width = max(len(row["path"]) for row in shown)
@@ -311,9 +305,7 @@ def name_unusable(reasons: Sequence[str], total: int) -> None:
     lines = [f"  {reason}" for reason in reasons[:_SHOWN]]
     if len(reasons) > _SHOWN:
         lines.append(f"  and {len(reasons) - _SHOWN} more, all named in the record")
-    print(
-        "\n".join([f"{len(reasons)} of {total} images could not be used:", *lines]), file=sys.stderr
-    )
+    print("\n".join([f"{len(reasons)} of {total} images could not be used:", *lines]), file=sys.stderr)
 
 
 def reason_of(path: Path, error: ImageError) -> str:

@@ -51,12 +51,8 @@ def run(options: ReportOptions) -> int:
         temporary.write_text(text, encoding="utf-8")
     write_csv(options.out / "figures.csv", CSV_HEADER, csv_rows(rows))
     options.say(text)
-    written = [
-        str(options.out / name) for name in ("report.md", "figures.csv", *(n for _, n in pictures))
-    ]
-    options.say(
-        f"{len(records)} records, {len(rows)} numbers, {len(pictures)} plots written to {options.out}"
-    )
+    written = [str(options.out / name) for name in ("report.md", "figures.csv", *(n for _, n in pictures))]
+    options.say(f"{len(records)} records, {len(rows)} numbers, {len(pictures)} plots written to {options.out}")
     if skipped:
         lines = [f"  {reason}" for reason in list(skipped.values())[:_SHOWN]]
         lines += [f"  and {len(skipped) - _SHOWN} more"] * (len(skipped) > _SHOWN)
@@ -79,9 +75,7 @@ def find_records(places: tuple[str, ...], besides: Path) -> tuple[set[Path], set
     Raises `RecordError` for no places, a place that does not exist, and a glob without matches.
     """
     if not places:
-        raise RecordError(
-            "no records given: name .json files that runs have written, folders or globs"
-        )
+        raise RecordError("no records given: name .json files that runs have written, folders or globs")
     named: set[Path] = set()
     found: set[Path] = set()
     for place in places:

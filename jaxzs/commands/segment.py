@@ -92,16 +92,12 @@ def run(options: SegmentOptions) -> int:
         masks = picture_names(paths, options.out / "masks")
         overlays = picture_names(paths, options.out / "overlays")
         shown = ["background", *names.foreground]
-        for path, tags, labels in tqdm(
-            masks_found, total=len(paths), unit="image", disable=options.no_progress
-        ):
+        for path, tags, labels in tqdm(masks_found, total=len(paths), unit="image", disable=options.no_progress):
             write_palette_mask(masks[path], labels)
             write_mask_overlay(overlays[path], open_image(path).convert("RGB"), labels, shown)
             rows[path] = _row(path, masks[path], tags, labels, names.foreground)
     check_any(rows, unusable, paths)
-    record = record_of(
-        "segment", options, model, names, paths, unusable, {"images": len(rows)}, seconds
-    )
+    record = record_of("segment", options, model, names, paths, unusable, {"images": len(rows)}, seconds)
     record["labels"] = {str(c): name for c, name in enumerate(shown)}
     record["results"] = [rows[path] for path in paths if path in rows]
     write_json(options.out / "masks.json", record)
@@ -141,10 +137,7 @@ def _tagged(job: _Job) -> Iterator[tuple[Path, ImageTags]]:
             progress=not job.options.quiet,
         ),
         num_foreground=len(job.names.foreground),
-        batching=Batching(
-            batch_size=min(job.options.batch_size, len(job.paths)),
-            max_patches=job.options.max_patches,
-        ),
+        batching=Batching(batch_size=min(job.options.batch_size, len(job.paths)), max_patches=job.options.max_patches),
         on_error=lambda number, error: job.unusable.__setitem__(opened[number], error),
         relative_threshold=job.options.threshold,
         exact=job.options.exact,
@@ -194,8 +187,7 @@ def _by_activation(job: _Job) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
         texts[F:],
         crf=job.crf,
         batching=Batching(
-            batch_size=min(job.options.batch_size, max(1, len(usable))),
-            max_patches=job.options.max_patches,
+            batch_size=min(job.options.batch_size, max(1, len(usable))), max_patches=job.options.max_patches
         ),
         on_error=lambda number, error: job.unusable.__setitem__(opened[number], error),
         box_threshold=job.options.box_threshold,
@@ -220,9 +212,7 @@ class _InOrderOfOpening(Sequence):
         return self.tags[self.opened[number]]
 
 
-def _read_tags(
-    file: Path, paths: Sequence[Path], foreground: Sequence[str]
-) -> dict[Path, list[int]]:
+def _read_tags(file: Path, paths: Sequence[Path], foreground: Sequence[str]) -> dict[Path, list[int]]:
     """Tags of the images from a file of `jaxzs tag`, matched by path, then by file name."""
     try:
         text = file.read_text(encoding="utf-8")
@@ -247,9 +237,7 @@ def _read_tags(
             raise DataError(f"{file} has no tags for {path}")
         unknown = [label for label in labels if label not in place]
         if unknown:
-            raise LabelError(
-                f"{file}: {path} is tagged {unknown[0]!r}, which is not among --labels"
-            )
+            raise LabelError(f"{file}: {path} is tagged {unknown[0]!r}, which is not among --labels")
         tags[path] = sorted({place[label] for label in labels})
     return tags
 
@@ -270,9 +258,7 @@ def _crf_stride(options: SegmentOptions, paths: Sequence[Path]) -> int:
     return max(1, round(max(pixels, default=1) / _CPU_KERNEL**0.5))
 
 
-def _row(
-    path: Path, mask: Path, tags: np.ndarray, labels: np.ndarray, foreground: Sequence[str]
-) -> dict[str, Any]:
+def _row(path: Path, mask: Path, tags: np.ndarray, labels: np.ndarray, foreground: Sequence[str]) -> dict[str, Any]:
     """What is written of one image: its tags and the part of the image that each covers."""
     covered = {foreground[c]: round(float((labels == c + 1).mean()), 6) for c in tags.tolist()}
     return {"path": str(path), "mask": str(mask), "tags": list(covered), "covered": covered}

@@ -111,9 +111,7 @@ def run(options: TagOptions) -> int:
             texts,
             num_foreground=len(names.foreground),
             batching=Batching(
-                batch_size=min(options.batch_size, len(paths)),
-                scales=options.scales,
-                max_patches=options.max_patches,
+                batch_size=min(options.batch_size, len(paths)), scales=options.scales, max_patches=options.max_patches
             ),
             on_error=lambda number, error: unusable.__setitem__(opened[number], error),
             relative_threshold=options.threshold,
@@ -138,9 +136,7 @@ def run(options: TagOptions) -> int:
     record = record_of("tag", options, model, names, paths, unusable, metrics, seconds)
     record |= {"box": "left, top, right, bottom in pixels", "results": rows}
     _write(options, rows, record)
-    options.say(
-        f"{len(rows)} images, {len(names.foreground)} classes, {tags / len(rows):.1f} tags an image"
-    )
+    options.say(f"{len(rows)} images, {len(names.foreground)} classes, {tags / len(rows):.1f} tags an image")
     options.print_record(record)
     name_unusable(record["unreadable"], len(paths))
     return INCOMPLETE if unusable else FINISHED
@@ -151,22 +147,16 @@ def check_options(options: PatchOptions) -> None:
     if not options.images:
         raise DataError("no images given: name a folder, files or globs")
     if options.labels is None and options.labels_file is None and options.dataset is None:
-        raise LabelError(
-            "what may be tagged? Give one of --labels a,b,c, --labels-file and --dataset"
-        )
+        raise LabelError("what may be tagged? Give one of --labels a,b,c, --labels-file and --dataset")
     check_numbers(options, "threshold", least=0, most=1)
     check_numbers(options, "batch_size", "max_patches")
 
 
-def check_any(
-    results: dict[Path, Any], unusable: dict[Path, ImageError], paths: Sequence[Path]
-) -> None:
+def check_any(results: dict[Path, Any], unusable: dict[Path, ImageError], paths: Sequence[Path]) -> None:
     """Raise `DataError` when no image could be used."""
     if not results:
         path, error = next(iter(unusable.items()))
-        raise DataError(
-            f"none of the {len(paths)} images could be used; the first: {reason_of(path, error)}"
-        )
+        raise DataError(f"none of the {len(paths)} images could be used; the first: {reason_of(path, error)}")
 
 
 class Names(NamedTuple):
@@ -223,9 +213,7 @@ def record_of(
     )
 
 
-def open_images(
-    paths: Sequence[Path], opened: list[Path], unusable: dict[Path, ImageError]
-) -> Iterator[Image.Image]:
+def open_images(paths: Sequence[Path], opened: list[Path], unusable: dict[Path, ImageError]) -> Iterator[Image.Image]:
     """The readable images, in order; their paths are appended to `opened` as they are read."""
     from jaxzs.data import open_image
 
@@ -253,21 +241,14 @@ def _row(path: Path, tagged: ImageTags, foreground: Sequence[str]) -> dict[str, 
                 "label": foreground[c],
                 "score": round(float(tagged.scores[c]), 6),
                 "reidentified": bool(tagged.reidentified[c]),
-                "box": [
-                    round(left * width),
-                    round(top * height),
-                    round(right * width),
-                    round(bottom * height),
-                ],
+                "box": [round(left * width), round(top * height), round(right * width), round(bottom * height)],
             }
         )
     return {
         "path": str(path),
         "size": [width, height],
         "tags": tags,
-        "scores": {
-            name: round(float(s), 6) for name, s in zip(foreground, tagged.scores, strict=True)
-        },
+        "scores": {name: round(float(s), 6) for name, s in zip(foreground, tagged.scores, strict=True)},
     }
 
 

@@ -119,15 +119,11 @@ def run(options: TuneOptions) -> int:
             literal_braces=not options.filled_template,
             compute_dtype=numerics.compute_dtype,
         )
-        images, labels = prompt.read_source(
-            model, modality, source, numerics=numerics, progress=not options.quiet
-        )
+        images, labels = prompt.read_source(model, modality, source, numerics=numerics, progress=not options.quiet)
         split = _split(options, labels, len(names))
         test = None
         if test_source is not None:
-            test = prompt.read_source(
-                model, modality, test_source, numerics=numerics, progress=not options.quiet
-            )
+            test = prompt.read_source(model, modality, test_source, numerics=numerics, progress=not options.quiet)
             test = test[0], _in_order_of(test[1], test_source, source, names)
         before = _zero_shot(options, model, modality, frozen, test, numerics)
         zero_shot = None
@@ -162,9 +158,7 @@ def run(options: TuneOptions) -> int:
     _save(options, model, modality, names, fitted)
     after = None
     if test is not None:
-        logits = prompt.score(
-            modality, fitted.prompts, frozen, test[0], model.config, numerics=numerics
-        )
+        logits = prompt.score(modality, fitted.prompts, frozen, test[0], model.config, numerics=numerics)
         after = logits.argmax(2)
     results = _results(options, names, fitted, zero_shot, before, after, test and test[1])
     _write_record(options, model, modality, names, source, results, seconds)
@@ -199,9 +193,7 @@ def _zero_shot(
 
     if test is None:
         return None
-    logits = prompt.plain_logits(
-        modality, frozen.text_features, frozen, test[0], model.config, numerics=numerics
-    )
+    logits = prompt.plain_logits(modality, frozen.text_features, frozen, test[0], model.config, numerics=numerics)
     return logits.argmax(1)
 
 
@@ -209,9 +201,7 @@ def _seen(options: TuneOptions, split: Split) -> np.ndarray | None:
     return split.seen if options.paradigm == "trzsl" else None
 
 
-def _save(
-    options: TuneOptions, model: Model, modality: Modality, names: Sequence[str], fitted: Fit
-) -> None:
+def _save(options: TuneOptions, model: Model, modality: Modality, names: Sequence[str], fitted: Fit) -> None:
     """One prompt file a seed."""
     import jax
     import numpy as np
@@ -222,21 +212,13 @@ def _save(
         path = _path_of(options, seed)
         own = jax.tree.map(lambda leaf, r=r: np.asarray(leaf)[r], fitted.prompts)
         settings = {**settings_of(options), "seed": seed}
-        tuned = prompt.TunedPrompt(
-            modality, own, tuple(names), options.template, model.fingerprint, settings
-        )
+        tuned = prompt.TunedPrompt(modality, own, tuple(names), options.template, model.fingerprint, settings)
         prompt.save_prompt(path, tuned)
         options.say(f"prompt of seed {seed} written to {path}")
 
 
 def _results(
-    options: TuneOptions,
-    names: Sequence[str],
-    fitted: Fit,
-    zero_shot: Any,
-    before: Any,
-    after: Any,
-    labels: Any,
+    options: TuneOptions, names: Sequence[str], fitted: Fit, zero_shot: Any, before: Any, after: Any, labels: Any
 ) -> Results:
     """What `jaxzs report` makes tables and plots of."""
     from jaxzs.report import Results, curves
@@ -311,15 +293,11 @@ def _class_names(options: TuneOptions, source: Source) -> list[str]:
             )
         return list(given)
     if not own:
-        raise LabelError(
-            f"{options.images} does not name its classes; give --labels, --labels-file or --dataset"
-        )
+        raise LabelError(f"{options.images} does not name its classes; give --labels, --labels-file or --dataset")
     return list(own)
 
 
-def _in_order_of(
-    labels: np.ndarray, test: Source, source: Source, names: Sequence[str]
-) -> np.ndarray:
+def _in_order_of(labels: np.ndarray, test: Source, source: Source, names: Sequence[str]) -> np.ndarray:
     """Test labels renumbered to the classes of the training data, which may list them in another order."""
     import numpy as np
 
@@ -328,9 +306,7 @@ def _in_order_of(
     if source.label_names and test.label_names and test.label_names != source.label_names:
         unknown = sorted(set(test.label_names) - set(source.label_names))
         if unknown:
-            raise LabelError(
-                f"test classes that the training data do not have: {', '.join(unknown[:8])}"
-            )
+            raise LabelError(f"test classes that the training data do not have: {', '.join(unknown[:8])}")
         places = np.array([source.label_names.index(name) for name in test.label_names])
         labels = np.where(labels < 0, labels, places[labels])
     return check_labels(labels, len(names))
@@ -360,10 +336,7 @@ def _plan(options: TuneOptions) -> Plan:
     from jaxzs import prompt
 
     optimisation = prompt.Optimisation(
-        options.learning_rate,
-        options.epochs,
-        min(5, options.epochs - 1),
-        options.batch_size,
+        options.learning_rate, options.epochs, min(5, options.epochs - 1), options.batch_size
     )
     return prompt.Plan(
         options.strategy,

@@ -10,25 +10,10 @@ from jaxzs.data.datasets import (
     template_set_names,
 )
 from jaxzs.data.folders import open_files, open_folder
-from jaxzs.data.images import (
-    SUFFIXES,
-    ImageBatch,
-    class_from_subfolder,
-    find_images,
-    load_images,
-    open_image,
-)
+from jaxzs.data.images import SUFFIXES, ImageBatch, class_from_subfolder, find_images, load_images, open_image
 from jaxzs.data.opening import open_source
 from jaxzs.data.prepared import open_tfds
-from jaxzs.data.sources import (
-    Item,
-    Source,
-    from_arrays,
-    from_object,
-    open_npz,
-    select,
-    take_split,
-)
+from jaxzs.data.sources import Item, Source, from_arrays, from_object, open_npz, select, take_split
 
 __all__ = [
     "SUFFIXES",

@@ -101,9 +101,7 @@ def batches(
     if len(numbers) == 0:
         return
     data = grain.MapDataset.source(numbers).map(read)
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(threads, read_ahead * batch_size)
-    )
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, read_ahead * batch_size))
     # Rows are read ahead one by one, by all threads; batches are put together as they are asked for.
     yield from data.to_iter_dataset(options).batch(batch_size, batch_fn=collate)
 

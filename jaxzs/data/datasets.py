@@ -91,9 +91,7 @@ class DatasetInfo:
             )
         repeated = sorted({label for i, label in enumerate(labels) if places.index(places[i]) != i})
         if repeated:
-            raise LabelError(
-                f"labels name a class of {self.name!r} a second time: {', '.join(repeated[:5])}"
-            )
+            raise LabelError(f"labels name a class of {self.name!r} a second time: {', '.join(repeated[:5])}")
         return tuple(self.class_names[place] for place in places if place is not None)
 
     def place(self, label: str) -> int | None:
@@ -116,9 +114,7 @@ class DatasetInfo:
     def renamed(self, variant: str) -> DatasetInfo:
         """The same data set under another published list of names, e.g. "clip_es". Raises `LabelError`."""
         if variant not in self.variants:
-            raise LabelError(
-                f"{self.name!r} has no names {variant!r}; it has: {', '.join(self.variants) or 'none'}"
-            )
+            raise LabelError(f"{self.name!r} has no names {variant!r}; it has: {', '.join(self.variants) or 'none'}")
         other = self.variants[variant]
         names = tuple(other.get(name, name) for name in self.class_names)
         return dataclasses.replace(self, class_names=names)
@@ -196,9 +192,7 @@ def template_source(name: str) -> Mapping[str, str]:
     return source
 
 
-def seen_unseen_split(
-    num_classes: int, seed: int, seen_fraction: float = 0.62
-) -> tuple[np.ndarray, np.ndarray]:
+def seen_unseen_split(num_classes: int, seed: int, seen_fraction: float = 0.62) -> tuple[np.ndarray, np.ndarray]:
     """Class places (seen, unseen) of transductive zero-shot learning, as Menghini et al. 2023 split them.
 
     Seen classes are drawn without replacement, in the drawn order; the rest follow in ascending order.
@@ -209,9 +203,7 @@ def seen_unseen_split(
     (6, 4)
     """
     if num_classes < 2 or not 0 < seen_fraction < 1:
-        raise LabelError(
-            f"cannot split {num_classes} classes at {seen_fraction}: needs two classes and a fraction"
-        )
+        raise LabelError(f"cannot split {num_classes} classes at {seen_fraction}: needs two classes and a fraction")
     # The legacy generator: its stream is frozen, and the published splits were drawn from it.
     generator = np.random.RandomState(seed)
     seen = generator.choice(num_classes, int(seen_fraction * num_classes), replace=False)
@@ -238,9 +230,7 @@ def _parse(text: str, where: str, default_name: str) -> DatasetInfo:
         raise DataError(f"{where}: expected a JSON object with class_names and templates")
     known = {field.name for field in dataclasses.fields(DatasetInfo)}
     if strangers := sorted(set(values) - known):
-        raise DataError(
-            f"{where}: unknown keys {', '.join(strangers)}; known: {', '.join(sorted(known))}"
-        )
+        raise DataError(f"{where}: unknown keys {', '.join(strangers)}; known: {', '.join(sorted(known))}")
     names = _texts(values, "class_names", where)
     templates = values.get("templates", "simple")
     if isinstance(templates, str):

@@ -39,9 +39,7 @@ class FolderSource:
         return Item(open_image(self.root / name), self.labels[index], name)
 
 
-def open_folder(
-    root: str | Path, *, labels: str | Path | None = None, label_column: str | None = None
-) -> FolderSource:
+def open_folder(root: str | Path, *, labels: str | Path | None = None, label_column: str | None = None) -> FolderSource:
     """A folder of images: one subfolder per class, or flat with a table of labels.
 
     root: class/image files (also split/class/image, as `train/cat/1.jpg`), or images anywhere below it.
@@ -144,11 +142,7 @@ def _read_table(table: Path, label_column: str | None) -> tuple[list[_Row], bool
         return [part.strip() for part in (cell.split(separator) if several else [cell])]
 
     rows = [
-        _Row(
-            (line[file_column] or "").strip(),
-            tuple(filter(None, parts(cell))),
-            line.get("split") or WHOLE,
-        )
+        _Row((line[file_column] or "").strip(), tuple(filter(None, parts(cell))), line.get("split") or WHOLE)
         for line, cell in zip(lines, cells, strict=True)
     ]
     return rows, several
@@ -156,9 +150,7 @@ def _read_table(table: Path, label_column: str | None) -> tuple[list[_Row], bool
 
 def _read_json_rows(values: Any, table: Path) -> tuple[list[_Row], bool]:
     if not isinstance(values, dict) or not values:
-        raise DataError(
-            f'{table}: expected a JSON object {{"file": "label"}} or {{"file": ["label", ...]}}'
-        )
+        raise DataError(f'{table}: expected a JSON object {{"file": "label"}} or {{"file": ["label", ...]}}')
     several = any(isinstance(value, list) for value in values.values())
     rows = []
     for file, value in values.items():

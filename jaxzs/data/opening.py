@@ -10,9 +10,7 @@ from jaxzs.data.sources import Source, open_npz, take_split
 from jaxzs.errors import DataError
 
 
-def open_source(
-    place: str | Path, *, split: str | None = None, labels: str | Path | None = None
-) -> Source:
+def open_source(place: str | Path, *, split: str | None = None, labels: str | Path | None = None) -> Source:
     """Whatever lies at a place: a folder of images, an .npz file, or a prepared tensorflow-datasets folder or name.
 
     place: a path, or "tfds:NAME". split: in the syntax of `take_split`; tensorflow-datasets need one.

@@ -10,9 +10,7 @@ from jaxzs.data.sources import Item, ObjectSource, digest, places_of
 from jaxzs.errors import DataError, DependencyError, ImageError
 
 
-def open_tfds(
-    name_or_folder: str | Path, split: str, *, data_dir: str | Path | None = None
-) -> ObjectSource:
+def open_tfds(name_or_folder: str | Path, split: str, *, data_dir: str | Path | None = None) -> ObjectSource:
     """A data set of tensorflow-datasets that was prepared as ArrayRecord; TensorFlow is not needed.
 
     name_or_folder: e.g. "oxford_flowers102", or the folder of a prepared version (with dataset_info.json).
@@ -26,14 +24,11 @@ def open_tfds(
         if (Path(name_or_folder) / "dataset_info.json").is_file():
             builder = tfds.builder_from_directory(str(name_or_folder))
         else:
-            builder = tfds.builder(
-                str(name_or_folder), data_dir=data_dir, file_format="array_record"
-            )
+            builder = tfds.builder(str(name_or_folder), data_dir=data_dir, file_format="array_record")
         items = builder.as_data_source(split=split)
     except ModuleNotFoundError as error:
         raise DependencyError(
-            f"tensorflow-datasets cannot open {name_or_folder} without {error.name}: "
-            'pip install "jaxzs[prepare]"'
+            f'tensorflow-datasets cannot open {name_or_folder} without {error.name}: pip install "jaxzs[prepare]"'
         ) from error
     except Exception as error:  # tfds raises many kinds, most with a page of text
         raise DataError(
@@ -44,15 +39,10 @@ def open_tfds(
         ) from error
     features = builder.info.features
     if "image" not in features:
-        raise DataError(
-            f"{builder.info.full_name} has no feature 'image', only {', '.join(features)}"
-        )
+        raise DataError(f"{builder.info.full_name} has no feature 'image', only {', '.join(features)}")
     label = dict(features.items()).get("label")
     names = tuple(getattr(label, "names", None) or ())
-    shards = [
-        [path.name, path.stat().st_size]
-        for path in sorted(Path(builder.data_dir).glob("*array_record*"))
-    ]
+    shards = [[path.name, path.stat().st_size] for path in sorted(Path(builder.data_dir).glob("*array_record*"))]
     identity = digest("tfds", builder.info.full_name, split, shards)
     named = _TfdsItems(items, builder.info.full_name)
     return ObjectSource(named, names, False, identity)

@@ -86,9 +86,7 @@ class ArraySource:
         return Item(self.images[index], self.labels[index], str(index))
 
 
-def from_arrays(
-    images: np.ndarray, labels: np.ndarray | None = None, label_names: Sequence[str] = ()
-) -> ArraySource:
+def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, label_names: Sequence[str] = ()) -> ArraySource:
     """A source of images in memory.
 
     images: [N,H,W], [N,H,W,1], [N,H,W,3] or [N,H,W,4] uint8. labels: [N] integers, -1 for none, or [N,C] bool, several
@@ -146,9 +144,7 @@ def open_npz(path: str | Path) -> ArraySource:
     except Exception as error:  # zipfile and zlib have errors of their own
         raise DataError(f"{path} is damaged: {error}") from error
     if "images" not in arrays:
-        raise DataError(
-            f"{path} holds {', '.join(arrays) or 'nothing'}; expected an array 'images'"
-        )
+        raise DataError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected an array 'images'")
     names = arrays.get("label_names", arrays.get("class_names", np.array([], str)))
     return from_arrays(arrays["images"], arrays.get("labels"), [str(name) for name in names])
 
@@ -169,9 +165,7 @@ class ObjectSource:
         try:
             item = self.items[index]
         except Exception as error:  # the object is the user's
-            raise ImageError(
-                f"item {index} cannot be read: {type(error).__name__}: {error}"
-            ) from error
+            raise ImageError(f"item {index} cannot be read: {type(error).__name__}: {error}") from error
         if isinstance(item, Item):
             return item
         if isinstance(item, Mapping):
@@ -181,9 +175,7 @@ class ObjectSource:
         else:
             image, label, name = item, None, index
         if image is None:
-            raise ImageError(
-                f"item {index} has no 'image'; its keys are {', '.join(map(str, item))}"
-            )
+            raise ImageError(f"item {index} has no 'image'; its keys are {', '.join(map(str, item))}")
         name = name.decode() if isinstance(name, bytes) else str(name)
         return Item(image, places_of(label), name)
 
@@ -203,9 +195,7 @@ def from_object(
     (2, (1,))
     """
     if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
-        raise DataError(
-            f"a source needs __len__ and __getitem__; {type(items).__name__} lacks them"
-        )
+        raise DataError(f"a source needs __len__ and __getitem__; {type(items).__name__} lacks them")
     return ObjectSource(items, tuple(label_names), multi_label, digest("object", identity))
 
 
@@ -253,9 +243,7 @@ def select(source: Source, indices: Iterable[int]) -> Subset:
     """
     places = np.asarray(list(indices), np.int64)
     if places.size and not 0 <= places.min() <= places.max() < len(source):
-        raise DataError(
-            f"numbers {places.min()} to {places.max()} of a source of {len(source)} items"
-        )
+        raise DataError(f"numbers {places.min()} to {places.max()} of a source of {len(source)} items")
     return Subset(source, places, digest("subset", source.identity, places.tolist()))
 
 
@@ -280,9 +268,7 @@ def take_split(source: Source, split: str) -> Subset:
     places = {inner[name]: of_split for name, of_split in splits.items()}
     sizes = {name: types.SimpleNamespace(num_examples=len(places[name])) for name in places}
     try:
-        parts = tfds.core.ReadInstruction.from_spec(
-            re.sub(rf"\b{WHOLE}\b", "whole", split)
-        ).to_absolute(sizes)
+        parts = tfds.core.ReadInstruction.from_spec(re.sub(rf"\b{WHOLE}\b", "whole", split)).to_absolute(sizes)
     except (ValueError, AssertionError, AttributeError, NotImplementedError) as error:
         raise DataError(
             f"cannot read the split {split!r}: {error}. Examples: all[:50%], train[100:200], train+test"

@@ -82,9 +82,7 @@ def extract(
         raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     if len(source) == 0:
         raise DataError("the source holds no images")
-    store = _store(
-        model, source, Path(root).expanduser(), dtype, compute_dtype, tokens, batch_size, chunk_size
-    )
+    store = _store(model, source, Path(root).expanduser(), dtype, compute_dtype, tokens, batch_size, chunk_size)
     part, parts = jax.process_index(), jax.process_count()
     own = shard(store.num_chunks, part, parts)
     with _lock(store.path / f"part-{part}-of-{parts}.lock"):
@@ -94,9 +92,7 @@ def extract(
         skipped = [error for errors in known.values() for error in errors or ()]
         _check_skipped(skipped, max_skipped)
         encode = _encoder(model, compute_dtype, tokens, store.settings["batch_size"])
-        _write_chunks(
-            store, model, source, encode, missing, threads, skipped, max_skipped, progress
-        )
+        _write_chunks(store, model, source, encode, missing, threads, skipped, max_skipped, progress)
     parallel.barrier(f"features {store.path.name}")
     return store
 
@@ -139,9 +135,7 @@ def _store(
         "num_items": len(source),
         "dtype": dtype,
         "compute_dtype": "float32" if compute_dtype is None else jnp.dtype(compute_dtype).name,
-        "matmul_precision": str(
-            getattr(jax.config, "jax_default_matmul_precision", None) or "default"
-        ),
+        "matmul_precision": str(getattr(jax.config, "jax_default_matmul_precision", None) or "default"),
         "backend": jax.default_backend(),
         "tokens": tokens,
         # From here on: not part of the key.
@@ -160,9 +154,7 @@ def _store(
     try:
         settings = json.loads((path / "store.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot read {path / 'store.json'}: {error}; delete that folder"
-        ) from error
+        raise DataError(f"cannot read {path / 'store.json'}: {error}; delete that folder") from error
     return FeatureStore(path, settings)
 
 
@@ -171,9 +163,7 @@ def _lock(path: Path) -> Iterator[None]:
     """Held by one process at a time; the system frees it when the process dies, however it dies."""
     try:
         import fcntl
-    except (
-        ImportError
-    ):  # Windows: without the lock two processes do the same work twice, and nothing worse
+    except ImportError:  # Windows: without the lock two processes do the same work twice, and nothing worse
         yield
         return
     with open(path, "w") as file:
@@ -214,16 +204,12 @@ def _encoder(model: Model, compute_dtype: Any, tokens: bool, batch_size: int) ->
     devices = jax.local_devices()
     mesh = parallel.make_mesh(devices=devices)
     params = parallel.place_parameters(
-        {name: model.params[name] for name in ("vision_model", "visual_projection")},
-        model.config,
-        mesh,
+        {name: model.params[name] for name in ("vision_model", "visual_projection")}, model.config, mesh
     )
     where = parallel.sharding(mesh, ("images", None, None, None), (batch_size, 1, 1, 1))
 
     def encode(pixels: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-        return encode_batch(
-            params, jax.device_put(pixels, where), model.config, compute_dtype, tokens
-        )
+        return encode_batch(params, jax.device_put(pixels, where), model.config, compute_dtype, tokens)
 
     return encode
 
@@ -264,14 +250,7 @@ def _write_chunks(
         items += [-1] * (-len(items) % batch_size)  # a chunk begins with a new batch
         ends[len(items) // batch_size] = number
     size = model.config.vision.image_size
-    loaded = batches(
-        source,
-        model.preprocess,
-        batch_size,
-        image_shape=(size, size, 3),
-        indices=items,
-        threads=threads,
-    )
+    loaded = batches(source, model.preprocess, batch_size, image_shape=(size, size, 3), indices=items, threads=threads)
     errors = list(skipped)
     done: list[Encoded] = []
     with tqdm(total=len(items), unit="image", disable=None if progress else True) as bar:

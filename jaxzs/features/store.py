@@ -64,9 +64,7 @@ class FeatureStore:
     @property
     def complete(self) -> bool:
         """Whether every chunk is there (not whether it is undamaged: `chunk` looks)."""
-        return all(
-            (self.folder(number) / "chunk.json").is_file() for number in range(self.num_chunks)
-        )
+        return all((self.folder(number) / "chunk.json").is_file() for number in range(self.num_chunks))
 
     def chunk(self, number: int, *, verify: bool = True) -> Chunk:
         """One chunk, memory-mapped. Raises `DataError` when it is missing or differs from its checksums."""
@@ -136,9 +134,7 @@ def open_store(path: str | Path) -> FeatureStore:
         raise DataError(f"cannot read {folder / 'store.json'}: {error}") from error
     store = FeatureStore(folder, settings)
     if not store.complete:
-        raise DataError(
-            f"the feature store {folder} is not finished; run the extraction again to continue it"
-        )
+        raise DataError(f"the feature store {folder} is not finished; run the extraction again to continue it")
     return store
 
 

@@ -17,14 +17,7 @@ from jaxzs.patch.local import (
 from jaxzs.patch.masks import ImageMask, pixel_labels, score_maps, segment_images
 from jaxzs.patch.refine import Refined, dual_masking
 from jaxzs.patch.reidentify import Candidates, find_candidates, reidentify
-from jaxzs.patch.segmentation import (
-    Segmentation,
-    affinity,
-    default_affinity_layers,
-    enlarge,
-    label_map,
-    segment,
-)
+from jaxzs.patch.segmentation import Segmentation, affinity, default_affinity_layers, enlarge, label_map, segment
 from jaxzs.patch.tags import Tags, decide, fuse_scores, tag
 from jaxzs.patch.texts import tag_texts
 

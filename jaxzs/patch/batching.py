@@ -51,9 +51,7 @@ class Batching:
 DEFAULT_BATCHING = Batching()
 
 
-def patch_aligned_size(
-    height: int, width: int, patch_size: int, scale: float = 1.0
-) -> tuple[int, int]:
+def patch_aligned_size(height: int, width: int, patch_size: int, scale: float = 1.0) -> tuple[int, int]:
     """Each side, scaled, rounded up to a multiple of the patch size: the original never crops or pads.
 
     >>> patch_aligned_size(375, 500, 16)
@@ -64,12 +62,7 @@ def patch_aligned_size(
 
 
 def prepare_image(
-    image: Any,
-    preprocessor: ImagePreprocessor,
-    patch_size: int,
-    *,
-    scale: float = 1.0,
-    max_patches: int = 4096,
+    image: Any, preprocessor: ImagePreprocessor, patch_size: int, *, scale: float = 1.0, max_patches: int = 4096
 ) -> np.ndarray:
     """One image as pixels [H,W,3] float32 whose sides are multiples of the patch size, normalised.
 
@@ -147,10 +140,7 @@ def stacks(
     waiting: dict[tuple[int, int], list[Piece]] = {}
     for piece in _pieces(model, images, batching, on_error):
         height, width, _ = piece.pixels.shape
-        grid = (
-            step * math.ceil(height / patch_size / step),
-            step * math.ceil(width / patch_size / step),
-        )
+        grid = (step * math.ceil(height / patch_size / step), step * math.ceil(width / patch_size / step))
         waiting.setdefault(grid, []).append(piece)
         size = _batch_size(grid, model, batching, multiple)
         if len(waiting[grid]) == size:
@@ -160,10 +150,7 @@ def stacks(
 
 
 def _pieces(
-    model: Model,
-    images: Iterable[Any],
-    batching: Batching,
-    on_error: Callable[[int, ImageError], None] | None,
+    model: Model, images: Iterable[Any], batching: Batching, on_error: Callable[[int, ImageError], None] | None
 ) -> Iterator[Piece]:
     for number, image in enumerate(images):
         try:

@@ -58,10 +58,7 @@ def _maximum_of_neighbours(x: jax.Array, outside: int) -> jax.Array:
         width = [(0, 0)] * x.ndim
         width[axis] = (1, 1)
         padded = jnp.pad(x, width, constant_values=outside)
-        shifted = [
-            jax.lax.slice_in_dim(padded, start, start + x.shape[axis], axis=axis)
-            for start in range(3)
-        ]
+        shifted = [jax.lax.slice_in_dim(padded, start, start + x.shape[axis], axis=axis) for start in range(3)]
         x = jnp.maximum(jnp.maximum(shifted[0], shifted[1]), shifted[2])
     return x
 

@@ -93,9 +93,7 @@ def class_activation_maps(
         x, weights = block(layer, x, vision, bias, numerics, attend_by_head)
         attention.append(weights)
     y = layer_norm(last["layer_norm1"], x, vision.layer_norm_eps)
-    allowed = jnp.pad(
-        present, ((0, 0), (0, texts.shape[1] - present.shape[1])), constant_values=True
-    )
+    allowed = jnp.pad(present, ((0, 0), (0, texts.shape[1] - present.shape[1])), constant_values=True)
 
     def probability(y: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B,K+M] from what enters the last block's attention; x enters its residual and is held fixed."""
@@ -104,9 +102,7 @@ def class_activation_maps(
         z = finish_block(last, x, mixed, vision, numerics)
         tokens = vision_output(params, z, vision, numerics)[:, 1:]  # the class token is not used
         feature = normalize(_mean_of_patches(tokens, grid))
-        cosine = jnp.einsum(
-            "be,bce->bc", feature, normalize(texts), precision=jax.lax.Precision.HIGHEST
-        )
+        cosine = jnp.einsum("be,bce->bc", feature, normalize(texts), precision=jax.lax.Precision.HIGHEST)
         logits = jnp.exp(params["logit_scale"].astype(jnp.float32)) * cosine
         return jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf)), weights.mean(1)
 

@@ -106,8 +106,7 @@ def _tag_stack(run: Callable[..., Tags], stack: Stack) -> Iterator[ImageTags]:
     found: Any = jax.device_get(run(stack.pixels, stack.mask))
     for row, (piece, (rows, columns)) in enumerate(zip(stack.pieces, stack.grids, strict=True)):
         coarse, refined = (
-            part[row].reshape(*stack.mask.shape[1:], -1)[:rows, :columns]
-            for part in (found.coarse, found.refined)
+            part[row].reshape(*stack.mask.shape[1:], -1)[:rows, :columns] for part in (found.coarse, found.refined)
         )
         yield ImageTags(
             number=piece.number,
@@ -124,25 +123,13 @@ def _tag_stack(run: Callable[..., Tags], stack: Stack) -> Iterator[ImageTags]:
 
 
 def _program(
-    model: Model,
-    text_features: jax.Array,
-    num_foreground: int,
-    mesh: Mesh | None,
-    options: Mapping[str, Any],
+    model: Model, text_features: jax.Array, num_foreground: int, mesh: Mesh | None, options: Mapping[str, Any]
 ) -> Callable[[np.ndarray, np.ndarray], Tags]:
     """`tag` as a function of pixels and mask, divided over the mesh where there is one."""
 
     def run(shared: tuple[Params, jax.Array], pixels: Any, mask: Any) -> Tags:
         params, texts = shared
-        return tag(
-            params,
-            pixels,
-            texts,
-            model.config,
-            num_foreground=num_foreground,
-            mask=mask,
-            **options,
-        )
+        return tag(params, pixels, texts, model.config, num_foreground=num_foreground, mask=mask, **options)
 
     shared = model.params, text_features
     if mesh is None:
@@ -158,6 +145,4 @@ def _mean_of_scales(scales: Sequence[ImageTags], options: Mapping[str, Any]) -> 
     relative = options.get("relative_threshold", 0.5) if relative is None else relative
     fraction = jnp.broadcast_to(jnp.asarray(relative, jnp.float32), scores.shape)
     tags, threshold = decide(jnp.asarray(scores)[None], fraction, full_grid(1, 2, 2))
-    return scales[0]._replace(
-        scores=scores, tags=np.asarray(tags[0]), threshold=np.asarray(threshold[0])
-    )
+    return scales[0]._replace(scores=scores, tags=np.asarray(tags[0]), threshold=np.asarray(threshold[0]))

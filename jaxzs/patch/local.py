@@ -68,13 +68,7 @@ def local_tower(
     """
     tree, vision = params["vision_model"], config.vision
     x, bias = embed_images(
-        params,
-        pixels,
-        config,
-        grid,
-        padded=padded,
-        half_positions=half_positions,
-        numerics=numerics,
+        params, pixels, config, grid, padded=padded, half_positions=half_positions, numerics=numerics
     )
     attention = []
     *before, last = layers_of(tree, vision)
@@ -153,16 +147,12 @@ def fuse_attention(
     return fused
 
 
-def class_probabilities(
-    tokens: jax.Array, text_features: jax.Array, logit_scale: jax.Array
-) -> jax.Array:
+def class_probabilities(tokens: jax.Array, text_features: jax.Array, logit_scale: jax.Array) -> jax.Array:
     """Softmax over all C classes of exp(logit_scale) times the cosine: [...,E], [C,E] -> [...,C] float32.
 
     Both sides are L2-normalised here.
     """
-    cosine = jnp.matmul(
-        normalize(tokens), normalize(text_features).T, precision=jax.lax.Precision.HIGHEST
-    )
+    cosine = jnp.matmul(normalize(tokens), normalize(text_features).T, precision=jax.lax.Precision.HIGHEST)
     return jax.nn.softmax(jnp.exp(logit_scale.astype(jnp.float32)) * cosine, axis=-1)
 
 

@@ -87,12 +87,7 @@ def segment_images(
     texts, others = jnp.asarray(text_features), jnp.asarray(background_features)
     run = _program(model, texts, others, mesh, options)
     for stack in stacks(
-        model,
-        images,
-        batching,
-        padded=not exact,
-        multiple=1 if mesh is None else mesh.size,
-        on_error=on_error,
+        model, images, batching, padded=not exact, multiple=1 if mesh is None else mesh.size, on_error=on_error
     ):
         of_images = [np.asarray(tags[piece.number], np.int32) for piece in stack.pieces]
         padded = _padded_tags(of_images, len(stack.pixels))
@@ -100,12 +95,8 @@ def segment_images(
         found: Any = jax.device_get(run(stack.pixels, padded, stack.mask))
         for row, own in enumerate(of_images):
             rows, columns = stack.grids[row]
-            maps, activation = (
-                part[row, : len(own), :rows, :columns] for part in (found.maps, found.activation)
-            )
-            labels = pixel_labels(
-                stack.pieces[row].image, maps, own, background=background, crf=crf, exact=exact
-            )
+            maps, activation = (part[row, : len(own), :rows, :columns] for part in (found.maps, found.activation))
+            labels = pixel_labels(stack.pieces[row].image, maps, own, background=background, crf=crf, exact=exact)
             yield ImageMask(stack.pieces[row].number, own, labels, maps, activation)
 
 

@@ -62,9 +62,7 @@ def f1(tags: np.ndarray, labels: np.ndarray, average: str = "overall") -> F1:
     return F1(float(score), float(precision), float(recall))
 
 
-def calibrate_thresholds(
-    scores: np.ndarray, labels: np.ndarray, *, default: float = 0.5
-) -> np.ndarray:
+def calibrate_thresholds(scores: np.ndarray, labels: np.ndarray, *, default: float = 0.5) -> np.ndarray:
     """The relative threshold of each class that gives it the best F1: scores, labels [N,C] -> [C] float32.
 
     For `tag_threshold`; needs labelled images other than those that are tagged, and is not in the paper. Scores are
@@ -86,9 +84,7 @@ def calibrate_thresholds(
     return np.where(positive.any(0), threshold, default).astype(np.float32)
 
 
-def tag_report(
-    scores: np.ndarray, tags: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
-) -> dict[str, Any]:
+def tag_report(scores: np.ndarray, tags: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
     """Every figure at once, as plain numbers: mAP and F1 by both definitions, and per class.
 
     Keys ending in "_sklearn" are scikit-learn's: mAP over the classes that have positives, and its micro, macro and
@@ -113,25 +109,18 @@ def tag_report(
         "images": len(scores),
         "mAP": float(per_class.mean()),
         "mAP_sklearn": float(np.mean(ties)) if present.any() else float("nan"),
-        **{
-            f"f1_{name}": f1(tags, labels, name)._asdict()
-            for name in ("overall", "category", "sample")
-        },
+        **{f"f1_{name}": f1(tags, labels, name)._asdict() for name in ("overall", "category", "sample")},
         **sklearn,
         "tags_per_image": float(np.asarray(tags).sum(1).mean()),
         "per_class": {
             name: {"ap": float(ap), "f1": float(score), "positives": int(count)}
-            for name, ap, score, count in zip(
-                class_names, per_class, by_class, positive.sum(0), strict=True
-            )
+            for name, ap, score, count in zip(class_names, per_class, by_class, positive.sum(0), strict=True)
         },
     }
 
 
 def segmentation_report(
-    predicted: np.ndarray | Sequence[np.ndarray],
-    truth: np.ndarray | Sequence[np.ndarray],
-    class_names: Sequence[str],
+    predicted: np.ndarray | Sequence[np.ndarray], truth: np.ndarray | Sequence[np.ndarray], class_names: Sequence[str]
 ) -> dict[str, Any]:
     """Mean intersection over union of label maps: two sequences of [H,W] integers -> figures.
 
@@ -157,8 +146,7 @@ def segmentation_report(
         "mIoU": float(iou[counts.sum(1) > 0].mean()) if counts.any() else float("nan"),
         "pixel_accuracy": float(both.sum() / max(1, counts.sum())),
         "per_class": {
-            name: float(value) if total else None
-            for name, value, total in zip(class_names, iou, union, strict=True)
+            name: float(value) if total else None for name, value, total in zip(class_names, iou, union, strict=True)
         },
     }
 
@@ -166,13 +154,9 @@ def segmentation_report(
 def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 2 or scores.shape != labels.shape or 0 in scores.shape:
-        raise DataError(
-            f"scores {scores.shape} and labels {labels.shape} must be [N,C] of the same N and C, not 0"
-        )
+        raise DataError(f"scores {scores.shape} and labels {labels.shape} must be [N,C] of the same N and C, not 0")
     if not np.isin(labels, (0, 1)).all():
         raise LabelError("labels must be 0 or 1, one column a class")
     if not np.isfinite(scores).all():
-        raise DataError(
-            f"scores of image {int(np.argwhere(~np.isfinite(scores))[0, 0])} are not finite"
-        )
+        raise DataError(f"scores of image {int(np.argwhere(~np.isfinite(scores))[0, 0])} are not finite")
     return scores, labels.astype(bool)

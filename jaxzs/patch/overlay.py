@@ -34,10 +34,7 @@ def draw_overlay(image: Image.Image, found: ImageTags, class_names: Sequence[str
     rows = math.ceil((1 + len(tags)) / columns)
     aspect = image.height / image.width
     side = 3.2
-    figure = Figure(
-        figsize=(side * columns, rows * (side * min(max(aspect, 0.4), 2.5) + 0.8)),
-        layout="constrained",
-    )
+    figure = Figure(figsize=(side * columns, rows * (side * min(max(aspect, 0.4), 2.5) + 0.8)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     for axis in axes:
         axis.axis("off")
@@ -48,9 +45,7 @@ def draw_overlay(image: Image.Image, found: ImageTags, class_names: Sequence[str
     return figure
 
 
-def write_overlay(
-    path: str | Path, image: Image.Image, found: ImageTags, class_names: Sequence[str]
-) -> None:
+def write_overlay(path: str | Path, image: Image.Image, found: ImageTags, class_names: Sequence[str]) -> None:
     """`draw_overlay` as a picture file, atomically; the format goes by the suffix (.png, .jpg, .pdf, .svg)."""
     path = Path(path)
     figure = draw_overlay(image, found, class_names)
@@ -76,20 +71,11 @@ def _draw_photo(
         for c, colour in zip(tags, colours, strict=True)
     ]
     # Below the photo: nothing that was found may hide behind it.
-    axis.legend(
-        handles=legend,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.0),
-        ncols=2,
-        fontsize=7,
-        frameon=False,
-    )
+    axis.legend(handles=legend, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, fontsize=7, frameon=False)
     axis.set_title(f"{len(tags)} tags" if len(tags) != 1 else "1 tag", fontsize=9)
 
 
-def _draw_heat(
-    axis: Axes, image: Image.Image, found: ImageTags, c: int, colour: Any, name: str
-) -> None:
+def _draw_heat(axis: Axes, image: Image.Image, found: ImageTags, c: int, colour: Any, name: str) -> None:
     """The refined scores of one class over the greyed photo: yellow where the class was found, clear elsewhere."""
     scores = found.refined[..., c]
     low, high = float(scores.min()), float(scores.max())
@@ -135,9 +121,7 @@ def voc_palette(num_colours: int = 256) -> np.ndarray:
     palette = np.zeros((num_colours, 3), np.uint8)
     for bit in range(8):  # three bits of the label go to the next lower bit of red, green and blue
         for channel in range(3):
-            palette[:, channel] |= (((label >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
+            palette[:, channel] |= (((label >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
     return palette
 
 
@@ -151,9 +135,7 @@ def write_palette_mask(path: str | Path, labels: np.ndarray) -> None:
         mask.save(temporary, format="PNG")
 
 
-def write_mask_overlay(
-    path: str | Path, image: Image.Image, labels: np.ndarray, names: Sequence[str]
-) -> None:
+def write_mask_overlay(path: str | Path, image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> None:
     """The photo, and beside it the greyed photo under its label map with a legend. names: of label 0 and up."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -172,12 +154,7 @@ def write_mask_overlay(
     legend = [Patch(color=palette[label], label=names[label]) for label in present]
     if legend:
         axes[1].legend(
-            handles=legend,
-            loc="upper center",
-            bbox_to_anchor=(0.5, 0.0),
-            ncols=4,
-            fontsize=7,
-            frameon=False,
+            handles=legend, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize=7, frameon=False
         )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=80, format=path.suffix.lstrip("."))

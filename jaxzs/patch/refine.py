@@ -28,9 +28,7 @@ class Refined(NamedTuple):
     scores: jax.Array
 
 
-def dual_masking(
-    attention: jax.Array, coarse: jax.Array, grid: Grid, *, keep_border: bool = False
-) -> Refined:
+def dual_masking(attention: jax.Array, coarse: jax.Array, grid: Grid, *, keep_border: bool = False) -> Refined:
     """Refine patch scores: attention [B,P,P] (fused), coarse [B,P,C] -> `Refined`.
 
     A class whose spread scores are all zero, or constant and so without any box, keeps them as they are. Padded

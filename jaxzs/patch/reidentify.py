@@ -67,9 +67,7 @@ def find_candidates(
     inside = grid.patches[:, :, None]
     lowest = jnp.where(inside, refined, jnp.inf).min((1, 2))
     highest = jnp.where(inside, refined, -jnp.inf).max((1, 2))
-    threshold = relative_cut(
-        lowest, highest, relative_threshold
-    )  # [B]; NaN for an image of padding
+    threshold = relative_cut(lowest, highest, relative_threshold)  # [B]; NaN for an image of padding
     best = best_scores(refined, num_foreground, grid)
     chosen = best > threshold[:, None]
     relative = min_max(refined[:, :, :num_foreground], grid.patches)
@@ -89,9 +87,7 @@ def best_scores(refined: jax.Array, num_foreground: int, grid: Grid) -> jax.Arra
     return jnp.where(grid.patches.any(1)[:, None], best, 0.0)
 
 
-def crop_pixels(
-    pixels: jax.Array, image: jax.Array, box: jax.Array, patch_size: int, size: int
-) -> jax.Array:
+def crop_pixels(pixels: jax.Array, image: jax.Array, box: jax.Array, patch_size: int, size: int) -> jax.Array:
     """One box of one image, resized bilinearly without antialiasing: pixels [B,H,W,3], box [4] -> [size,size,3]."""
     top, bottom, left, right = box * patch_size
     above, below, down = bilinear_taps(bottom - top, size, size)
@@ -120,11 +116,7 @@ def crop_region(region: jax.Array, box: jax.Array, native: tuple[int, int]) -> j
 
 
 def region_tokens(
-    params: Params,
-    crops: jax.Array,
-    regions: jax.Array,
-    config: CLIPConfig,
-    numerics: Numerics = Numerics(),
+    params: Params, crops: jax.Array, regions: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
 ) -> jax.Array:
     """Class tokens that see only their region, in every layer: crops [M,S,S,3], regions [M,P'] bool -> [M,E].
 
@@ -179,17 +171,13 @@ def reidentify(
         crops = jax.vmap(crop_pixels, (None, 0, 0, None, None))(
             pixels, image, boxes, vision.patch_size, vision.image_size
         )
-        regions = jax.vmap(crop_region, (0, 0, None))(
-            candidates.region[image, label], boxes, vision.grid
-        )
+        regions = jax.vmap(crop_region, (0, 0, None))(candidates.region[image, label], boxes, vision.grid)
         tokens = region_tokens(params, crops, regions, config, numerics)
         found = class_probabilities(tokens, text_features, logit_scale)  # [M,C]
         found = jnp.take_along_axis(found, label[:, None], axis=1)[:, 0]
         return start + capacity, probability.at[chosen].set(found, mode="drop")
 
     _, probability = jax.lax.while_loop(
-        lambda state: state[0] < total,
-        one_call,
-        (jnp.int32(0), jnp.zeros(B * F, jnp.float32)),
+        lambda state: state[0] < total, one_call, (jnp.int32(0), jnp.zeros(B * F, jnp.float32))
     )
     return probability.reshape(B, F)

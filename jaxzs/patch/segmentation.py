@@ -125,15 +125,8 @@ def segment(
     ((1, 2, 6, 12), (1, 4))
     """
     check_pixels(pixels, config, mask)
-    for name, features in (
-        ("text_features", text_features),
-        ("background_features", background_features),
-    ):
-        if (
-            len(features.shape) != 2
-            or features.shape[1] != config.projection_dim
-            or not len(features)
-        ):
+    for name, features in (("text_features", text_features), ("background_features", background_features)):
+        if len(features.shape) != 2 or features.shape[1] != config.projection_dim or not len(features):
             raise DataError(
                 f"{name} have shape {tuple(features.shape)}, expected [C,{config.projection_dim}] with at "
                 "least one row: were they made by the same checkpoint?"
@@ -142,9 +135,7 @@ def segment(
     depth = config.vision.num_hidden_layers
     layers = default_affinity_layers(depth) if affinity_layers is None else tuple(affinity_layers)
     if not layers or not all(0 <= layer < depth for layer in layers):
-        raise DataError(
-            f"affinity_layers are {list(layers)}, expected numbers from 0 to {depth - 1}"
-        )
+        raise DataError(f"affinity_layers are {list(layers)}, expected numbers from 0 to {depth - 1}")
     return _segment(
         params,
         jnp.asarray(pixels),
@@ -161,9 +152,7 @@ def segment(
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "layers", "exact", "keep_border", "numerics")
-)
+@functools.partial(jax.jit, static_argnames=("config", "layers", "exact", "keep_border", "numerics"))
 def _segment(
     params: Params,
     pixels: jax.Array,
@@ -185,15 +174,7 @@ def _segment(
     background = jnp.broadcast_to(background_features[None], (B, *background_features.shape))
     texts = jnp.concatenate([text_features[jnp.maximum(tags, 0)], background], axis=1)
     cam = class_activation_maps(
-        params,
-        pixels,
-        texts,
-        tags >= 0,
-        config,
-        grid,
-        padded=mask is not None,
-        half_positions=exact,
-        numerics=numerics,
+        params, pixels, texts, tags >= 0, config, grid, padded=mask is not None, half_positions=exact, numerics=numerics
     )
     activation = cam.maps.reshape(*tags.shape, rows, columns)
     threshold = jnp.broadcast_to(box_threshold, tags.shape)
@@ -226,9 +207,7 @@ def enlarge(maps: np.ndarray, height: int, width: int) -> np.ndarray:
     return (down @ maps @ across.T).astype(np.float16)
 
 
-def label_map(
-    maps: np.ndarray, tags: Sequence[int] | np.ndarray, *, background: bool = True
-) -> np.ndarray:
+def label_map(maps: np.ndarray, tags: Sequence[int] | np.ndarray, *, background: bool = True) -> np.ndarray:
     """Label of every pixel: maps [K,height,width], tags K class numbers -> [height,width] int32.
 
     With a background, it scores 1 - the highest map and is label 0, class c is c + 1 (VOC, COCO); without, the

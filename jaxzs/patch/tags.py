@@ -18,13 +18,7 @@ from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.layers import Numerics, Params, Precision
 from jaxzs.errors import DataError, ImageError, LabelError
 from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
-from jaxzs.patch.local import (
-    coarse_scores,
-    default_attention_layers,
-    default_votes,
-    fuse_attention,
-    local_tower,
-)
+from jaxzs.patch.local import coarse_scores, default_attention_layers, default_votes, fuse_attention, local_tower
 from jaxzs.patch.refine import dual_masking
 from jaxzs.patch.reidentify import best_scores, find_candidates, reidentify, relative_cut
 
@@ -115,17 +109,12 @@ def tag(
     layers = _checked_layers(attention_layers, config.vision.num_hidden_layers)
     if capacity is not None and capacity < 1:
         raise DataError(f"capacity is {capacity}, expected at least 1 candidate per encoder call")
-    for name, value in (
-        ("relative_threshold", relative_threshold),
-        ("tag_threshold", tag_threshold),
-    ):
+    for name, value in (("relative_threshold", relative_threshold), ("tag_threshold", tag_threshold)):
         _check_fraction(name, value)
     fraction = relative_threshold if tag_threshold is None else tag_threshold
     fraction = jnp.asarray(fraction, jnp.float32)
     if fraction.ndim > 1 or (fraction.ndim == 1 and fraction.shape[0] != num_foreground):
-        raise DataError(
-            f"tag_threshold has shape {fraction.shape}, expected one number or [{num_foreground}]"
-        )
+        raise DataError(f"tag_threshold has shape {fraction.shape}, expected one number or [{num_foreground}]")
     return _tag(
         params,
         jnp.asarray(pixels),
@@ -145,16 +134,7 @@ def tag(
     )
 
 
-_STATIC = (
-    "config",
-    "num_foreground",
-    "layers",
-    "exact",
-    "keep_border",
-    "renormalize",
-    "capacity",
-    "numerics",
-)
+_STATIC = ("config", "num_foreground", "layers", "exact", "keep_border", "renormalize", "capacity", "numerics")
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
@@ -181,38 +161,18 @@ def _tag(
     padded = mask is not None
     grid = full_grid(B, height // size, width // size) if mask is None else grid_from_mask(mask)
 
-    local = local_tower(
-        params, pixels, config, grid, padded=padded, half_positions=exact, numerics=numerics
-    )
-    attention = fuse_attention(
-        local.attention, grid.patches, layers, votes, renormalize=renormalize
-    )
+    local = local_tower(params, pixels, config, grid, padded=padded, half_positions=exact, numerics=numerics)
+    attention = fuse_attention(local.attention, grid.patches, layers, votes, renormalize=renormalize)
     coarse = coarse_scores(local.tokens, text_features, params["logit_scale"])
     refined = dual_masking(attention, coarse, grid, keep_border=keep_border).scores
     candidates = find_candidates(
-        refined,
-        num_foreground,
-        relative_threshold,
-        grid,
-        stop_at_empty=exact,
-        keep_border=keep_border,
+        refined, num_foreground, relative_threshold, grid, stop_at_empty=exact, keep_border=keep_border
     )
-    probability = reidentify(
-        params, pixels, text_features, candidates, config, capacity=capacity, numerics=numerics
-    )
+    probability = reidentify(params, pixels, text_features, candidates, config, capacity=capacity, numerics=numerics)
     best = best_scores(refined, num_foreground, grid)
     scores = fuse_scores(best, probability, candidates.accepted)
     tags, threshold = decide(scores, tag_threshold, grid)
-    return Tags(
-        scores,
-        tags,
-        threshold,
-        coarse,
-        refined,
-        candidates.accepted,
-        probability,
-        candidates.boxes,
-    )
+    return Tags(scores, tags, threshold, coarse, refined, candidates.accepted, probability, candidates.boxes)
 
 
 def fuse_scores(best: jax.Array, probability: jax.Array, reidentified: jax.Array) -> jax.Array:
@@ -228,9 +188,7 @@ def fuse_scores(best: jax.Array, probability: jax.Array, reidentified: jax.Array
     return jnp.where(reidentified, 0.5 * best + 0.5 * probability, best)
 
 
-def decide(
-    scores: jax.Array, relative_threshold: jax.Array, grid: Grid
-) -> tuple[jax.Array, jax.Array]:
+def decide(scores: jax.Array, relative_threshold: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
     """Tags and the thresholds they exceed, a fraction of each image's range of scores: [B,F], [F] -> two [B,F].
 
     An image whose scores are all equal, or below their thresholds, gets the tag of its first highest score.
@@ -243,9 +201,7 @@ def decide(
     >>> tags.tolist(), round(float(threshold[0, 0]), 2)
     ([[True, False, True]], 0.55)
     """
-    threshold = relative_cut(
-        scores.min(1, keepdims=True), scores.max(1, keepdims=True), relative_threshold[None, :]
-    )
+    threshold = relative_cut(scores.min(1, keepdims=True), scores.max(1, keepdims=True), relative_threshold[None, :])
     tags = scores > threshold
     highest = jax.nn.one_hot(scores.argmax(1), scores.shape[1], dtype=bool)
     tags = jnp.where(tags.any(1, keepdims=True), tags, highest)
@@ -260,8 +216,7 @@ def check_pixels(pixels: Any, config: CLIPConfig, mask: Any) -> None:
     vision, shape = config.vision, tuple(pixels.shape)
     if len(shape) != 4 or shape[3] != vision.num_channels or shape[0] == 0:
         raise ImageError(
-            f"pixels have shape {shape}, expected [B,H,W,{vision.num_channels}] (channels last) of "
-            "at least one image"
+            f"pixels have shape {shape}, expected [B,H,W,{vision.num_channels}] (channels last) of at least one image"
         )
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise ImageError(f"pixels are {pixels.dtype}, expected normalised floats")
@@ -294,8 +249,7 @@ def check_pixels(pixels: Any, config: CLIPConfig, mask: Any) -> None:
     rectangle = (row < sides[0][:, None, None]) & (column < sides[1][:, None, None])
     if (valid != rectangle).any() or (sides == 1).any():
         raise ImageError(
-            "mask: the True entries of an image must fill a rectangle in its upper left corner, of at "
-            "least 2x2 patches"
+            "mask: the True entries of an image must fill a rectangle in its upper left corner, of at least 2x2 patches"
         )
 
 
@@ -317,9 +271,7 @@ def _checked_layers(layers: Sequence[int] | None, num_layers: int) -> tuple[int,
     if layers is None:
         return default_attention_layers(num_layers)
     if not layers or not all(0 <= layer < num_layers for layer in layers):
-        raise DataError(
-            f"attention_layers are {list(layers)}, expected numbers from 0 to {num_layers - 1}"
-        )
+        raise DataError(f"attention_layers are {list(layers)}, expected numbers from 0 to {num_layers - 1}")
     return tuple(layers)
 
 

@@ -51,9 +51,7 @@ def tag_texts(
     names = [*foreground, *background]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise LabelError(
-            f"names occur more than once among classes and background: {', '.join(repeated)}"
-        )
+        raise LabelError(f"names occur more than once among classes and background: {', '.join(repeated)}")
     templates = template_set("tagclip85") if templates is None else tuple(templates)
     if cache is None:
         return text_proxies(model, names, templates, progress=progress)

@@ -14,12 +14,7 @@ from jaxzs.patch.grid import Grid, bilinear_taps, interpolate
 
 
 def local_positions(
-    params: Params,
-    vision: VisionConfig,
-    grid: Grid,
-    *,
-    half: bool = False,
-    half_native: bool = False,
+    params: Params, vision: VisionConfig, grid: Grid, *, half: bool = False, half_native: bool = False
 ) -> jax.Array:
     """Learned positions [B,T,D] float32, interpolated bilinearly to the true grid of each image.
 
@@ -80,11 +75,7 @@ def embed_images(
 
 
 def attend_by_head(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias: jax.Array | None = None,
-    numerics: Numerics = Numerics(),
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, numerics: Numerics = Numerics()
 ) -> tuple[jax.Array, jax.Array]:
     """`layers.attend`, one head after the other: ([B,H,T,D/H] output, [B,T,T] mean of the weights over heads).
 

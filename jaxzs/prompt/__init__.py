@@ -9,12 +9,7 @@ tuned = prompt.fit(modality, frozen, images, [split], model.config, prompt.Plan(
 
 from jaxzs.prompt.evaluation import Evaluation, RobinHood, evaluate, plot_robin_hood, robin_hood
 from jaxzs.prompt.files import TunedPrompt, load_prompt, save_prompt
-from jaxzs.prompt.inference import (
-    PromptedEncoders,
-    classify,
-    nearest_tokens,
-    prompted_encoders,
-)
+from jaxzs.prompt.inference import PromptedEncoders, classify, nearest_tokens, prompted_encoders
 from jaxzs.prompt.joint import JointPrompt, joint_prefixes
 from jaxzs.prompt.modality import Frozen, Modality, class_logits
 from jaxzs.prompt.objective import balance_weights, loss

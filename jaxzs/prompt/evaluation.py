@@ -27,9 +27,7 @@ class Evaluation:
         return self.accuracy if self.harmonic_mean is None else self.harmonic_mean
 
 
-def evaluate(
-    predictions: np.ndarray, labels: np.ndarray, seen: np.ndarray | None = None
-) -> Evaluation:
+def evaluate(predictions: np.ndarray, labels: np.ndarray, seen: np.ndarray | None = None) -> Evaluation:
     """Accuracy of predicted classes: [N] and [N] integers; seen: the seen classes, for TRZSL.
 
     Raises `DataError` for lengths that differ, no images, or a group without images.
@@ -40,17 +38,13 @@ def evaluate(
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or labels.ndim != 1 or not len(labels):
-        raise DataError(
-            f"predictions {predictions.shape} and labels {labels.shape} must be [N] with N >= 1"
-        )
+        raise DataError(f"predictions {predictions.shape} and labels {labels.shape} must be [N] with N >= 1")
     right = predictions == labels
     if seen is None:
         return Evaluation(float(right.mean()))
     is_seen = np.isin(labels, seen)
     if is_seen.all() or not is_seen.any():
-        raise DataError(
-            "the test images are all of seen or all of unseen classes; TRZSL needs both"
-        )
+        raise DataError("the test images are all of seen or all of unseen classes; TRZSL needs both")
     s, u = float(right[is_seen].mean()), float(right[~is_seen].mean())
     return Evaluation(float(right.mean()), s, u, 2 * s * u / (s + u) if s + u else 0.0)
 
@@ -75,9 +69,7 @@ class RobinHood:
     slope: float
 
 
-def robin_hood(
-    zero_shot_predictions: np.ndarray, tuned_predictions: np.ndarray, labels: np.ndarray
-) -> RobinHood:
+def robin_hood(zero_shot_predictions: np.ndarray, tuned_predictions: np.ndarray, labels: np.ndarray) -> RobinHood:
     """Per-class analysis of arXiv 2306.01669 (section 4 and its "Robin Hood" effect); predictions and labels [N].
 
     Raises `DataError` with fewer than two classes.

@@ -104,9 +104,7 @@ def load_prompt(path: str | Path, model: Model) -> TunedPrompt:
     return TunedPrompt(modality, unflatten(arrays), names, template, fingerprint, settings)
 
 
-def check_shapes(
-    arrays: dict[str, np.ndarray], modality: Modality, config: CLIPConfig, what: str
-) -> None:
+def check_shapes(arrays: dict[str, np.ndarray], modality: Modality, config: CLIPConfig, what: str) -> None:
     """`DataError` listing every array that is missing, too many, or of another shape than the modality's."""
     wanted = jax.eval_shape(lambda key: modality.init(key, config), jax.random.key(0))
     expected = {name: leaf.shape for name, leaf in flatten(wanted)}

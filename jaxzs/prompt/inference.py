@@ -41,30 +41,13 @@ def classify(
     """
     numerics = Numerics(compute_dtype)
     frozen = freeze(
-        model,
-        tuned.modality,
-        class_names or tuned.class_names,
-        template=tuned.template,
-        compute_dtype=compute_dtype,
+        model, tuned.modality, class_names or tuned.class_names, template=tuned.template, compute_dtype=compute_dtype
     )
     images = constant_images(
-        tuned.modality,
-        frozen.params,
-        pixels,
-        model.config,
-        batch_size=batch_size,
-        numerics=numerics,
+        tuned.modality, frozen.params, pixels, model.config, batch_size=batch_size, numerics=numerics
     )
     one_run = jax.tree.map(lambda x: jnp.asarray(x)[None], tuned.prompts)
-    return score(
-        tuned.modality,
-        one_run,
-        frozen,
-        images,
-        model.config,
-        batch_size=batch_size,
-        numerics=numerics,
-    )[0]
+    return score(tuned.modality, one_run, frozen, images, model.config, batch_size=batch_size, numerics=numerics)[0]
 
 
 class PromptedEncoders(NamedTuple):
@@ -79,11 +62,7 @@ class PromptedEncoders(NamedTuple):
 
 
 def prompted_encoders(
-    model: Model,
-    tuned: TunedPrompt,
-    class_names: Sequence[str] | None = None,
-    *,
-    compute_dtype: Any = None,
+    model: Model, tuned: TunedPrompt, class_names: Sequence[str] | None = None, *, compute_dtype: Any = None
 ) -> PromptedEncoders:
     """Text proxies and image encoder under a tuned prompt, to be used like those of the bare model.
 
@@ -107,9 +86,7 @@ def prompted_encoders(
         images = modality.constant_images(frozen.params, pixels, model.config, numerics)
         return modality.image_features(prompts, frozen, images, model.config, numerics)
 
-    text = jax.jit(modality.class_features, static_argnums=(2, 3))(
-        prompts, frozen, model.config, numerics
-    )
+    text = jax.jit(modality.class_features, static_argnums=(2, 3))(prompts, frozen, model.config, numerics)
     return PromptedEncoders(normalize(text), encode_image)
 
 
@@ -134,12 +111,8 @@ def nearest_tokens(model: Model, tuned: TunedPrompt, count: int = 3) -> list[lis
     (4, 3, True)
     """
     prefix = np.asarray(text_prefix(tuned))
-    table = np.asarray(
-        model.params["text_model"]["embeddings"]["token_embedding"]["embedding"], np.float32
-    )
-    distances = np.stack(
-        [np.linalg.norm(table - vector[None], axis=1) for vector in prefix]
-    )  # [K,V]
+    table = np.asarray(model.params["text_model"]["embeddings"]["token_embedding"]["embedding"], np.float32)
+    distances = np.stack([np.linalg.norm(table - vector[None], axis=1) for vector in prefix])  # [K,V]
     nearest = np.argsort(distances, axis=1)[:, :count]
     words = model.tokenizer.backend.id_to_token
     return [

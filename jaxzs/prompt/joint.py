@@ -103,16 +103,11 @@ class JointPrompt:
                 "layer_norm1": norm,
                 "self_attn": {**projections, "out_proj": out},
                 "layer_norm2": norm,
-                "mlp": {
-                    "fc1": _linear(next(keys), d, 4 * d),
-                    "fc2": _linear(next(keys), 4 * d, d),
-                },
+                "mlp": {"fc1": _linear(next(keys), d, 4 * d), "fc2": _linear(next(keys), 4 * d, d)},
             },
         }
 
-    def restart(
-        self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts
-    ) -> Prompts:
+    def restart(self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts) -> Prompts:
         """Where the authors' next iteration starts: the last tokens, with fresh maps and a fresh block."""
         return {**self.init(key, config), "text": last["text"], "visual": last["visual"]}
 
@@ -136,19 +131,12 @@ class JointPrompt:
         self, prompts: Prompts, frozen: Frozen, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """Prompted text features [C,E]."""
-        text = TextPrompt(
-            half=self.half_embeddings, share_context=self.share_context, recompute=self.recompute
-        )
+        text = TextPrompt(half=self.half_embeddings, share_context=self.share_context, recompute=self.recompute)
         prefix, _ = self.prefixes(prompts)
         return text.class_features({"prefix": prefix}, frozen, config, numerics)
 
     def image_features(
-        self,
-        prompts: Prompts,
-        frozen: Frozen,
-        images: jax.Array,
-        config: CLIPConfig,
-        numerics: Numerics = Numerics(),
+        self, prompts: Prompts, frozen: Frozen, images: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """Prompted features [B,E] of embedded patches [B,1+P,D]."""
         _, prefix = self.prefixes(prompts)
@@ -159,10 +147,7 @@ def _linear(key: jax.Array, rows: int, columns: int) -> dict[str, jax.Array]:
     """PyTorch's default: weight and bias uniform within 1/sqrt(fan_in)."""
     kernel, bias = jax.random.split(key)
     limit = rows**-0.5
-    return {
-        "kernel": _uniform(kernel, (rows, columns), limit),
-        "bias": _uniform(bias, (columns,), limit),
-    }
+    return {"kernel": _uniform(kernel, (rows, columns), limit), "bias": _uniform(bias, (columns,), limit)}
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], limit: float) -> jax.Array:

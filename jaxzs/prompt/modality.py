@@ -51,9 +51,7 @@ class Modality(Protocol):
         """Freshly drawn prompts."""
         ...
 
-    def restart(
-        self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts
-    ) -> Prompts:
+    def restart(self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts) -> Prompts:
         """Where the authors' next iteration starts: from what the first started from, the last prompts, or anew."""
         ...
 
@@ -76,12 +74,7 @@ class Modality(Protocol):
         ...
 
     def image_features(
-        self,
-        prompts: Prompts,
-        frozen: Frozen,
-        images: jax.Array,
-        config: CLIPConfig,
-        numerics: Numerics = ...,
+        self, prompts: Prompts, frozen: Frozen, images: jax.Array, config: CLIPConfig, numerics: Numerics = ...
     ) -> jax.Array:
         """Image features [B,E] under the prompts, not normalised, of what `constant_images` returned."""
         ...

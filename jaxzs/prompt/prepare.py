@@ -62,9 +62,7 @@ def freeze(
 
 
 def _encode_texts(model: Model, compute_dtype: Any, texts: list[str]) -> jax.Array:
-    ids, _ = model.tokenize(
-        texts
-    )  # padded to the longest; the mask is causal, padding is never read
+    ids, _ = model.tokenize(texts)  # padded to the longest; the mask is causal, padding is never read
     return encode_text(model.params, jnp.asarray(ids), model.config, compute_dtype=compute_dtype)
 
 
@@ -100,9 +98,7 @@ def read_source(
         bar.update(int(np.sum(batch.mask)))
         if batch.errors:
             raise DataError(f"prompt tuning needs every image: {batch.errors[0]}")
-        kept.append(
-            _constants(modality, model.params, batch.pixels, model.config, numerics)[batch.mask]
-        )
+        kept.append(_constants(modality, model.params, batch.pixels, model.config, numerics)[batch.mask])
         own = [places for places, real in zip(batch.labels, batch.mask, strict=True) if real]
         if any(len(places) > 1 for places in own):
             raise LabelError("an image has several labels; prompt tuning classifies into one class")

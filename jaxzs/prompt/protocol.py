@@ -44,9 +44,7 @@ def draw(count: int, size: int, seed: int = 0) -> np.ndarray:
     return np.random.RandomState(seed).choice(count, size, replace=False)
 
 
-def partition(
-    count: int, ratio: float = TRAIN_RATIO, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def partition(count: int, ratio: float = TRAIN_RATIO, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation) positions of a list: int(ratio*count) in drawn order, and the rest ascending.
 
     >>> partition(7)
@@ -66,8 +64,7 @@ def few_labels(labels: np.ndarray, num_classes: int, per_class: int = 2) -> np.n
         rows = np.flatnonzero(np.asarray(labels) == c)
         if len(rows) < per_class:
             raise LabelError(
-                f"class {c} has {len(rows)} images in the training pool, {per_class} labelled ones are "
-                "asked for"
+                f"class {c} has {len(rows)} images in the training pool, {per_class} labelled ones are asked for"
             )
         chosen.append(np.random.RandomState(0).choice(rows, per_class, replace=False))
     return np.concatenate(chosen)
@@ -88,16 +85,11 @@ def ssl_split(labels: np.ndarray, num_classes: int, per_class: int = 2) -> Split
     train, validation = partition(len(chosen))
     classes = np.arange(num_classes)
     unlabelled = np.setdiff1d(np.arange(len(labels)), chosen)
-    return Split(
-        "ssl", num_classes, chosen[train], chosen[validation], unlabelled, classes, classes
-    )
+    return Split("ssl", num_classes, chosen[train], chosen[validation], unlabelled, classes, classes)
 
 
 def trzsl_split(
-    labels: np.ndarray,
-    num_classes: int,
-    split_seed: int = SPLIT_SEEDS[0],
-    seen: Sequence[int] | None = None,
+    labels: np.ndarray, num_classes: int, split_seed: int = SPLIT_SEEDS[0], seen: Sequence[int] | None = None
 ) -> Split:
     """Transductive zero-shot: every image of the seen classes is labelled, those of the unseen ones are unlabelled.
 
@@ -115,24 +107,14 @@ def trzsl_split(
         unseen = np.setdiff1d(np.arange(num_classes), seen_classes)
         outside = np.setdiff1d(seen_classes, np.arange(num_classes))
         if len(outside) or not len(seen_classes) or not len(unseen):
-            raise DataError(
-                f"seen classes {seen_classes.tolist()} must be some but not all of 0..{num_classes - 1}"
-            )
+            raise DataError(f"seen classes {seen_classes.tolist()} must be some but not all of 0..{num_classes - 1}")
     is_seen = np.isin(labels, seen_classes)
     for c in range(num_classes):
         if not (labels == c).any():
             raise LabelError(f"class {c} has no image in the training pool")
     rows = np.flatnonzero(is_seen)
     train, validation = partition(len(rows))
-    return Split(
-        "trzsl",
-        num_classes,
-        rows[train],
-        rows[validation],
-        np.flatnonzero(~is_seen),
-        seen_classes,
-        unseen,
-    )
+    return Split("trzsl", num_classes, rows[train], rows[validation], np.flatnonzero(~is_seen), seen_classes, unseen)
 
 
 def ul_split(num_images: int, num_classes: int, labels: np.ndarray | None = None) -> Split:
@@ -153,9 +135,7 @@ def ul_split(num_images: int, num_classes: int, labels: np.ndarray | None = None
     return Split("ul", num_classes, none, none, order, classes, classes)
 
 
-def split_pseudolabels(
-    images: np.ndarray, labels: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def split_pseudolabels(images: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The pseudolabelled items that are trained on: a drawn 80 % if k >= 10, otherwise all, in their order."""
     if k < SMALLEST_K_TO_SPLIT:
         return images, labels
@@ -172,9 +152,7 @@ def growing_schedule(num_images: int, num_classes: int, num_iterations: int = 10
     [1, 3, 5, 7, 8, 10, 12, 14, 16, 17]
     """
     if num_iterations < 1 or num_classes < 1:
-        raise DataError(
-            f"{num_iterations} iterations over {num_classes} classes: both must be 1 or more"
-        )
+        raise DataError(f"{num_iterations} iterations over {num_classes} classes: both must be 1 or more")
     step = num_images // num_iterations
     return [_growing_k(num_images, num_classes, step, i) for i in range(1, num_iterations + 1)]
 
@@ -216,9 +194,7 @@ def epoch_learning_rates(peak: float, epochs: int = 150, warmup_epochs: int = 5)
     array([0.  , 0.05, 0.1 , 0.05])
     """
     if not 0 <= warmup_epochs < epochs:
-        raise DataError(
-            f"warmup_epochs {warmup_epochs} must be 0 or more and less than epochs {epochs}"
-        )
+        raise DataError(f"warmup_epochs {warmup_epochs} must be 0 or more and less than epochs {epochs}")
     return np.array(
         [
             peak * e / warmup_epochs
@@ -233,9 +209,7 @@ def check_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Labels [N] as int64; `LabelError` unless all lie in 0..C-1."""
     values = np.asarray(labels)
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
-        raise LabelError(
-            f"labels are {values.dtype} of shape {values.shape}, expected integers [N]"
-        )
+        raise LabelError(f"labels are {values.dtype} of shape {values.shape}, expected integers [N]")
     outside = np.flatnonzero((values < 0) | (values >= num_classes))
     if len(outside):
         raise LabelError(

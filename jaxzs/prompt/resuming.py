@@ -104,12 +104,7 @@ class Rate:
 
 
 def identify(
-    modality: Modality,
-    splits: Sequence[Split],
-    seeds: Sequence[int],
-    plan: Any,
-    frozen: Frozen,
-    images: jax.Array,
+    modality: Modality, splits: Sequence[Split], seeds: Sequence[int], plan: Any, frozen: Frozen, images: jax.Array
 ) -> str:
     """Hash of all that determines a fit, by which its file is known."""
     parts: list[Any] = [files.describe(modality), dataclasses.asdict(plan), list(seeds)]

@@ -88,9 +88,7 @@ def select_top_k(
     return rows[np.asarray(best).reshape(-1)], np.repeat(np.arange(C), best.shape[1])
 
 
-def _checked(
-    probabilities: np.ndarray | jax.Array, k: int, mask: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _checked(probabilities: np.ndarray | jax.Array, k: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images that count, and their rows in float32."""
     values = np.asarray(probabilities, np.float32)
     if values.ndim != 2 or values.shape[1] == 0:

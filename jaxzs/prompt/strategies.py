@@ -195,9 +195,7 @@ class _Job(NamedTuple):
     mesh: jax.sharding.Mesh | None
 
 
-def _train_iteration(
-    job: _Job, state: FitState, order: Order | None, after_chunk: Callable[[int], None]
-) -> None:
+def _train_iteration(job: _Job, state: FitState, order: Order | None, after_chunk: Callable[[int], None]) -> None:
     """All steps of the current iteration that are still to be done; `state` follows."""
     items, run = _training_lists(job, state)
     iteration, plan = state.iteration, job.plan
@@ -229,14 +227,9 @@ def _train_iteration(
     )
 
 
-def _record(
-    job: _Job, state: FitState, test: tuple[jax.Array, np.ndarray] | None, seconds: float
-) -> Record:
+def _record(job: _Job, state: FitState, test: tuple[jax.Array, np.ndarray] | None, seconds: float) -> Record:
     ks = [own[state.iteration] for own in job.ks]
-    kept = [
-        len(split_pseudolabels(*selected, k)[0])
-        for selected, k in zip(state.selections, ks, strict=True)
-    ]
+    kept = [len(split_pseudolabels(*selected, k)[0]) for selected, k in zip(state.selections, ks, strict=True)]
     accuracies = [_accuracy_of(selected, job.labels) for selected in state.selections]
     sizes = [n + len(split.labelled) for n, split in zip(kept, job.splits, strict=True)]
     loss = [_last_epoch(own, n, job.plan) for own, n in zip(state.losses.T, sizes, strict=True)]
@@ -292,13 +285,8 @@ def _first_selections(job: _Job) -> list[Selection]:
     if job.plan.strategy == "labelled":
         return [(np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in job.splits]
     features = job.frozen.pseudolabel_features
-    logits = plain_logits(
-        job.modality, features, job.frozen, job.images, job.config, numerics=job.numerics
-    )
-    return [
-        select_for(logits, split, ks[0], job.plan.selection)
-        for split, ks in zip(job.splits, job.ks, strict=True)
-    ]
+    logits = plain_logits(job.modality, features, job.frozen, job.images, job.config, numerics=job.numerics)
+    return [select_for(logits, split, ks[0], job.plan.selection) for split, ks in zip(job.splits, job.ks, strict=True)]
 
 
 def _training_lists(job: _Job, state: FitState) -> tuple[list[Items], Run]:
@@ -313,9 +301,7 @@ def _training_lists(job: _Job, state: FitState) -> tuple[list[Items], Run]:
             second = np.arange(len(labels)) < len(rows)
         items.append(Items(np.concatenate([rows, split.labelled]), labels, second))
         sizes = len(split.labelled), len(rows)
-        weights.append(
-            balance_weights(split.paradigm, plan.strategy, job.modality.name, *sizes, plan.balance)
-        )
+        weights.append(balance_weights(split.paradigm, plan.strategy, job.modality.name, *sizes, plan.balance))
         masks.append(_competing(split, plan.strategy))
     return items, runs(weights, np.stack(masks), plan.optimisation)
 
@@ -372,9 +358,7 @@ def _broadcast(splits: Sequence[Split], seeds: Sequence[int]) -> tuple[list[Spli
     if len(paradigms) > 1:
         raise DataError(f"runs of different paradigms cannot be trained together: {paradigms}")
     if len(splits) not in (1, R) or len(seeds) not in (1, R):
-        raise DataError(
-            f"{len(splits)} splits and {len(seeds)} seeds: give one of either, or as many"
-        )
+        raise DataError(f"{len(splits)} splits and {len(seeds)} seeds: give one of either, or as many")
     return splits * (R // len(splits)), seeds * (R // len(seeds))
 
 
@@ -384,13 +368,7 @@ def _known_labels(labels: np.ndarray | None, count: int, splits: Sequence[Split]
     if values.shape != (count,):
         raise DataError(f"{values.shape} labels for {count} images")
     for split in splits:
-        if (
-            max(
-                (int(rows.max()) for rows in (split.labelled, split.unlabelled) if len(rows)),
-                default=0,
-            )
-            >= count
-        ):
+        if max((int(rows.max()) for rows in (split.labelled, split.unlabelled) if len(rows)), default=0) >= count:
             raise DataError(f"the split names rows beyond the {count} images")
         check_labels(values[split.labelled], split.num_classes)
     return values.astype(np.int64)

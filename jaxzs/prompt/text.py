@@ -49,9 +49,7 @@ def placeholder_ids(input_ids: Any, length: int, text: TextConfig) -> np.ndarray
     return np.concatenate([ids[:, :1], places, ids[:, 1 : ends.max() + 1]], axis=1).astype(np.int32)
 
 
-def embed_with_prefix(
-    params: Params, prefix: jax.Array, input_ids: jax.Array, half: bool = False
-) -> jax.Array:
+def embed_with_prefix(params: Params, prefix: jax.Array, input_ids: jax.Array, half: bool = False) -> jax.Array:
     """Embeddings with positions 1..K overwritten: prefix [K,D], input_ids [C,T] -> [C,T,D] float32.
 
     half: round embeddings and positions to float16 before they are added, as the authors' code does (their
@@ -110,9 +108,7 @@ def text_features(
     return _text_features(params, prefix, ids, config, share_context, half, recompute, numerics)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "share_context", "half", "recompute", "numerics")
-)
+@functools.partial(jax.jit, static_argnames=("config", "share_context", "half", "recompute", "numerics"))
 def _text_features(params, prefix, ids, config, share_context, half, recompute, numerics):
     ends = end_positions(ids, config.text)
     if not share_context:
@@ -150,9 +146,7 @@ class TextPrompt:
         shape = (self.length, config.text.hidden_size)
         return {"prefix": self.deviation * jax.random.normal(key, shape, jnp.float32)}
 
-    def restart(
-        self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts
-    ) -> Prompts:
+    def restart(self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts) -> Prompts:
         """Where the authors' next iteration starts: from the last prompts ("initial" is updated in place)."""
         return last
 
@@ -184,12 +178,7 @@ class TextPrompt:
         )
 
     def image_features(
-        self,
-        prompts: Prompts,
-        frozen: Frozen,
-        images: jax.Array,
-        config: CLIPConfig,
-        numerics: Numerics = Numerics(),
+        self, prompts: Prompts, frozen: Frozen, images: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """The images' constant features [B,E]."""
         return images

@@ -30,9 +30,7 @@ from jaxzs.prompt.objective import loss
 from jaxzs.prompt.prepare import equal_batches
 from jaxzs.prompt.protocol import epoch_learning_rates
 
-Order = Callable[
-    [int, int, int], np.ndarray
-]  # (run, epoch, length of its list) -> order of the list
+Order = Callable[[int, int, int], np.ndarray]  # (run, epoch, length of its list) -> order of the list
 
 
 class DivergedError(JaxzsError):
@@ -115,9 +113,7 @@ class Batches(NamedTuple):
     learning_rate: jax.Array
 
 
-def runs(
-    weights: Sequence[tuple[float, float]], class_masks: np.ndarray, optimisation: Optimisation
-) -> Run:
+def runs(weights: Sequence[tuple[float, float]], class_masks: np.ndarray, optimisation: Optimisation) -> Run:
     """R runs from (w_first, w_second) of each, class_masks [R,C] bool, and SGD's settings for all."""
     first, second = jnp.asarray(np.array(weights, np.float32).T)
     momentum = jnp.full(len(weights), optimisation.momentum, jnp.float32)
@@ -183,9 +179,7 @@ def train_chunk(
 
     def advance(state: TrainState, batch: Batches) -> tuple[TrainState, jax.Array]:
         return jax.lax.cond(  # padding to the longest list costs nothing
-            batch.mask.any(),
-            lambda: jax.vmap(one)(state, batch, run),
-            lambda: (state, jnp.zeros(R, jnp.float32)),
+            batch.mask.any(), lambda: jax.vmap(one)(state, batch, run), lambda: (state, jnp.zeros(R, jnp.float32))
         )
 
     return jax.lax.scan(advance, state, batches)
@@ -197,11 +191,7 @@ def steps_per_epoch(num_items: int, batch_size: int) -> int:
 
 
 def chunk_batches(
-    items: Sequence[Items],
-    order: Order,
-    first_step: int,
-    rates: np.ndarray,
-    optimisation: Optimisation,
+    items: Sequence[Items], order: Order, first_step: int, rates: np.ndarray, optimisation: Optimisation
 ) -> Batches:
     """Batches of the next `steps_per_chunk` steps; host arrays, empty where a run has finished.
 
@@ -316,9 +306,7 @@ def total_steps(items: Sequence[Items], optimisation: Optimisation) -> int:
     return optimisation.epochs * steps_per_epoch(longest, optimisation.batch_size)
 
 
-def _check_finite(
-    losses: np.ndarray, state: TrainState, items: Sequence[Items], first: int, batch_size: int
-) -> None:
+def _check_finite(losses: np.ndarray, state: TrainState, items: Sequence[Items], first: int, batch_size: int) -> None:
     bad = np.argwhere(~np.isfinite(losses))
     if len(bad):
         t, r = bad[0]
@@ -344,9 +332,7 @@ def _placer(mesh: jax.sharding.Mesh | None, batch_size: int) -> Callable[[Any], 
         where = parallel.sharding(mesh, axes, x.shape)
         return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
-    return lambda tree: (
-        jax.tree.map(spread, tree) if isinstance(tree, Batches) else on_mesh(tree, mesh)
-    )
+    return lambda tree: jax.tree.map(spread, tree) if isinstance(tree, Batches) else on_mesh(tree, mesh)
 
 
 def on_mesh(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
@@ -390,9 +376,7 @@ def score(
     """
     classes = _class_features(modality, prompts, frozen, config, numerics)
     parts = [
-        np.asarray(
-            _batch_logits(modality, prompts, classes, frozen, images, rows, config, numerics)
-        )[:, :real]
+        np.asarray(_batch_logits(modality, prompts, classes, frozen, images, rows, config, numerics))[:, :real]
         for rows, real in equal_batches(len(images), batch_size)
     ]
     return np.concatenate(parts, axis=1)
@@ -436,9 +420,7 @@ def plain_logits(
     (30, 3)
     """
     parts = [
-        np.asarray(_plain_batch(modality, class_features, frozen, images, rows, config, numerics))[
-            :real
-        ]
+        np.asarray(_plain_batch(modality, class_features, frozen, images, rows, config, numerics))[:real]
         for rows, real in equal_batches(len(images), batch_size)
     ]
     return np.concatenate(parts)

@@ -93,9 +93,7 @@ class VisualPrompt:
         draw = jax.random.normal(key, (self.length, width), jnp.float32)
         return {"prefix": width**-0.5 * draw}
 
-    def restart(
-        self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts
-    ) -> Prompts:
+    def restart(self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts) -> Prompts:
         """Where the authors' next iteration starts on an accelerator: from the same initial prompts."""
         return initial
 
@@ -119,14 +117,7 @@ class VisualPrompt:
         return frozen.text_features
 
     def image_features(
-        self,
-        prompts: Prompts,
-        frozen: Frozen,
-        images: jax.Array,
-        config: CLIPConfig,
-        numerics: Numerics = Numerics(),
+        self, prompts: Prompts, frozen: Frozen, images: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """Prompted features [B,E] of embedded patches [B,1+P,D]."""
-        return read_prompted(
-            frozen.params, prompts["prefix"], images, config, numerics, self.recompute
-        )
+        return read_prompted(frozen.params, prompts["prefix"], images, config, numerics, self.recompute)

@@ -25,9 +25,7 @@ def matrix(x: Any, name: str, axes: str) -> jax.Array:
     if x.ndim != 2:
         raise DataError(f"{name} has shape {x.shape}; expected two axes {axes}")
     if 0 in x.shape:
-        raise DataError(
-            f"{name} has shape {x.shape}: it is empty; expected at least one row of {axes}"
-        )
+        raise DataError(f"{name} has shape {x.shape}: it is empty; expected at least one row of {axes}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise DataError(f"{name} has dtype {x.dtype}; expected a floating-point type")
     return jnp.asarray(x)
@@ -38,9 +36,7 @@ def row_mask(mask: Any, num_rows: int) -> jax.Array:
     if mask is None:
         return jnp.ones((num_rows,), bool)
     if jnp.shape(mask) != (num_rows,):
-        raise DataError(
-            f"mask has shape {jnp.shape(mask)}; expected one entry per row: ({num_rows},)"
-        )
+        raise DataError(f"mask has shape {jnp.shape(mask)}; expected one entry per row: ({num_rows},)")
     mask = jnp.asarray(mask)
     if mask.dtype != jnp.bool_:
         raise DataError(f"mask has dtype {mask.dtype}; expected bool, True for rows that count")
@@ -110,9 +106,7 @@ def label_options(temperature: Any, gamma: Any, iterations: Any) -> None:
     whole_number(iterations, "iterations")
 
 
-def features_and_proxies(
-    image_features: Any, text_proxies: Any, mask: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def features_and_proxies(image_features: Any, text_proxies: Any, mask: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Checked features [N, E], text proxies [C, E] and mask [N]."""
     x = matrix(image_features, "image_features", "[N,E]")
     z = matrix(text_proxies, "text_proxies", "[C,E]")

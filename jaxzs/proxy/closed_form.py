@@ -11,9 +11,7 @@ from jax.typing import ArrayLike
 from jaxzs.proxy.rows import EXACT, Rows, count, normalize
 from jaxzs.proxy.sinkhorn import round_labels, similarity_of, soft_labels
 
-FROM_THE_MEAN = (
-    1e-5  # a class mean nearer to the overall mean of unit vectors than this is equal to it
-)
+FROM_THE_MEAN = 1e-5  # a class mean nearer to the overall mean of unit vectors than this is equal to it
 
 
 class LabelSums(NamedTuple):
@@ -44,11 +42,7 @@ def sums_of(rows: Rows, labels: jax.Array) -> LabelSums:
 
 
 def label_sums(
-    rows: Rows,
-    text: jax.Array | None,
-    potentials: jax.Array,
-    temperature: jax.Array,
-    confidence: jax.Array,
+    rows: Rows, text: jax.Array | None, potentials: jax.Array, temperature: jax.Array, confidence: jax.Array
 ) -> LabelSums:
     """`sums_of` with the rounded labels of the block."""
     labels = soft_labels(similarity_of(rows, text), potentials, temperature)

@@ -69,9 +69,7 @@ def load_proxies(path: str | Path, model: Model) -> LearnedProxies:
     """
     arrays, values = read_arrays(path, "`jaxzs classify --save`")
     if values.get("format") != FORMAT or set(arrays) != {"proxies"}:
-        raise DataError(
-            f"{path} holds no proxies; name a file that `jaxzs classify --save` has written"
-        )
+        raise DataError(f"{path} holds no proxies; name a file that `jaxzs classify --save` has written")
     try:
         names = tuple(str(name) for name in values["class_names"])
         fingerprint, settings = str(values["fingerprint"]), dict(values["settings"])
@@ -91,8 +89,7 @@ def _check(learned: LearnedProxies, where: str) -> None:
     shape = np.shape(learned.proxies)
     if len(shape) != 2 or shape[0] != len(learned.class_names):
         raise DataError(
-            f"{where}: proxies have shape {shape}, expected [C,E] with the {len(learned.class_names)} class "
-            "names"
+            f"{where}: proxies have shape {shape}, expected [C,E] with the {len(learned.class_names)} class names"
         )
     if not np.isfinite(np.asarray(learned.proxies, np.float32)).all():
         raise DataError(f"{where}: the proxies hold values that are not finite")

@@ -15,16 +15,7 @@ from jaxzs.errors import ConfigError
 from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import label_sums, sums_of
 from jaxzs.proxy.gamma import Gamma, held_out_gamma, is_auto, random_halves
-from jaxzs.proxy.rows import (
-    Products,
-    Reduce,
-    Rows,
-    block_rows,
-    count,
-    in_blocks,
-    normalize,
-    prepare,
-)
+from jaxzs.proxy.rows import Products, Reduce, Rows, block_rows, count, in_blocks, normalize, prepare
 from jaxzs.proxy.sinkhorn import round_labels, sinkhorn
 from jaxzs.proxy.solvers import ProxyResult, Solver, check_options, solve
 from jaxzs.proxy.sweeps import Kept, Recomputed
@@ -82,12 +73,8 @@ def learn_proxies(
     """
     x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
     labels = checks.matrix(soft_labels, "soft_labels", "[N,C]")
-    checks.same(
-        labels.shape[0], x.shape[0], "the numbers of rows of soft_labels and image_features"
-    )
-    checks.same(
-        labels.shape[1], z.shape[0], "the numbers of classes of soft_labels and text_proxies"
-    )
+    checks.same(labels.shape[0], x.shape[0], "the numbers of rows of soft_labels and image_features")
+    checks.same(labels.shape[1], z.shape[0], "the numbers of classes of soft_labels and text_proxies")
     checks.finite(labels, "soft_labels", rows_mask)
     check_options(temperature, confidence, solver, iterations, ridge)
     return _learn(
@@ -187,9 +174,7 @@ def whole_method(
     )
     gamma = numbers.gamma
     if gamma is None:
-        gamma = held_out_gamma(
-            reduce, text, scale, temperature, numbers.temperature, numbers.confidence, numbers.ridge
-        )
+        gamma = held_out_gamma(reduce, text, scale, temperature, numbers.temperature, numbers.confidence, numbers.ridge)
     potentials = scale(gammas=gamma[None])[0]
     sums = reduce(label_sums, text, potentials, temperature, numbers.confidence)
     return solve(
@@ -318,8 +303,6 @@ def _mesh_of(x: jax.Array, data_axis: str) -> Mesh | None:
         return None
     first = sharding.spec[0]
     if (first if isinstance(first, tuple) else (first,)) != (data_axis,):
-        raise ConfigError(
-            f"rows of image_features are sharded over {first!r}; name that axis: data_axis={first!r}"
-        )
+        raise ConfigError(f"rows of image_features are sharded over {first!r}; name that axis: data_axis={first!r}")
     assert isinstance(sharding.mesh, Mesh)
     return sharding.mesh

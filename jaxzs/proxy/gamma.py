@@ -10,13 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxzs.errors import ConfigError
-from jaxzs.proxy.closed_form import (
-    LabelSums,
-    closed_form,
-    feature_sums,
-    labelled_sums,
-    precondition,
-)
+from jaxzs.proxy.closed_form import LabelSums, closed_form, feature_sums, labelled_sums, precondition
 from jaxzs.proxy.rows import EXACT, Reduce, Rows
 from jaxzs.proxy.sinkhorn import round_labels, similarity_of, soft_labels
 
@@ -31,18 +25,12 @@ def is_auto(gamma: Any) -> bool:
 def random_halves(key: jax.Array | None, num_rows: int) -> jax.Array:
     """Which of two halves a row belongs to: [N] bool."""
     if key is None:
-        raise ConfigError(
-            'gamma="auto" splits the images at random: give key=jax.random.key(0) or another'
-        )
+        raise ConfigError('gamma="auto" splits the images at random: give key=jax.random.key(0) or another')
     return jax.random.bernoulli(key, 0.5, (num_rows,))
 
 
 def sums_by_half(
-    rows: Rows,
-    text: jax.Array | None,
-    potentials: jax.Array,
-    temperature: jax.Array,
-    confidence: jax.Array,
+    rows: Rows, text: jax.Array | None, potentials: jax.Array, temperature: jax.Array, confidence: jax.Array
 ) -> LabelSums:
     """Label sums of a block for each half and potentials [G, C]: leaves [2, ...], labelled and mass [2, G, ...]."""
 
@@ -113,7 +101,5 @@ def held_out_gamma(
         return jax.vmap(one)(sums.labelled, sums.mass)
 
     proxies = jax.vmap(fit)(sums)
-    loss = reduce(
-        held_out_loss, text, potentials, proxies, temperature, proxy_temperature, confidence
-    )
+    loss = reduce(held_out_loss, text, potentials, proxies, temperature, proxy_temperature, confidence)
     return gammas[jnp.argmin(loss)]

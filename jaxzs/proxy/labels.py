@@ -55,19 +55,12 @@ def sinkhorn_potentials(
     checks.label_options(temperature, gamma, iterations)
     size = block_rows(block_size, x.shape[0], z.shape[0])
     rows = Rows(rows_mask, features=x)
-    return _sinkhorn_potentials(
-        rows, z, checks.scalar(temperature), checks.scalar(gamma), iterations, size
-    )
+    return _sinkhorn_potentials(rows, z, checks.scalar(temperature), checks.scalar(gamma), iterations, size)
 
 
 @partial(jax.jit, static_argnums=(4, 5))
 def _sinkhorn_potentials(
-    rows: Rows,
-    text: jax.Array,
-    temperature: jax.Array,
-    gamma: jax.Array,
-    iterations: int,
-    block_size: int,
+    rows: Rows, text: jax.Array, temperature: jax.Array, gamma: jax.Array, iterations: int, block_size: int
 ) -> jax.Array:
     return sinkhorn(
         in_blocks(rows, block_size),
@@ -143,15 +136,7 @@ def _choose_gamma(
     block_size: int,
 ) -> jax.Array:
     reduce, text = in_blocks(rows, block_size), normalize(text)
-    scale = partial(
-        sinkhorn,
-        reduce,
-        text,
-        count(rows),
-        text.shape[0],
-        temperature=temperature,
-        iterations=iterations,
-    )
+    scale = partial(sinkhorn, reduce, text, count(rows), text.shape[0], temperature=temperature, iterations=iterations)
     return held_out_gamma(reduce, text, scale, temperature, proxy_temperature, confidence)
 
 
@@ -205,30 +190,17 @@ def pseudo_labels(
         checks.finite(x, "image_features", rows_mask)
         rows = rows._replace(features=x, fold=random_halves(key, x.shape[0]))
     return _pseudo_labels(
-        rows,
-        checks.scalar(temperature),
-        None if is_auto(gamma) else checks.scalar(gamma),
-        iterations,
+        rows, checks.scalar(temperature), None if is_auto(gamma) else checks.scalar(gamma), iterations
     )
 
 
 @partial(jax.jit, static_argnums=3)
-def _pseudo_labels(
-    rows: Rows, temperature: jax.Array, gamma: jax.Array | None, iterations: int
-) -> jax.Array:
+def _pseudo_labels(rows: Rows, temperature: jax.Array, gamma: jax.Array | None, iterations: int) -> jax.Array:
     num_images, num_classes = count(rows), rows.similarity.shape[1]
     scale = partial(
-        sinkhorn,
-        whole(rows),
-        None,
-        num_images,
-        num_classes,
-        temperature=temperature,
-        iterations=iterations,
+        sinkhorn, whole(rows), None, num_images, num_classes, temperature=temperature, iterations=iterations
     )
     if gamma is None:
-        gamma = held_out_gamma(
-            whole(rows), None, scale, temperature, 4 * temperature, jnp.float32(0.6)
-        )
+        gamma = held_out_gamma(whole(rows), None, scale, temperature, 4 * temperature, jnp.float32(0.6))
     labels = soft_labels(prepare(rows).similarity, scale(gammas=gamma[None])[0], temperature)
     return jnp.where(rows.mask[:, None], labels, jnp.float32(0))

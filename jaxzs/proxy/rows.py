@@ -80,10 +80,7 @@ def prepare(rows: Rows) -> Rows:
         return None if x is None else jnp.where(rows.mask[:, None], x.astype(jnp.float32), 0.0)
 
     features = clean(rows.features)
-    return rows._replace(
-        features=None if features is None else normalize(features),
-        similarity=clean(rows.similarity),
-    )
+    return rows._replace(features=None if features is None else normalize(features), similarity=clean(rows.similarity))
 
 
 def whole(rows: Rows) -> Reduce:

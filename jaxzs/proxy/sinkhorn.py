@@ -42,9 +42,7 @@ def similarity_of(rows: Rows, text: jax.Array | None) -> jax.Array:
     return EXACT.logits(rows.features, text)
 
 
-def log_masses(
-    rows: Rows, text: jax.Array | None, potentials: jax.Array, temperature: jax.Array
-) -> jax.Array:
+def log_masses(rows: Rows, text: jax.Array | None, potentials: jax.Array, temperature: jax.Array) -> jax.Array:
     """log of the column sums of a block's labels, for several potentials [G, C]: -> [G, C]."""
     similarity = similarity_of(rows, text)
 

@@ -81,9 +81,7 @@ def solve(
     return fast(sweeps, sums, proxies, inverse, temperature, tolerance, iterations)
 
 
-def check_options(
-    temperature: Any, confidence: Any, solver: str, iterations: int | None, ridge: float
-) -> None:
+def check_options(temperature: Any, confidence: Any, solver: str, iterations: int | None, ridge: float) -> None:
     """Raise `ConfigError` unless these are options of `solve`."""
     checks.positive(temperature, "temperature")
     checks.between(confidence, "confidence", 0, 1)
@@ -94,9 +92,7 @@ def check_options(
         checks.whole_number(iterations, "iterations")
 
 
-def evaluate_at(
-    sweeps: Sweeps, proxies: jax.Array, sums: LabelSums, temperature: jax.Array
-) -> ProxyResult:
+def evaluate_at(sweeps: Sweeps, proxies: jax.Array, sums: LabelSums, temperature: jax.Array) -> ProxyResult:
     """A `ProxyResult` of given proxies: histories of one entry, no passes."""
     objective, gradient = _evaluate(sweeps, sweeps.start(proxies), proxies, sums, temperature)
     norm = jnp.linalg.norm(tangent(gradient, proxies))
@@ -104,11 +100,7 @@ def evaluate_at(
 
 
 def reference(
-    sweeps: Sweeps,
-    sums: LabelSums,
-    start: jax.Array,
-    temperature: jax.Array,
-    iterations: int = REFERENCE_ITERATIONS,
+    sweeps: Sweeps, sums: LabelSums, start: jax.Array, temperature: jax.Array, iterations: int = REFERENCE_ITERATIONS
 ) -> ProxyResult:
     """Gradient descent as InMaP describes it: eta = 10, halved whenever the norm of the gradient grew.
 
@@ -254,9 +246,7 @@ def _newton_step(
     squared = jnp.sum(jnp.square(direction), axis=-1)
     variance = sweeps.spread(point.cache, along, point.proxies, direction)
     # the second term comes from the spheres: rownorm bends W + t D back by t^2 |D_j|^2 / 2
-    curvature = variance / (sums.num_images * jnp.square(temperature)) - jnp.sum(
-        squared * point.radial
-    )
+    curvature = variance / (sums.num_images * jnp.square(temperature)) - jnp.sum(squared * point.radial)
     furthest = LONGEST_STEP / jnp.maximum(jnp.sqrt(jnp.mean(squared)), 1e-30)
     newton = -slope / jnp.maximum(curvature, 1e-30)
     return jnp.where(curvature > 0, jnp.minimum(newton, furthest), furthest)

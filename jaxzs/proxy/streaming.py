@@ -127,9 +127,7 @@ class _Passes:
     @staticmethod
     def _checked(chunk: np.ndarray, dim: int) -> int:
         if chunk.ndim != 2 or chunk.shape[1] != dim:
-            raise DataError(
-                f"a chunk has shape {chunk.shape}, text_proxies have E = {dim}: [n,{dim}]"
-            )
+            raise DataError(f"a chunk has shape {chunk.shape}, text_proxies have E = {dim}: [n,{dim}]")
         if not np.isfinite(chunk.astype(np.float32)).all():
             raise DataError("a chunk of features holds values that are not finite")
         return len(chunk)
@@ -140,9 +138,7 @@ class _Passes:
             for rows in self._rows():
                 total = self._program(function, log)(total, rows, args)
                 under_way.append(jax.tree.leaves(total)[0])
-                if (
-                    len(under_way) > _AHEAD
-                ):  # or all chunks would queue up in the memory of the devices
+                if len(under_way) > _AHEAD:  # or all chunks would queue up in the memory of the devices
                     under_way.popleft().block_until_ready()
             # From here on small arrays on one device: the solver's own steps are not compiled.
             return jax.tree.map(lambda x: jnp.asarray(_over_processes(np.asarray(x), log)), total)
@@ -163,9 +159,7 @@ class _Passes:
             self.compiled[function, log] = jax.jit(partial(self._add, function, log))
         return self.compiled[function, log]
 
-    def _add(
-        self, function: Callable[..., Any], log: bool, total: Any, rows: Rows, args: Any
-    ) -> Any:
+    def _add(self, function: Callable[..., Any], log: bool, total: Any, rows: Rows, args: Any) -> Any:
         """The running total with one chunk more."""
 
         def of_chunk(rows: Rows, args: Any) -> Any:
@@ -178,9 +172,7 @@ class _Passes:
             out_specs=P(),
             check_vma=False,  # equal on all devices: the sum over rows ends in a psum
         )(rows, args)
-        return (
-            part if total is None else jax.tree.map(jnp.logaddexp if log else jnp.add, total, part)
-        )
+        return part if total is None else jax.tree.map(jnp.logaddexp if log else jnp.add, total, part)
 
 
 def _over_processes(x: np.ndarray, log: bool = False) -> np.ndarray:

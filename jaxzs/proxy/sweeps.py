@@ -37,13 +37,7 @@ class Sweeps(Protocol):
         ...
 
     def advance(
-        self,
-        cache: Any,
-        along: Any,
-        proxies: jax.Array,
-        direction: jax.Array,
-        t: jax.Array,
-        step: jax.Array,
+        self, cache: Any, along: Any, proxies: jax.Array, direction: jax.Array, t: jax.Array, step: jax.Array
     ) -> Any:
         """The cache of W(t), given as `proxies`."""
         ...
@@ -54,9 +48,7 @@ def stretch(direction: jax.Array, t: jax.Array) -> jax.Array:
     return jnp.sqrt(1 + jnp.square(t) * jnp.sum(jnp.square(direction), axis=-1))
 
 
-def spread_sum(
-    logits: jax.Array, along: jax.Array, mask: jax.Array, temperature: jax.Array
-) -> jax.Array:
+def spread_sum(logits: jax.Array, along: jax.Array, mask: jax.Array, temperature: jax.Array) -> jax.Array:
     """Sum over images of the variance of `along` [N, C] under softmax(logits / tau): []."""
     q = jax.nn.softmax(logits / temperature, axis=-1)
     centred = along - jnp.sum(q * along, axis=-1, keepdims=True)
@@ -93,9 +85,7 @@ class Kept:
     def along(self, direction: jax.Array) -> jax.Array:
         return self.products.logits(self.rows.features, direction)
 
-    def spread(
-        self, cache: jax.Array, along: jax.Array, proxies: jax.Array, direction: jax.Array
-    ) -> jax.Array:
+    def spread(self, cache: jax.Array, along: jax.Array, proxies: jax.Array, direction: jax.Array) -> jax.Array:
         return spread_sum(cache, along, self.rows.mask, self.temperature)
 
     def advance(
@@ -131,9 +121,7 @@ class Recomputed:
     def along(self, direction: jax.Array) -> tuple[()]:
         return ()
 
-    def spread(
-        self, cache: tuple[()], along: tuple[()], proxies: jax.Array, direction: jax.Array
-    ) -> jax.Array:
+    def spread(self, cache: tuple[()], along: tuple[()], proxies: jax.Array, direction: jax.Array) -> jax.Array:
         return self.reduce(self._block_spread, proxies, direction, self.temperature)
 
     def advance(
@@ -147,15 +135,11 @@ class Recomputed:
     ) -> tuple[()]:
         return ()
 
-    def _block_gradient(
-        self, rows: Rows, proxies: jax.Array, temperature: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def _block_gradient(self, rows: Rows, proxies: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = self.products.logits(rows.features, proxies)
         return gradient_sums(self.products, rows, logits, temperature)
 
-    def _block_spread(
-        self, rows: Rows, proxies: jax.Array, direction: jax.Array, temperature: jax.Array
-    ) -> jax.Array:
+    def _block_spread(self, rows: Rows, proxies: jax.Array, direction: jax.Array, temperature: jax.Array) -> jax.Array:
         logits = self.products.logits(rows.features, proxies)
         along = self.products.logits(rows.features, direction)
         return spread_sum(logits, along, rows.mask, temperature)

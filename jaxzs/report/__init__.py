@@ -1,13 +1,6 @@
 """What a run leaves behind: a JSON record; and what is made of records: tables, plots, sweeps that go on."""
 
-from jaxzs.report.records import (
-    Record,
-    data_entry,
-    environment,
-    model_entry,
-    read_record,
-    write_record,
-)
+from jaxzs.report.records import Record, data_entry, environment, model_entry, read_record, write_record
 from jaxzs.report.results import Convergence, Figure, PerClass, Pseudolabels, Results
 from jaxzs.report.sweep import Sweep
 from jaxzs.report.tables import markdown_table, write_csv

@@ -47,13 +47,9 @@ def evaluated(data: str, method: str, runs: Sequence[Evaluation], protocol: str)
     return Figure(data, method, kind, float(np.mean(values)), protocol, deviation)
 
 
-def pseudolabels(
-    data: str, method: str, records: Sequence[Record], protocol: str = ""
-) -> tuple[Pseudolabels, ...]:
+def pseudolabels(data: str, method: str, records: Sequence[Record], protocol: str = "") -> tuple[Pseudolabels, ...]:
     """K and accuracy of the pseudolabels of each iteration, means over runs; none where they are not known."""
-    known = [
-        record for record in records if None not in record.pseudolabel_accuracy and record.k[0]
-    ]
+    known = [record for record in records if None not in record.pseudolabel_accuracy and record.k[0]]
     if not known:
         return ()
     k = tuple(float(np.mean(record.k)) for record in known)

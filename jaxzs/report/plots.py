@@ -16,9 +16,7 @@ _OBJECTIVE_NOISE = 1e-6  # of float32 objectives made of logits up to 25
 _NAMED_CLASSES = 60  # with more, names on an axis cannot be read
 
 
-def plot_figures(
-    path: str | Path, figures: Sequence[Figure], published: Sequence[Figure] = ()
-) -> None:
+def plot_figures(path: str | Path, figures: Sequence[Figure], published: Sequence[Figure] = ()) -> None:
     """Accuracy by method of one data set: a dot a number, a hollow one where it is published. All in percent."""
     figure, axes = _canvas(7.5, 1.6 + 0.32 * len({one.method for one in figures}))
     methods = list(dict.fromkeys(one.method for one in figures))

@@ -197,9 +197,7 @@ def parse_record(raw: Any, path: Path) -> Record:
     if not isinstance(schema, int) or isinstance(schema, bool) or not schema >= 0:
         raise RecordError(f"{path}: schema is {schema!r}, expected {SCHEMA}")
     if schema > SCHEMA:
-        raise RecordError(
-            f"{path} is of schema {schema}, this version of jaxzs knows up to {SCHEMA}; update jaxzs"
-        )
+        raise RecordError(f"{path} is of schema {schema}, this version of jaxzs knows up to {SCHEMA}; update jaxzs")
     missing = [name for name in _REQUIRED if name not in raw]
     if missing:
         raise RecordError(f"{path} is not the record of a run: it lacks {', '.join(missing)}")

@@ -121,9 +121,7 @@ SHAPES: dict[str, type] = {
 def joined(parts: Iterable[Results]) -> Results:
     """The lists of several results behind each other; metrics are left out."""
     parts = list(parts)
-    lists: dict[str, Any] = {
-        name: tuple(one for part in parts for one in getattr(part, name)) for name in SHAPES
-    }
+    lists: dict[str, Any] = {name: tuple(one for part in parts for one in getattr(part, name)) for name in SHAPES}
     return Results(**lists)
 
 
@@ -134,9 +132,7 @@ def parse(values: Mapping[str, Any], where: str) -> Results:
         listed = values.get(name, [])
         if not isinstance(listed, list):
             raise RecordError(f"{where}: {name} is {_kind(listed)}, expected a list")
-        lists[name] = tuple(
-            _parse_one(shape, value, f"{where}: {name}[{i}]") for i, value in enumerate(listed)
-        )
+        lists[name] = tuple(_parse_one(shape, value, f"{where}: {name}[{i}]") for i, value in enumerate(listed))
     metrics = values.get("metrics", {})
     if not isinstance(metrics, dict):
         raise RecordError(f"{where}: metrics is {_kind(metrics)}, expected an object")
@@ -188,9 +184,7 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {  # by the annotations of the 
     "float | None": lambda value, where: None if value is None else _number(value, where),
     "tuple[str, ...]": _several(_text),
     "tuple[float, ...]": _several(_number),
-    "tuple[float, ...] | None": lambda value, where: (
-        None if value is None else _several(_number)(value, where)
-    ),
+    "tuple[float, ...] | None": lambda value, where: None if value is None else _several(_number)(value, where),
 }
 
 

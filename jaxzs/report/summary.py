@@ -59,20 +59,14 @@ def csv_rows(rows: Iterable[Row]) -> list[list[Any]]:
     ]
 
 
-def report_text(
-    records: Sequence[Record], rows: Sequence[Row], pictures: Sequence[tuple[str, str]]
-) -> str:
+def report_text(records: Sequence[Record], rows: Sequence[Row], pictures: Sequence[tuple[str, str]]) -> str:
     """The Markdown report: a table a data set, pictures (title, file name), and where everything is from."""
     parts = ["# Results", "All numbers in percent, ± standard deviation over runs."]
     for data, own in _by_data(rows):
         parts += [f"## {data}", _figures_table(own)]
-        sources = dict.fromkeys(
-            (row.published.paper, row.published.table) for row in own if row.published
-        )
+        sources = dict.fromkeys((row.published.paper, row.published.table) for row in own if row.published)
         parts += [f"Published: {paper}; {table}." for paper, table in sources]
-        parts += [
-            f"![{title}]({name})" for title, name in pictures if title.startswith(f"{data}: ")
-        ]
+        parts += [f"![{title}]({name})" for title, name in pictures if title.startswith(f"{data}: ")]
     named = {data for data, _ in _by_data(rows)}
     rest = [(title, name) for title, name in pictures if title.split(": ")[0] not in named]
     parts += [f"![{title}]({name})" for title, name in rest]
@@ -102,9 +96,7 @@ def draw(records: Sequence[Record], rows: Sequence[Row], folder: Path) -> list[t
         for curves in _groups(record.results.convergence):
             plots.plot_convergence(name(f"{curves[0].data}: convergence of proxies"), curves)
         for curves in _groups(record.results.pseudolabels):
-            plots.plot_pseudolabels(
-                name(f"{curves[0].data}: K against pseudolabel accuracy"), curves
-            )
+            plots.plot_pseudolabels(name(f"{curves[0].data}: K against pseudolabel accuracy"), curves)
     return drawn
 
 
@@ -171,17 +163,7 @@ def _model(record: Record) -> str:
 
 
 def _records_table(records: Sequence[Record]) -> str:
-    header = [
-        "record",
-        "command",
-        "model",
-        "device",
-        "jax",
-        "revision",
-        "date",
-        "compile s",
-        "run s",
-    ]
+    header = ["record", "command", "model", "device", "jax", "revision", "date", "compile s", "run s"]
     table = []
     for record in records:
         raw, seconds = record.raw, record.seconds
@@ -189,16 +171,9 @@ def _records_table(records: Sequence[Record]) -> str:
             [
                 str(record.path),
                 f"`{record.command}`",
-                " ".join(
-                    filter(
-                        None,
-                        (_model(record), str((record.model or {}).get("fingerprint", ""))[:12]),
-                    )
-                ),
+                " ".join(filter(None, (_model(record), str((record.model or {}).get("fingerprint", ""))[:12]))),
                 raw.get("device", ""),
-                raw.get("versions", {}).get("jax", "")
-                if isinstance(raw.get("versions"), dict)
-                else "",
+                raw.get("versions", {}).get("jax", "") if isinstance(raw.get("versions"), dict) else "",
                 raw.get("git_revision") or "",
                 str(raw.get("date", ""))[:10],
                 *(f"{seconds[n]:.1f}" if n in seconds else "" for n in ("compile", "run")),

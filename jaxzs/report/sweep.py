@@ -12,14 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxzs.errors import RecordError
 from jaxzs.report import results as shapes
-from jaxzs.report.records import (
-    Record,
-    git_revision,
-    json_values,
-    model_entry,
-    read_record,
-    write_record,
-)
+from jaxzs.report.records import Record, git_revision, json_values, model_entry, read_record, write_record
 from jaxzs.report.results import Results
 from jaxzs.report.timing import measured
 
@@ -27,11 +20,7 @@ if TYPE_CHECKING:
     from jaxzs.clip import Model
 
 
-def identity(
-    settings: Mapping[str, Any],
-    model: Mapping[str, Any] | None,
-    data: Mapping[str, Any] | None,
-) -> str:
+def identity(settings: Mapping[str, Any], model: Mapping[str, Any] | None, data: Mapping[str, Any] | None) -> str:
     """Hash of settings and of the fingerprints of model and data: equal ones need not be computed twice.
 
     Their names do not count, nor do versions, device and time.

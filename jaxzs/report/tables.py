@@ -21,10 +21,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits:
     cells = [[_cell(value, digits) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     widths = [max(width, 4) for width in widths]
-    right = [
-        bool(rows) and all(isinstance(row[i], (int, float)) for row in rows)
-        for i in range(len(header))
-    ]
+    right = [bool(rows) and all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
     line = lambda row: (  # noqa: E731
         "| "
         + " | ".join(

@@ -6,9 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 
-_COMPILING = (
-    "/jax/core/compile/"  # tracing, lowering and compiling; a cached program costs its reading
-)
+_COMPILING = "/jax/core/compile/"  # tracing, lowering and compiling; a cached program costs its reading
 
 
 @contextlib.contextmanager

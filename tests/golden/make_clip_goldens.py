@@ -175,9 +175,7 @@ def reference_outputs(folder: Path, config: CLIPConfig, params: dict) -> None:
         )  # fmt: skip
         torch_mask = None if mask is None else torch.from_numpy(mask).long()
         with torch.no_grad():
-            double = exact(
-                torch.from_numpy(ids).long(), torch.from_numpy(pixels).double(), torch_mask
-            )
+            double = exact(torch.from_numpy(ids).long(), torch.from_numpy(pixels).double(), torch_mask)
             features = exact.get_text_features(torch.from_numpy(ids).long(), torch_mask).numpy()
         case = {
             "input_ids": ids,
@@ -196,17 +194,13 @@ def reference_outputs(folder: Path, config: CLIPConfig, params: dict) -> None:
         if name in ("pad_eos_mask", "hole_mask"):
             case |= {f"hidden_states_{i}": h for i, h in enumerate(tower.hidden_states)}
         agreement[f"{name} text_features"] = float(np.abs(case["text_features"] - features).max())
-        agreement[f"{name} logits"] = float(
-            np.abs(case["logits_per_image"] - case["logits_per_image_f64"]).max()
-        )
+        agreement[f"{name} logits"] = float(np.abs(case["logits_per_image"] - case["logits_per_image_f64"]).max())
         text |= {f"{name}/{key}": value for key, value in case.items()}
         if name == "pad_eos_mask":
             logits = double.logits_per_text[:3]
             diagonal = torch.arange(3)
             loss = torch.nn.functional.cross_entropy
-            text["contrastive_loss_f64"] = (
-                (loss(logits, diagonal) + loss(logits.T, diagonal)) / 2
-            ).numpy()
+            text["contrastive_loss_f64"] = ((loss(logits, diagonal) + loss(logits.T, diagonal)) / 2).numpy()
 
     np.savez_compressed(folder / "ref_image.npz", **{k: np.asarray(v) for k, v in image.items()})
     np.savez_compressed(folder / "ref_text.npz", **{k: np.asarray(v) for k, v in text.items()})
@@ -245,9 +239,7 @@ def make_variants(config: CLIPConfig, params: dict) -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         torch32.save_pretrained(temporary)
-        CLIPVisionModelWithProjection.from_pretrained(temporary).save_pretrained(
-            root / "vision_only"
-        )
+        CLIPVisionModelWithProjection.from_pretrained(temporary).save_pretrained(root / "vision_only")
         CLIPTextModelWithProjection.from_pretrained(temporary).save_pretrained(root / "text_only")
 
     reduced = {}
@@ -283,9 +275,7 @@ def copy_quickgelu(source: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--quickgelu", type=Path, help="folder of the original quickgelu_legacy_eos"
-    )
+    parser.add_argument("--quickgelu", type=Path, help="folder of the original quickgelu_legacy_eos")
     arguments = parser.parse_args()
     if arguments.quickgelu:
         copy_quickgelu(arguments.quickgelu)

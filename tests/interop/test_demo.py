@@ -48,9 +48,7 @@ def test_transformers_gives_the_same_tokens_pixels_and_logits(tmp_path):
     ids, mask = model.tokenize(TEXTS)
     own_pixels = model.preprocess(list(images))
     np.testing.assert_array_equal(ids, tokens["input_ids"].numpy())
-    np.testing.assert_allclose(
-        own_pixels, pixels["pixel_values"].numpy().transpose(0, 2, 3, 1), atol=1e-6
-    )
+    np.testing.assert_allclose(own_pixels, pixels["pixel_values"].numpy().transpose(0, 2, 3, 1), atol=1e-6)
     image = clip.encode_image(model.params, own_pixels, model.config)
     text = clip.encode_text(model.params, ids, model.config, mask)
     logits = clip.logits_per_image(image, text, model.params["logit_scale"])

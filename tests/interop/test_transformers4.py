@@ -57,14 +57,10 @@ def torch_features(folder: Path, pixels, ids, mask) -> tuple[np.ndarray, np.ndar
     import torch
     from transformers import CLIPModel
 
-    model, info = CLIPModel.from_pretrained(
-        folder, output_loading_info=True, torch_dtype=torch.float32
-    )
+    model, info = CLIPModel.from_pretrained(folder, output_loading_info=True, torch_dtype=torch.float32)
     with torch.no_grad():
         image = model.eval().get_image_features(torch.from_numpy(pixels)).numpy()
-        text = model.get_text_features(
-            torch.from_numpy(ids).long(), torch.from_numpy(mask).long()
-        ).numpy()
+        text = model.get_text_features(torch.from_numpy(ids).long(), torch.from_numpy(mask).long()).numpy()
     return image, text, info
 
 
@@ -74,10 +70,7 @@ def flax_features(folder: Path, pixels, ids, mask) -> tuple[np.ndarray, np.ndarr
 
     model, params = FlaxCLIPModel.from_pretrained(folder, _do_init=False)
     loaded = set(flatten_dict(params))
-    keys = {
-        "missing_keys": set(model.required_params) - loaded,
-        "unexpected_keys": loaded - set(model.required_params),
-    }
+    keys = {"missing_keys": set(model.required_params) - loaded, "unexpected_keys": loaded - set(model.required_params)}
     features = jax.jit(
         lambda params: (
             model.get_image_features(pixels, params=params),
@@ -145,10 +138,7 @@ def test_a_model_of_our_own_crosses(tmp_path):
     write_checkpoint(tmp_path / "torch", params, config, format="safetensors")
     write_checkpoint(tmp_path / "flax", params, config, format="flax")
     ours = our_features(tmp_path / "torch", *data)
-    for theirs in (
-        torch_features(tmp_path / "torch", *data),
-        flax_features(tmp_path / "flax", *data),
-    ):
+    for theirs in (torch_features(tmp_path / "torch", *data), flax_features(tmp_path / "flax", *data)):
         assert_close(ours[0], theirs[0])
         assert_close(ours[1], theirs[1])
 
@@ -164,9 +154,7 @@ def test_what_transformers_saves_is_read(kind, sharded, tmp_path):
     size = {"max_shard_size": "80KB"} if sharded else {}
     if kind.startswith("flax"):
         model, loaded = FlaxCLIPModel.from_pretrained(source, _do_init=False)
-        safe = (
-            kind == "flax-safetensors"
-        )  # transformers writes these in one file, whatever the size
+        safe = kind == "flax-safetensors"  # transformers writes these in one file, whatever the size
         model.save_pretrained(tmp_path, params=loaded, safe_serialization=safe, **size)
     else:
         model = CLIPModel.from_pretrained(GOLDEN / "variants/safetensors_torch")
@@ -181,10 +169,7 @@ def test_towers_saved_alone_are_read(tmp_path):
 
     source = GOLDEN / "variants/safetensors_torch"
     full, _ = read_checkpoint(source)
-    for tower, kind in (
-        ("vision", CLIPVisionModelWithProjection),
-        ("text", CLIPTextModelWithProjection),
-    ):
+    for tower, kind in (("vision", CLIPVisionModelWithProjection), ("text", CLIPTextModelWithProjection)):
         kind.from_pretrained(source).save_pretrained(tmp_path / tower)
         params, _ = read_checkpoint(tmp_path / tower, towers=(tower,))
         jax.tree.map(np.testing.assert_array_equal, params, {name: full[name] for name in params})
@@ -205,8 +190,7 @@ def test_torch_files(dtype, tmp_path):
     stored = torch.load(GOLDEN / "variants/torch_bin/pytorch_model.bin", weights_only=True)
     assert "text_model.embeddings.position_ids" in stored
     half = {
-        name: value.to(getattr(torch, dtype)) if value.is_floating_point() else value
-        for name, value in stored.items()
+        name: value.to(getattr(torch, dtype)) if value.is_floating_point() else value for name, value in stored.items()
     }
     torch.save(half, copy_config(tmp_path))
     params, _ = read_checkpoint(tmp_path)
@@ -257,10 +241,7 @@ def test_compressed_and_damaged_torch_files(tmp_path):
     """torch never compresses; a compressed record could unpack to any size."""
     source = GOLDEN / "variants/torch_bin/pytorch_model.bin"
     file = copy_config(tmp_path)
-    with (
-        zipfile.ZipFile(source) as stored,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made,
-    ):
+    with zipfile.ZipFile(source) as stored, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
         for entry in stored.infolist():
             made.writestr(entry.filename, stored.read(entry))
     with pytest.raises(CheckpointError, match="compressed records"):

@@ -37,9 +37,7 @@ def test_written_checkpoints_load_without_a_missing_key(name, dtype, tmp_path):
     model = model.float().eval()
     with torch.no_grad():
         image = model.get_image_features(torch.from_numpy(pixels)).pooler_output
-        text = model.get_text_features(
-            torch.from_numpy(ids).long(), torch.from_numpy(mask).long()
-        ).pooler_output
+        text = model.get_text_features(torch.from_numpy(ids).long(), torch.from_numpy(mask).long()).pooler_output
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     with jax.default_matmul_precision("highest"):
         our_image = clip.encode_image(params, pixels.transpose(0, 2, 3, 1), config)
