@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _warnings_as_notices(name):
             return _run(name, rest)
     except JaxzsError as error:
-        return _failed(name, str(error))
+        return _failed(name, error.shown(on_command_line=True))
     except SystemExit as stop:  # tyro has answered --help, or has named a wrong option
         return stop.code if isinstance(stop.code, int) else FAILED
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
