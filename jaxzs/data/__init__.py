@@ -11,6 +11,7 @@ from jaxzs.data.datasets import (
 )
 from jaxzs.data.folders import open_files, open_folder
 from jaxzs.data.images import SUFFIXES, ImageBatch, class_from_subfolder, find_images, load_images, open_image
+from jaxzs.data.names import Pairing, common_spellings, match_names, match_places, name_key, order_names
 from jaxzs.data.opening import open_source
 from jaxzs.data.prepared import open_tfds
 from jaxzs.data.sources import Item, Source, from_arrays, from_object, open_npz, select, take_split
@@ -21,21 +22,27 @@ __all__ = [
     "DatasetInfo",
     "ImageBatch",
     "Item",
+    "Pairing",
     "Source",
     "batches",
     "class_from_subfolder",
+    "common_spellings",
     "dataset_info",
     "dataset_names",
     "find_images",
     "from_arrays",
     "from_object",
     "load_images",
+    "match_names",
+    "match_places",
+    "name_key",
     "open_files",
     "open_folder",
     "open_image",
     "open_npz",
     "open_source",
     "open_tfds",
+    "order_names",
     "seen_unseen_split",
     "select",
     "shard",

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxzs.data.names import name_key
 from jaxzs.errors import DataError, LabelError
 
 _PLACEHOLDER = "{}"
@@ -122,7 +123,7 @@ class DatasetInfo:
 
 def _plain(label: str) -> str:
     """A label without what spellings differ in. Signs are kept where nothing else is left ("/" and "+")."""
-    return re.sub(r"[\W_]+", "", label.casefold()) or label
+    return re.sub(r"[\W_]+", "", name_key(label)) or label
 
 
 def dataset_names() -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxzs.data.images import find_images, open_image
+from jaxzs.data.names import order_names
 from jaxzs.data.sources import WHOLE, Item, Labels, digest
 from jaxzs.errors import DataError
 
@@ -92,11 +93,12 @@ def _by_subfolder(root: Path) -> FolderSource:
     files = [path.relative_to(root) for path in find_images(root)]
     depths = {len(path.parts) for path in files}
     if depths == {1}:  # a flat folder without labels
-        names: list[str] = []
+        names: tuple[str, ...] = ()
         of_file: list[Labels] = [()] * len(files)
     elif depths <= {2, 3} and len(depths) == 1:
-        names = sorted({path.parts[-2] for path in files})
-        of_file = [(names.index(path.parts[-2]),) for path in files]
+        names = order_names(path.parts[-2] for path in files)
+        place_of = {name: place for place, name in enumerate(names)}
+        of_file = [(place_of[path.parts[-2]],) for path in files]
     else:
         raise DataError(
             f"{root}: images lie at different depths ({', '.join(map(str, sorted(depths)))} levels); expected "
@@ -181,7 +183,7 @@ def _by_table(root: Path, table: Path, rows: Sequence[_Row], several: bool) -> F
             raise DataError(f"{table}: {row.file!r} is listed twice")
         of_file[file] = row
     files = sorted(of_file)
-    names = sorted({label for row in of_file.values() for label in row.labels})
+    names = order_names(label for row in of_file.values() for label in row.labels)
     places = {name: place for place, name in enumerate(names)}
     labels = [tuple(sorted({places[label] for label in of_file[file].labels})) for file in files]
     splits: dict[str, list[int]] = {}
