@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.export  # jax 0.7 does not import it by itself
 import jax.numpy as jnp
 import pytest
 from tiny_model import CONFIG
