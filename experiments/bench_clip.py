@@ -51,7 +51,7 @@ def jax_encoder(
     on_device = jnp.asarray(pixels)
 
     def encode() -> np.ndarray:
-        return np.asarray(clip.encode_image(params, on_device, config, compute_dtype=compute_dtype))
+        return np.asarray(clip.encode_image(params, on_device, config, numerics=clip.Numerics(compute_dtype)))
 
     return encode
 

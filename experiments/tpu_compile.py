@@ -97,7 +97,7 @@ def encode_images(name: str, per_chip: int, mesh: Mesh, placement: parallel.Plac
     pixels = on_mesh(mesh, (batch, size, size, 3), jnp.float32, ("images", None, None, None))
 
     def encode(params: Any, pixels: Any) -> Any:
-        return clip.encode_image(params, pixels, config, compute_dtype=jnp.bfloat16)
+        return clip.encode_image(params, pixels, config, numerics=clip.Numerics(jnp.bfloat16))
 
     # Where parameters are split, weights travel, never images: matrix by matrix, gathered or sent around in pieces; or,
     # where pieces are small, many at once by an all-reduce with zeros.
@@ -122,7 +122,7 @@ def text_proxies(num_classes: int, mesh: Mesh, name: str = "ViT-L/14@336") -> Pr
     def proxies(params: Any, ids: Any) -> Any:
         def some(ids: Any) -> Any:
             texts = ids.reshape(-1, length)
-            features = clip.encode_text(params, texts, config, compute_dtype=jnp.bfloat16)
+            features = clip.encode_text(params, texts, config, numerics=clip.Numerics(jnp.bfloat16))
             return normalize(normalize(features).reshape(-1, templates, features.shape[1]).mean(1))
 
         return jax.lax.map(some, ids)

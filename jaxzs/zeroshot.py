@@ -10,16 +10,16 @@ import collections
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs.clip import Model, encode_image, encode_text, normalize
+from jaxzs.clip import Model, Numerics, encode_image, encode_text, normalize
 from jaxzs.clip.model import end_positions
-from jaxzs.errors import DataError, LabelError
+from jaxzs.errors import DataError, LabelError, renamed
 
+_RENAMED = {"compute_dtype": "numerics=clip.Numerics(compute_dtype)"}
 DEFAULT_TEMPLATE = "a photo of a {}."
 
 
@@ -60,7 +60,10 @@ def check_class_names(class_names: Sequence[str], *, distinct: bool = True) -> N
         raise LabelError(f"class names occur more than once: {', '.join(repeated)}")
 
 
-def text_features(model: Model, texts: Sequence[str], *, batch_size: int = 256, compute_dtype: Any = None) -> jax.Array:
+@renamed(**_RENAMED)
+def text_features(
+    model: Model, texts: Sequence[str], *, batch_size: int = 256, numerics: Numerics = Numerics()
+) -> jax.Array:
     """Encode texts: list of N -> [N,E] float32, L2-normalised.
 
     The texts are cut behind the longest end token of their batch: the text tower is causal, so nothing changes, and
@@ -79,7 +82,7 @@ def text_features(model: Model, texts: Sequence[str], *, batch_size: int = 256, 
         input_ids = input_ids[:, : _longest(input_ids, model)]
         count = len(input_ids)
         input_ids = _fill_up(input_ids, min(batch_size, len(texts)))
-        encoded = encode_text(model.params, input_ids, model.config, compute_dtype=compute_dtype)
+        encoded = encode_text(model.params, input_ids, model.config, numerics=numerics)
         features.append(encoded[:count])
     return normalize(jnp.concatenate(features))
 
@@ -95,13 +98,14 @@ def _fill_up(rows: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
 
 
+@renamed(**_RENAMED)
 def text_proxies(
     model: Model,
     class_names: Sequence[str],
     templates: Sequence[str] = (DEFAULT_TEMPLATE,),
     *,
     batch_size: int = 256,
-    compute_dtype: Any = None,
+    numerics: Numerics = Numerics(),
     progress: bool = False,
 ) -> jax.Array:
     """One text proxy a class: [C,E] float32, L2-normalised.
@@ -113,7 +117,7 @@ def text_proxies(
       class_names: C names.
       templates: M texts with one "{}" each.
       batch_size: texts per encoder call, rounded down to whole classes.
-      compute_dtype: None (float32) or the type of the operands of matrix products.
+      numerics: type of the operands of matrix products (float32 by default) and their XLA precision.
       progress: show a progress bar over classes on stderr, when that is a terminal.
 
     Raises:
@@ -132,9 +136,7 @@ def text_proxies(
     bar = tqdm(total=len(class_names), unit="class", disable=None if progress else True)
     for start in range(0, len(texts), step):
         batch = texts[start : start + step]
-        features = text_features(
-            model, batch + batch[:1] * (step - len(batch)), batch_size=step, compute_dtype=compute_dtype
-        )
+        features = text_features(model, batch + batch[:1] * (step - len(batch)), batch_size=step, numerics=numerics)
         means = features.reshape(step // per_class, per_class, -1).mean(axis=1)  # [C,M,E] -> [C,E]
         proxies.append(normalize(means)[: len(batch) // per_class])
         bar.update(len(batch) // per_class)
@@ -142,12 +144,13 @@ def text_proxies(
     return jnp.concatenate(proxies)
 
 
+@renamed(**_RENAMED)
 def image_features(
     model: Model,
     pixels: np.ndarray,
     *,
     batch_size: int = 64,
-    compute_dtype: Any = None,
+    numerics: Numerics = Numerics(),
     encode: Callable[[np.ndarray], jax.Array] | None = None,
 ) -> jax.Array:
     """Encode preprocessed images in batches of one shape: pixels [N,S,S,3] -> [N,E] float32, L2-normalised.
@@ -162,7 +165,7 @@ def image_features(
     """
     if len(pixels) == 0:
         raise DataError("there are no images to encode")
-    encode = encode or functools.partial(encode_image, model.params, config=model.config, compute_dtype=compute_dtype)
+    encode = encode or functools.partial(encode_image, model.params, config=model.config, numerics=numerics)
     batch_size = min(batch_size, len(pixels))
     features = []
     for start in range(0, len(pixels), batch_size):

@@ -114,7 +114,7 @@ def test_another_key_is_another_store(tmp_path):
         (MODEL, data.from_arrays(noise(5, 1)), {}),  # images
         (MODEL, data.select(source, [1, 0, 2, 3, 4]), {}),  # order
         (MODEL, source, {"dtype": "float16"}),
-        (MODEL, source, {"compute_dtype": jnp.bfloat16}),
+        (MODEL, source, {"numerics": clip.Numerics(jnp.bfloat16)}),
         (MODEL, source, {"tokens": True}),
     ]
     paths = {features.extract(m, s, tmp_path, **SMALL, **more).path for m, s, more in runs}

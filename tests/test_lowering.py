@@ -44,7 +44,7 @@ def prompt_steps(modality):
 
 PROGRAMS = {
     "encode_image": (
-        lambda params, x: clip.encode_image(params, x, CONFIG, compute_dtype=jnp.bfloat16),
+        lambda params, x: clip.encode_image(params, x, CONFIG, numerics=clip.Numerics(jnp.bfloat16)),
         (PARAMS, f32(4, 16, 16, 3)),
         (4, 12),
     ),

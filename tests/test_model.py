@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxzs import clip
 from jaxzs.clip.model import position_table, resize_weights
 from jaxzs.clip.params import flatten
-from jaxzs.errors import ImageError, TextError
+from jaxzs.errors import ConfigError, ImageError, TextError
 
 # FlaxCLIPModel in float32 is itself within 1e-5 of float64 on these weights (values of order 1 to 5); two correct
 # float32 implementations that sum in another order stay within 2e-5 of each other.
@@ -148,8 +148,8 @@ def test_gradient_equals_finite_differences():
     ids = reference("gelu_first_eos", "text")["pad_eos_mask/input_ids"][:2]
 
     def loss(params):
-        images = clip.encode_image(params, pixels, config, precision="highest")
-        texts = clip.encode_text(params, ids, config, precision="highest")
+        images = clip.encode_image(params, pixels, config, numerics=clip.Numerics(precision="highest"))
+        texts = clip.encode_text(params, ids, config, numerics=clip.Numerics(precision="highest"))
         return clip.contrastive_loss(clip.logits_per_image(images, texts, params["logit_scale"]))
 
     @jax.jit
@@ -170,12 +170,12 @@ def test_reduced_precision_products_accumulate_in_float32(dtype):
     params, config = checkpoint("quickgelu_legacy_eos")
     pixels = pixels_of("quickgelu_legacy_eos")
     exact = clip.encode_image(params, pixels, config)
-    reduced = clip.encode_image(params, pixels, config, compute_dtype=dtype)
+    reduced = clip.encode_image(params, pixels, config, numerics=clip.Numerics(dtype))
     assert reduced.dtype == jnp.float32
     cosine = (clip.normalize(exact) * clip.normalize(reduced)).sum(-1)
     assert cosine.min() > 0.9995  # 8 bits of mantissa over four layers
     assert np.abs(exact - reduced).max() > 1e-4  # and the option does something
-    jaxpr = jax.make_jaxpr(lambda p: clip.vision_tower(p, pixels, config, compute_dtype=dtype).pooled)(params)
+    jaxpr = jax.make_jaxpr(lambda p: clip.vision_tower(p, pixels, config, numerics=clip.Numerics(dtype)).pooled)(params)
     products = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
     assert len(products) >= 4 * 8
     for product in products:
@@ -297,3 +297,10 @@ def test_the_shared_reference_is_the_one_in_the_repository(shared: Path):
         for key in original.files:
             if key in reference("quickgelu_legacy_eos", "image"):
                 np.testing.assert_array_equal(original[key], reference("quickgelu_legacy_eos", "image")[key])
+
+
+def test_old_keywords_name_the_new_one():
+    """A `ConfigError` and not Python's TypeError, for every encoder and tower."""
+    for function in (clip.encode_image, clip.encode_text, clip.vision_tower, clip.text_tower):
+        with pytest.raises(ConfigError, match=r"write numerics=clip\.Numerics\(compute_dtype\)"):
+            function({}, None, None, compute_dtype=jnp.bfloat16)

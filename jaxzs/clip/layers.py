@@ -1,14 +1,15 @@
 """The layers of CLIP's two transformers, as pure functions on parameter dicts, and how their products are computed.
 
-Numerics: float32 by default, whatever type the weights are stored in. With `compute_dtype=jnp.bfloat16` the
+Numerics: float32 by default, whatever type the weights are stored in. With `Numerics(jnp.bfloat16)` the
 operands of every matrix product are bfloat16 and its result float32; softmax, LayerNorm and the
 residual stream stay float32. Asking for the float32 result selects the fast kernel on CPU, too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,12 @@ Array = jax.Array | np.ndarray
 Precision = jax.lax.PrecisionLike
 
 
-class Numerics(NamedTuple):
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Numerics:
     """How matrix products are computed: type of the operands (None is float32), and XLA precision.
+
+    A static value: it may be passed to `jit` as any argument.
 
     >>> numerics = clip.Numerics(compute_dtype=jnp.bfloat16)
     >>> numerics.matmul(jnp.ones((2, 3)), jnp.ones((3, 4))).dtype

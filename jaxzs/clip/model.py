@@ -20,7 +20,6 @@ from jaxzs.clip.layers import (
     Array,
     Numerics,
     Params,
-    Precision,
     block,
     dense,
     last_block,
@@ -28,9 +27,13 @@ from jaxzs.clip.layers import (
     layers_of,
     transformer,
 )  # fmt: skip
-from jaxzs.errors import ImageError, TextError
+from jaxzs.errors import ImageError, TextError, renamed
 
-_STATIC = ("config", "compute_dtype", "precision")
+# Keywords of earlier versions, and what is written now.
+_RENAMED = {
+    "compute_dtype": "numerics=clip.Numerics(compute_dtype)",
+    "precision": "numerics=clip.Numerics(precision=precision)",
+}
 
 
 class TowerOutput(NamedTuple):
@@ -122,13 +125,13 @@ def vision_embeddings(
     return jnp.concatenate([token, patches], axis=1) + positions
 
 
+@renamed(**_RENAMED)
 def vision_tower(
     params: Params,
     pixels: Array,
     config: CLIPConfig,
     *,
-    compute_dtype: Any = None,
-    precision: Precision = None,
+    numerics: Numerics = Numerics(),
     interpolate_positions: bool = False,
 ) -> TowerOutput:
     """Vision transformer with every named intermediate.
@@ -137,8 +140,7 @@ def vision_tower(
       params: the whole parameter tree (only "vision_model" is used).
       pixels: [B,S,S,3] float, normalised by the checkpoint's mean and standard deviation.
       config: of the checkpoint.
-      compute_dtype: None (float32) or the type of the operands of matrix products.
-      precision: XLA precision of the products.
+      numerics: type of the operands of matrix products (float32 by default) and their XLA precision.
       interpolate_positions: accept any H and W of at least one patch, with interpolated positions.
 
     Returns:
@@ -155,7 +157,6 @@ def vision_tower(
     (6, 5, (2, 3, 37, 37))
     """
     grid = _check_pixels(pixels, config.vision, interpolate_positions)
-    numerics = Numerics(compute_dtype, precision)
     tree, vision = params["vision_model"], config.vision
     positions = position_table(tree, vision, grid)
     x = vision_embeddings(tree, pixels, vision, positions, numerics)
@@ -165,13 +166,13 @@ def vision_tower(
     return TowerOutput(hidden[-1], pooled, hidden, attention)
 
 
+@renamed(**_RENAMED)
 def encode_image(
     params: Params,
     pixels: Array,
     config: CLIPConfig,
     *,
-    compute_dtype: Any = None,
-    precision: Precision = None,
+    numerics: Numerics = Numerics(),
     interpolate_positions: bool = False,
 ) -> jax.Array:
     """Image features in the shared space, projected, NOT normalised: pixels [B,S,S,3] -> [B,E] float32.
@@ -187,12 +188,12 @@ def encode_image(
     jaxzs.errors.ImageError: pixels are 32x48, this checkpoint takes 48x48; resize with model.preprocess(images), ...
     """
     _check_pixels(pixels, config.vision, interpolate_positions)
-    return _encode_image(params, pixels, config, compute_dtype, precision, interpolate_positions)
+    return _encode_image(params, pixels, config, numerics, interpolate_positions)
 
 
-@functools.partial(jax.jit, static_argnames=(*_STATIC, "interpolate_positions"))
-def _encode_image(params, pixels, config, compute_dtype, precision, interpolate_positions):
-    numerics, tree = Numerics(compute_dtype, precision), params["vision_model"]
+@functools.partial(jax.jit, static_argnames=("config", "interpolate_positions"))
+def _encode_image(params, pixels, config, numerics, interpolate_positions):
+    tree = params["vision_model"]
     grid = _check_pixels(pixels, config.vision, interpolate_positions)
     positions = position_table(tree, config.vision, grid)
     x = vision_embeddings(tree, pixels, config.vision, positions, numerics)
@@ -274,14 +275,14 @@ def text_embeddings(params: Params, input_ids: Array) -> jax.Array:
     return tokens + positions[None, : input_ids.shape[1]]
 
 
+@renamed(**_RENAMED)
 def text_tower(
     params: Params,
     input_ids: Array,
     config: CLIPConfig,
     attention_mask: Array | None = None,
     *,
-    compute_dtype: Any = None,
-    precision: Precision = None,
+    numerics: Numerics = Numerics(),
 ) -> TowerOutput:
     """Text transformer with every named intermediate.
 
@@ -291,8 +292,7 @@ def text_tower(
         right behind the longest text's end token without changing any feature.
       config: of the checkpoint.
       attention_mask: [B,T], 0 where a token must not be attended to.
-      compute_dtype: None (float32) or the type of the operands of matrix products.
-      precision: XLA precision of the products.
+      numerics: type of the operands of matrix products (float32 by default) and their XLA precision.
 
     Returns:
       `TowerOutput`; `tokens` are after the final LayerNorm, `hidden` before it.
@@ -307,7 +307,6 @@ def text_tower(
     ((2, 5, 64), (2, 64))
     """
     _check_ids(input_ids, config.text, attention_mask)
-    numerics = Numerics(compute_dtype, precision)
     tree, text = params["text_model"], config.text
     bias = causal_bias(input_ids.shape[1], attention_mask)
     x = text_embeddings(tree, input_ids)
@@ -321,14 +320,14 @@ def pool(tokens: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(tokens, positions[:, None, None], axis=1)[:, 0]
 
 
+@renamed(**_RENAMED)
 def encode_text(
     params: Params,
     input_ids: Array,
     config: CLIPConfig,
     attention_mask: Array | None = None,
     *,
-    compute_dtype: Any = None,
-    precision: Precision = None,
+    numerics: Numerics = Numerics(),
 ) -> jax.Array:
     """Text features in the shared space, projected, NOT normalised: input_ids [B,T] -> [B,E] float32.
 
@@ -340,14 +339,14 @@ def encode_text(
     (2, 64)
     """
     _check_ids(input_ids, config.text, attention_mask)
-    return _encode_text(params, input_ids, config, attention_mask, compute_dtype, precision)
+    return _encode_text(params, input_ids, config, attention_mask, numerics)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _encode_text(params, input_ids, config, attention_mask, compute_dtype, precision):
+@functools.partial(jax.jit, static_argnames="config")
+def _encode_text(params, input_ids, config, attention_mask, numerics):
     x, ends = (text_embeddings(params["text_model"], input_ids), end_positions(input_ids, config.text))
     bias = causal_bias(input_ids.shape[1], attention_mask)
-    return read_text(params, x, ends, config, Numerics(compute_dtype, precision), bias=bias)
+    return read_text(params, x, ends, config, numerics, bias=bias)
 
 
 def read_text(

@@ -127,7 +127,7 @@ def _image(model: _Model, options: BenchOptions) -> _Measured:
 
     pixels = _normal((options.batch_size, *_image_shape(model.config)))
     encode = functools.partial(
-        clip.encode_image, model.params, pixels, model.config, compute_dtype=options.compute_dtype
+        clip.encode_image, model.params, pixels, model.config, numerics=clip.Numerics(options.compute_dtype)
     )
     return _Measured(encode, options.batch_size, "image")
 
@@ -136,7 +136,9 @@ def _text(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs import clip
 
     ids = _token_ids(model.config, options.batch_size)
-    encode = functools.partial(clip.encode_text, model.params, ids, model.config, compute_dtype=options.compute_dtype)
+    encode = functools.partial(
+        clip.encode_text, model.params, ids, model.config, numerics=clip.Numerics(options.compute_dtype)
+    )
     return _Measured(encode, options.batch_size, "text")
 
 

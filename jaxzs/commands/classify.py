@@ -80,6 +80,7 @@ def run(options: ClassifyOptions) -> int:
 
     from jaxzs import zeroshot
     from jaxzs.classify import check_number_of_classes, classify
+    from jaxzs.clip import Numerics
     from jaxzs.data import class_from_subfolder, find_images
     from jaxzs.prompt import load_prompt, prompted_encoders
     from jaxzs.proxy import load_proxies
@@ -103,7 +104,7 @@ def run(options: ClassifyOptions) -> int:
             text = jnp.asarray(kept.proxies)
         elif tuned is None:
             text = zeroshot.text_proxies(
-                model, classes.names, classes.templates, compute_dtype=dtype, progress=not options.quiet
+                model, classes.names, classes.templates, numerics=Numerics(dtype), progress=not options.quiet
             )
         else:
             text, encode = prompted_encoders(model, tuned, classes.names, compute_dtype=dtype)
@@ -236,6 +237,7 @@ def _stored(options: ClassifyOptions, model: Model, paths: Sequence[Path]) -> tu
     """The same through a feature store."""
     import jax.numpy as jnp
 
+    from jaxzs.clip import Numerics
     from jaxzs.data import open_files
     from jaxzs.features import extract
 
@@ -244,7 +246,7 @@ def _stored(options: ClassifyOptions, model: Model, paths: Sequence[Path]) -> tu
         model,
         open_files(paths),
         options.store,
-        compute_dtype=options.compute_dtype,
+        numerics=Numerics(options.compute_dtype),
         batch_size=options.batch_size,
         max_skipped=len(paths),
         progress=not options.quiet,
@@ -269,6 +271,7 @@ def encode_files(
     import jax.numpy as jnp
     from tqdm import tqdm
 
+    from jaxzs.clip import Numerics
     from jaxzs.data import load_images
     from jaxzs.zeroshot import image_features
 
@@ -282,7 +285,7 @@ def encode_files(
     )
     for batch in batches:
         features.append(
-            image_features(model, batch.pixels, batch_size=batch_size, compute_dtype=compute_dtype, encode=encode)
+            image_features(model, batch.pixels, batch_size=batch_size, numerics=Numerics(compute_dtype), encode=encode)
         )
         read.extend(batch.paths)
         bar.update(len(read) + len(unreadable) - bar.n)

@@ -66,6 +66,7 @@ def run(options: ExtractOptions) -> int:
         parallel.initialize()
 
     from jaxzs import features
+    from jaxzs.clip import Numerics
     from jaxzs.data.opening import open_source
     from jaxzs.report import measured
 
@@ -80,7 +81,7 @@ def run(options: ExtractOptions) -> int:
                 source,
                 options.out,
                 dtype=options.dtype,
-                compute_dtype=options.compute_dtype,
+                numerics=Numerics(options.compute_dtype),
                 tokens=options.tokens,
                 batch_size=options.batch_size,
                 chunk_size=options.chunk_size,

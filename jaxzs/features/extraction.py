@@ -26,7 +26,7 @@ from jaxzs.clip.layers import Numerics, dense
 from jaxzs.clip.model import vision_tower
 from jaxzs.data.batches import Batch, batches, shard
 from jaxzs.data.sources import Source, digest
-from jaxzs.errors import ConfigError, DataError
+from jaxzs.errors import ConfigError, DataError, renamed
 from jaxzs.features.store import FeatureStore, checksum
 from jaxzs.files import write_json
 
@@ -35,13 +35,14 @@ _FORMAT = 1  # of the files; another number is another store
 _IN_FLIGHT = 2  # batches on the device while the next is decoded
 
 
+@renamed(compute_dtype="numerics=clip.Numerics(compute_dtype)")
 def extract(
     model: Model,
     source: Source,
     root: str | Path,
     *,
     dtype: str = "float32",
-    compute_dtype: Any = None,
+    numerics: Numerics = Numerics(),
     tokens: bool = False,
     batch_size: int = 64,
     chunk_size: int = 1024,
@@ -56,7 +57,7 @@ def extract(
       source: `jaxzs.data.open_source(...)`, or anything of that form.
       root: folder of stores; this one is `<root>/<key>`.
       dtype: the features are stored in: "float32", "float16" or "bfloat16".
-      compute_dtype: of the encoder's products, None for float32.
+      numerics: of the encoder's products, float32 by default.
       tokens: store all tokens of the last block, too ([n,1+P,D] an image, before the post-LayerNorm).
       batch_size: images per encoder call, rounded up to a multiple of this process's devices.
       chunk_size: items per chunk, rounded up to whole batches: what is lost at most when killed.
@@ -82,7 +83,7 @@ def extract(
         raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     if len(source) == 0:
         raise DataError("the source holds no images")
-    store = _store(model, source, Path(root).expanduser(), dtype, compute_dtype, tokens, batch_size, chunk_size)
+    store = _store(model, source, Path(root).expanduser(), dtype, numerics, tokens, batch_size, chunk_size)
     part, parts = jax.process_index(), jax.process_count()
     own = shard(store.num_chunks, part, parts)
     with _lock(store.path / f"part-{part}-of-{parts}.lock"):
@@ -91,7 +92,7 @@ def extract(
         missing = [number for number in own if known[number] is None]
         skipped = [error for errors in known.values() for error in errors or ()]
         _check_skipped(skipped, max_skipped)
-        encode = _encoder(model, compute_dtype, tokens, store.settings["batch_size"])
+        encode = _encoder(model, numerics, tokens, store.settings["batch_size"])
         _write_chunks(store, model, source, encode, missing, threads, skipped, max_skipped, progress)
     parallel.barrier(f"features {store.path.name}")
     return store
@@ -118,7 +119,7 @@ def _store(
     source: Source,
     root: Path,
     dtype: str,
-    compute_dtype: Any,
+    numerics: Numerics,
     tokens: bool,
     batch_size: int,
     chunk_size: int,
@@ -134,8 +135,8 @@ def _store(
         "source": source.identity,
         "num_items": len(source),
         "dtype": dtype,
-        "compute_dtype": "float32" if compute_dtype is None else jnp.dtype(compute_dtype).name,
-        "matmul_precision": str(getattr(jax.config, "jax_default_matmul_precision", None) or "default"),
+        "compute_dtype": "float32" if numerics.compute_dtype is None else jnp.dtype(numerics.compute_dtype).name,
+        "matmul_precision": _precision(numerics),
         "backend": jax.default_backend(),
         "tokens": tokens,
         # From here on: not part of the key.
@@ -156,6 +157,12 @@ def _store(
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path / 'store.json'}: {error}; delete that folder") from error
     return FeatureStore(path, settings)
+
+
+def _precision(numerics: Numerics) -> str:
+    """Of the products, as the key of a store names it."""
+    default = getattr(jax.config, "jax_default_matmul_precision", None)
+    return str(numerics.precision or default or "default")
 
 
 @contextlib.contextmanager
@@ -199,7 +206,7 @@ def _sweep(store: FeatureStore, numbers: Sequence[int]) -> None:
 Encode = Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
 
 
-def _encoder(model: Model, compute_dtype: Any, tokens: bool, batch_size: int) -> Encode:
+def _encoder(model: Model, numerics: Numerics, tokens: bool, batch_size: int) -> Encode:
     """pixels [B,S,S,3] -> (features [B,E], tokens [B,1+P,D] or None), spread over this process's devices."""
     devices = jax.local_devices()
     mesh = parallel.make_mesh(devices=devices)
@@ -209,18 +216,18 @@ def _encoder(model: Model, compute_dtype: Any, tokens: bool, batch_size: int) ->
     where = parallel.sharding(mesh, ("images", None, None, None), (batch_size, 1, 1, 1))
 
     def encode(pixels: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-        return encode_batch(params, jax.device_put(pixels, where), model.config, compute_dtype, tokens)
+        return encode_batch(params, jax.device_put(pixels, where), model.config, numerics, tokens)
 
     return encode
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def encode_batch(
-    params: Any, pixels: jax.Array, config: CLIPConfig, compute_dtype: Any, tokens: bool
+    params: Any, pixels: jax.Array, config: CLIPConfig, numerics: Numerics, tokens: bool
 ) -> tuple[jax.Array, jax.Array | None]:
     """Features [B,E] as `clip.encode_image` gives them, and all tokens [B,1+P,D] on request."""
-    tower = vision_tower(params, pixels, config, compute_dtype=compute_dtype)
-    features = dense(params["visual_projection"], tower.pooled, Numerics(compute_dtype))
+    tower = vision_tower(params, pixels, config, numerics=numerics)
+    features = dense(params["visual_projection"], tower.pooled, numerics)
     return features, tower.tokens if tokens else None
 
 

@@ -63,7 +63,7 @@ def freeze(
 
 def _encode_texts(model: Model, compute_dtype: Any, texts: list[str]) -> jax.Array:
     ids, _ = model.tokenize(texts)  # padded to the longest; the mask is causal, padding is never read
-    return encode_text(model.params, jnp.asarray(ids), model.config, compute_dtype=compute_dtype)
+    return encode_text(model.params, jnp.asarray(ids), model.config, numerics=Numerics(compute_dtype))
 
 
 def read_source(

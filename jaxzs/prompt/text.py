@@ -154,7 +154,7 @@ class TextPrompt:
         self, params: Params, pixels: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """What of the images no prompt changes, computed once: pixels [B,S,S,3] -> features [B,E]."""
-        return encode_image(params, pixels, config, **numerics._asdict())
+        return encode_image(params, pixels, config, numerics=numerics)
 
     def plain_features(
         self, frozen: Frozen, images: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
@@ -174,7 +174,8 @@ class TextPrompt:
             share_context=self.share_context,
             half=self.half,
             recompute=self.recompute,
-            **numerics._asdict(),
+            compute_dtype=numerics.compute_dtype,
+            precision=numerics.precision,
         )
 
     def image_features(
