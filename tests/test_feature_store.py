@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,7 +21,11 @@ import pytest
 from tiny_model import noise, tiny_model
 
 from jaxzs import clip, data, features
+from jaxzs.data.sources import digest
 from jaxzs.errors import ConfigError, DataError
+from jaxzs.features.extraction import _store
+from jaxzs.features.settings import parse_settings, read_settings
+from jaxzs.features.store import FeatureStore, parse_record
 
 MODEL = tiny_model()
 SMALL = {"batch_size": 8, "chunk_size": 8}
@@ -115,6 +121,7 @@ def test_another_key_is_another_store(tmp_path):
         (MODEL, data.select(source, [1, 0, 2, 3, 4]), {}),  # order
         (MODEL, source, {"dtype": "float16"}),
         (MODEL, source, {"numerics": clip.Numerics(jnp.bfloat16)}),
+        (MODEL, source, {"numerics": clip.Numerics(precision="highest")}),
         (MODEL, source, {"tokens": True}),
     ]
     paths = {features.extract(m, s, tmp_path, **SMALL, **more).path for m, s, more in runs}
@@ -212,14 +219,227 @@ def test_damaged_chunks_are_found_and_recomputed(tmp_path, name, how):
     assert contents(features.extract(MODEL, source, tmp_path, **SMALL)) == before
 
 
-def test_damaged_settings_are_named(tmp_path):
-    source = data.from_arrays(noise(3))
-    store = features.extract(MODEL, source, tmp_path, **SMALL)
-    (store.path / "store.json").write_text("{")
+def flips(content: bytes):
+    """The content with one bit flipped, for every bit."""
+    for place in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << (place % 8)
+        yield bytes(changed)
+
+
+def test_every_bit_of_the_settings(tmp_path):
+    """Only named errors or equal settings, whichever bit of store.json is flipped."""
+    store = features.extract(MODEL, data.from_arrays(noise(3), np.arange(3)), tmp_path, **SMALL)
+    path, refused = store.path / "store.json", 0
+    content = path.read_bytes()
+    assert parse_settings(content, path) == store.settings
+    for changed in flips(content):
+        try:
+            assert parse_settings(changed, path) == store.settings
+        except DataError:
+            refused += 1
+    assert refused > 7 * len(content)  # what is left are blanks between values
+
+
+def test_every_bit_of_a_chunk(tmp_path):
+    store = features.extract(MODEL, data.from_arrays(noise(1), np.arange(1)), tmp_path, **SMALL)
+    whole, refused = store.chunk(0), 0
+    folder = store.folder(0)
+    record = (folder / "chunk.json").read_bytes()
+    for changed in flips(record):
+        try:
+            assert parse_record(changed, range(1)) == parse_record(record, range(1))
+        except ValueError:  # which `chunk` names
+            refused += 1
+    assert refused > 7 * len(record)
+    for name in ("features.npy", "labels.npy"):
+        content = (folder / name).read_bytes()
+        for changed in list(flips(content))[::7]:  # writing takes the time
+            (folder / name).write_bytes(changed)
+            with pytest.raises(DataError, match=r"chunk 0 .*checksum"):
+                store.chunk(0)
+        (folder / name).write_bytes(content)
+    for found, expected in zip(store.chunk(0), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+EDITS = [
+    {"chunk_size": 8}, {"chunk_size": 32}, {"chunk_size": 10**9}, {"chunk_size": 0}, {"chunk_size": -16},
+    {"chunk_size": "16"}, {"num_items": 18}, {"num_items": 10**9}, {"num_items": 0}, {"num_items": 20.0},
+    {"batch_size": 0}, {"batch_size": True}, {"dtype": "float16"}, {"dtype": "object"}, {"dtype": None},
+    {"tokens": True}, {"label_names": ["x"]}, {"label_names": None}, {"jaxzs": "9.9"}, {"format": 1}, {"format": 2},
+    {"format": "jaxzs.features/3"}, {"weights": "0" * 64}, {"embedding": 3}, {"multi_label": True},
+    {"normalized": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["edited", "and its checksum made anew"])
+def test_edited_settings_are_never_believed(tmp_path, again):
+    source = data.from_arrays(noise(20), np.arange(20) % 2)
+    store = features.extract(MODEL, source, tmp_path, batch_size=8, chunk_size=16)
+    path, whole = store.path / "store.json", store.arrays()
+    for edit in EDITS:
+        edited = {**store.settings, **edit}
+        checksum = digest(edited if again else store.settings)
+        path.write_text(json.dumps({**edited, "sha256_of_this": checksum}))
+        # With a checksum made anew, as by somebody with intent, what can be told from the rest is still refused.
+        harmless = again and edit.keys() & {"label_names", "normalized"} and edit != {"label_names": None}
+        for use in (
+            (lambda: features.open_store(tmp_path), lambda: FeatureStore(store.path, read_settings(path)))
+            if not harmless
+            else ()
+        ):
+            with pytest.raises(DataError, match=r"store\.json|missing or damaged|not finished"):
+                use().arrays()
+    path.write_text(json.dumps({**store.settings, "sha256_of_this": digest(store.settings)}))
+    np.testing.assert_array_equal(features.open_store(tmp_path).arrays().features, whole.features)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{}", '"x"', "[" * 100_000, b"\xff\xfe", "{"])
+def test_settings_of_another_kind(tmp_path, content):
+    store = features.extract(MODEL, data.from_arrays(noise(3)), tmp_path, **SMALL)
+    (store.path / "store.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=r"store\.json"):
         features.open_store(store.path)
-    with pytest.raises(DataError, match=r"store\.json.*delete that folder"):
+    with pytest.raises(DataError, match=r"store\.json.*extract the features again"):
+        features.extract(MODEL, data.from_arrays(noise(3)), tmp_path, **SMALL)
+
+
+def test_a_store_of_the_earlier_format_says_what_to_do(tmp_path):
+    store = features.extract(MODEL, data.from_arrays(noise(3)), tmp_path, **SMALL)
+    earlier = {**store.settings, "format": 1, "jaxzs": "0.1"}
+    (store.path / "store.json").write_text(json.dumps(earlier))
+    with pytest.raises(DataError, match=r"format 1.*extract the features again.*version that wrote it \(0.1\)"):
+        features.open_store(store.path)
+
+
+def test_chunks_in_the_place_of_others(tmp_path):
+    """Folders that were exchanged or copied are whole by their checksums, and not what belongs there."""
+    source = data.from_arrays(noise(30), np.arange(30))
+    store = features.extract(MODEL, source, tmp_path, **SMALL)
+    before = contents(store)
+    first, second = store.folder(0), store.folder(1)
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    for number in (0, 1):
+        with pytest.raises(DataError, match=f"its items are not those from {8 * number}"):
+            store.chunk(number, verify=False)
+    assert contents(features.extract(MODEL, source, tmp_path, **SMALL)) == before
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    with pytest.raises(DataError, match="its items are not those from 8"):
+        store.arrays()
+    assert contents(features.extract(MODEL, source, tmp_path, **SMALL)) == before
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"sha256": {}}, {"sha256": []}, {"sha256": {"../../store.json": "0"}}, {"indices": None}, {"indices": ["a"]},
+        {"indices": [10**30, 1, 2]}, {"indices": [2, 1, 0]}, {"indices": [0, 0, 1]}, {"indices": [0, True, 2]},
+        {"ids": None}, {"ids": [1, 2, 3]}, {"ids": ["0"]}, {"skipped": 5}, {"skipped": ["one too many"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_chunk_records_of_odd_content(tmp_path, edit):
+    """With a checksum that fits, as of a hostile file."""
+    store = features.extract(MODEL, data.from_arrays(noise(3)), tmp_path, **SMALL)
+    path = store.path / "chunk-000000" / "chunk.json"
+    record = json.loads(path.read_text())
+    record.pop("sha256_of_this")
+    record |= edit
+    path.write_text(json.dumps({**record, "sha256_of_this": digest(record)}))
+    with pytest.raises(DataError, match=r"chunk 0 of the feature store .* damaged"):
+        store.chunk(0)
+
+
+def test_every_pass_reads_what_the_checksums_cover(tmp_path):
+    store = features.extract(MODEL, data.from_arrays(noise(20)), tmp_path, **SMALL)
+    assert [len(part) for part in store.features()] == [8, 8, 4]
+    flip_a_bit(store.path / "chunk-000002" / "features.npy")
+    with pytest.raises(DataError, match=r"chunk 2 .*checksum"):
+        list(store.features())
+
+
+# --- the folder --------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    source = data.from_arrays(noise(3))
+    store = features.extract(MODEL, source, tmp_path, **SMALL)
+    lock, precious = store.path / "part-0-of-1.lock", tmp_path / "precious"
+    precious.write_text("precious")
+    lock.unlink()
+    lock.symlink_to(precious)
+    with pytest.raises(DataError, match=r"cannot open the lock .*part-0-of-1\.lock.*remove it"):
         features.extract(MODEL, source, tmp_path, **SMALL)
+    assert precious.read_text() == "precious"
+    lock.unlink()
+    lock.write_text("left by an earlier run")
+    features.extract(MODEL, source, tmp_path, **SMALL)
+    assert lock.read_text() == "left by an earlier run"
+
+
+def test_a_finished_store_in_a_place_that_is_only_read(tmp_path, monkeypatch):
+    """As on a read-only file system, where no lock can be made. (Permissions alone do not stop every user.)"""
+    source = data.from_arrays(noise(10))
+    store = features.extract(MODEL, source, tmp_path, **SMALL)
+    open_file = os.open
+
+    def refuse(path, flags, *rest, **more):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return open_file(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert features.extract(MODEL, source, tmp_path, **SMALL) == store
+    shutil.rmtree(store.folder(1))
+    with pytest.raises(DataError, match=r"cannot write chunk 1 .*Read-only file system"):
+        features.extract(MODEL, source, tmp_path, **SMALL)
+
+
+def test_starts_together_agree_on_the_settings(tmp_path):
+    """Of many that begin a store at once with chunks of their own, all use those of one."""
+    source = data.from_arrays(noise(20))
+
+    def begin(size: int) -> int:
+        store = _store(MODEL, source, tmp_path / str(begin.round), features.Extraction(batch_size=8, chunk_size=size))
+        return store.settings["chunk_size"]
+
+    with ThreadPoolExecutor(8) as pool:
+        for begin.round in range(20):
+            assert len(set(pool.map(begin, range(8, 72, 8)))) == 1
+    assert not list(tmp_path.glob("*/*/.store.*"))
+
+
+def test_the_bar_counts_images(tmp_path, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, total, **_):
+            self.total, self.shown = total, 0
+            bars.append(self)
+
+        def update(self, number):
+            self.shown += number
+
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda *_: None  # noqa: E731
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    features.extract(MODEL, unreadable(21, {3}), tmp_path, **SMALL)
+    assert [(bar.total, bar.shown) for bar in bars] == [(21, 21)]
+
+
+def test_old_keywords_name_the_new_ones(tmp_path):
+    with pytest.raises(ConfigError, match=r"write numerics=clip\.Numerics"):
+        features.extract(MODEL, data.from_arrays(noise(3)), tmp_path, compute_dtype=jnp.bfloat16)
+    for name in ("batch_size", "chunk_size"):
+        with pytest.raises(ConfigError, match=f"{name} is 0, expected a whole number of at least 1"):
+            features.Extraction(**{name: 0})
+    with pytest.raises(ConfigError, match=r"threads is 2\.5"):
+        features.Extraction(threads=2.5)
 
 
 # --- processes -----------------------------------------------------------------------------------------------------

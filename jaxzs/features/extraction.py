@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
-import json
 import os
 import shutil
 import tempfile
@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxzs
 from jaxzs import parallel
 from jaxzs.clip import Model
 from jaxzs.clip.config import CLIPConfig
@@ -26,12 +25,11 @@ from jaxzs.clip.layers import Numerics, dense
 from jaxzs.clip.model import vision_tower
 from jaxzs.data.batches import Batch, batches, shard
 from jaxzs.data.sources import Source, digest
-from jaxzs.errors import ConfigError, DataError, renamed
+from jaxzs.errors import DataError, renamed
+from jaxzs.features.settings import CHECKSUM, Extraction, key_of, read_settings, settings_of, write_once
 from jaxzs.features.store import FeatureStore, checksum
 from jaxzs.files import write_json
 
-DTYPES = ("float32", "float16", "bfloat16")
-_FORMAT = 1  # of the files; another number is another store
 _IN_FLIGHT = 2  # batches on the device while the next is decoded
 
 
@@ -40,15 +38,10 @@ def extract(
     model: Model,
     source: Source,
     root: str | Path,
+    choices: Extraction = Extraction(),
     *,
-    dtype: str = "float32",
-    numerics: Numerics = Numerics(),
-    tokens: bool = False,
-    batch_size: int = 64,
-    chunk_size: int = 1024,
-    threads: int = 2,
-    max_skipped: int = 100,
     progress: bool = False,
+    **changes: Any,
 ) -> FeatureStore:
     """Encode every image of a source into a store, continuing one that was begun.
 
@@ -56,113 +49,59 @@ def extract(
       model: a loaded checkpoint.
       source: `jaxzs.data.open_source(...)`, or anything of that form.
       root: folder of stores; this one is `<root>/<key>`.
-      dtype: the features are stored in: "float32", "float16" or "bfloat16".
-      numerics: of the encoder's products, float32 by default.
-      tokens: store all tokens of the last block, too ([n,1+P,D] an image, before the post-LayerNorm).
-      batch_size: images per encoder call, rounded up to a multiple of this process's devices.
-      chunk_size: items per chunk, rounded up to whole batches: what is lost at most when killed.
-      threads: that decode and preprocess.
-      max_skipped: unreadable images in the store, of all runs, before it stops with an error; with several processes
-        in the part of each.
+      choices: types on disk and of the products, sizes of batches and chunks.
       progress: show a bar on stderr, when that is a terminal.
+      changes: fields of `choices` by their names, such as `chunk_size=256`.
 
     Returns:
       The complete `FeatureStore`. With several processes each one computes its own part on its own devices
-      and waits for the others.
+      and waits for the others. A complete store is only read, also in a place that cannot be written.
 
     Raises:
-      DataError: more unreadable images than allowed, features that are not finite, a full disk.
-      ConfigError: an unknown dtype.
+      DataError: more unreadable images than allowed, features that are not finite, a full disk, a damaged `store.json`.
+      ConfigError: a choice out of range.
 
     >>> source = data.open_source("photos")
     >>> store = features.extract(jaxzs.load("demo"), source, "features")
     >>> store.num_items, store.complete
     (30, True)
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    choices = dataclasses.replace(choices, **changes)
     if len(source) == 0:
         raise DataError("the source holds no images")
-    store = _store(model, source, Path(root).expanduser(), dtype, numerics, tokens, batch_size, chunk_size)
+    store = _store(model, source, Path(root).expanduser(), choices)
     part, parts = jax.process_index(), jax.process_count()
     own = shard(store.num_chunks, part, parts)
     with _lock(store.path / f"part-{part}-of-{parts}.lock"):
         _sweep(store, own)
         known = {number: _skipped_in(store, number) for number in own}
-        missing = [number for number in own if known[number] is None]
         skipped = [error for errors in known.values() for error in errors or ()]
-        _check_skipped(skipped, max_skipped)
-        encode = _encoder(model, numerics, tokens, store.settings["batch_size"])
-        _write_chunks(store, model, source, encode, missing, threads, skipped, max_skipped, progress)
+        _check_skipped(skipped, choices.max_skipped)
+        missing = [number for number in own if known[number] is None]
+        if missing:
+            work = _Work(model, source, store, choices)
+            _write_chunks(work, missing, skipped, progress)
     parallel.barrier(f"features {store.path.name}")
     return store
 
 
-def key_of(settings: dict[str, Any]) -> str:
-    """The key of a store: 16 hexadecimal digits of a hash of what determines its values.
+class _Work(NamedTuple):
+    """What one call of `extract` works on. A begun store keeps its own batches and chunks, whatever is chosen."""
 
-    >>> store = features.extract(jaxzs.load("demo"), data.open_source("photos"), "features")
-    >>> features.key_of(store.settings) == store.path.name
-    True
-    """
-    return digest({name: settings[name] for name in _DETERMINING})[:16]
-
-
-_DETERMINING = (
-    "format", "jaxzs", "weights", "architecture", "preprocessing", "source", "num_items", "dtype", "compute_dtype",
-    "matmul_precision", "backend", "tokens",
-)  # fmt: skip
+    model: Model
+    source: Source
+    store: FeatureStore
+    choices: Extraction
 
 
-def _store(
-    model: Model,
-    source: Source,
-    root: Path,
-    dtype: str,
-    numerics: Numerics,
-    tokens: bool,
-    batch_size: int,
-    chunk_size: int,
-) -> FeatureStore:
-    """The store's folder with its settings, made now or found. A begun store keeps its own batches and chunks."""
-    batch_size = parallel.padded_length(batch_size, jax.local_device_count())
-    settings = {
-        "format": _FORMAT,
-        "jaxzs": jaxzs.__version__,
-        "weights": model.fingerprint,
-        "architecture": digest(dataclasses.asdict(model.config)),
-        "preprocessing": model.preprocessor.fingerprint,
-        "source": source.identity,
-        "num_items": len(source),
-        "dtype": dtype,
-        "compute_dtype": "float32" if numerics.compute_dtype is None else jnp.dtype(numerics.compute_dtype).name,
-        "matmul_precision": _precision(numerics),
-        "backend": jax.default_backend(),
-        "tokens": tokens,
-        # From here on: not part of the key.
-        "model": model.name,
-        "normalized": False,
-        "embedding": model.config.projection_dim,
-        "label_names": list(source.label_names),
-        "multi_label": source.multi_label,
-        "batch_size": batch_size,
-        "chunk_size": parallel.padded_length(chunk_size, batch_size),
-    }
+def _store(model: Model, source: Source, root: Path, choices: Extraction) -> FeatureStore:
+    """The store's folder with its settings, made now or found."""
+    settings = settings_of(model, source, choices)
     path = root / key_of(settings)
-    if parallel.is_main_process() and not (path / "store.json").is_file():
-        write_json(path / "store.json", settings)
+    if parallel.is_main_process():
+        write_once(path / "store.json", settings)
     parallel.barrier(f"settings {path.name}")
-    try:
-        settings = json.loads((path / "store.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path / 'store.json'}: {error}; delete that folder") from error
-    return FeatureStore(path, settings)
-
-
-def _precision(numerics: Numerics) -> str:
-    """Of the products, as the key of a store names it."""
-    default = getattr(jax.config, "jax_default_matmul_precision", None)
-    return str(numerics.precision or default or "default")
+    return FeatureStore(path, read_settings(path / "store.json"))
 
 
 @contextlib.contextmanager
@@ -173,10 +112,28 @@ def _lock(path: Path) -> Iterator[None]:
     except ImportError:  # Windows: without the lock two processes do the same work twice, and nothing worse
         yield
         return
-    with open(path, "w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    file = _open_lock(path)
+    try:
+        if file is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
+    finally:
+        if file is not None:
+            os.close(file)
+
+
+def _open_lock(path: Path) -> int | None:
+    """The lock file, neither followed nor emptied: whoever may write here could have laid a link to another file.
+
+    None in a place that is only read: what is missing could not be written there anyhow.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return None
+        raise DataError(f"cannot open the lock {path}: {error.strerror}; it must be a file, remove it") from error
 
 
 def _skipped_in(store: FeatureStore, number: int) -> list[str] | None:
@@ -206,17 +163,17 @@ def _sweep(store: FeatureStore, numbers: Sequence[int]) -> None:
 Encode = Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
 
 
-def _encoder(model: Model, numerics: Numerics, tokens: bool, batch_size: int) -> Encode:
+def _encoder(work: _Work) -> Encode:
     """pixels [B,S,S,3] -> (features [B,E], tokens [B,1+P,D] or None), spread over this process's devices."""
-    devices = jax.local_devices()
-    mesh = parallel.make_mesh(devices=devices)
+    model, choices, batch_size = work.model, work.choices, work.store.settings["batch_size"]
+    mesh = parallel.make_mesh(devices=jax.local_devices())
     params = parallel.place_parameters(
         {name: model.params[name] for name in ("vision_model", "visual_projection")}, model.config, mesh
     )
     where = parallel.sharding(mesh, ("images", None, None, None), (batch_size, 1, 1, 1))
 
     def encode(pixels: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-        return encode_batch(params, jax.device_put(pixels, where), model.config, numerics, tokens)
+        return encode_batch(params, jax.device_put(pixels, where), model.config, choices.numerics, choices.tokens)
 
     return encode
 
@@ -227,48 +184,53 @@ def encode_batch(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Features [B,E] as `clip.encode_image` gives them, and all tokens [B,1+P,D] on request."""
     tower = vision_tower(params, pixels, config, numerics=numerics)
-    features = dense(params["visual_projection"], tower.pooled, numerics)
+    features = dense(params["visual_projection"], tower.pooled, numerics)  # [B,E]
     return features, tower.tokens if tokens else None
 
 
-def _write_chunks(
-    store: FeatureStore,
-    model: Model,
-    source: Source,
-    encode: Encode,
-    numbers: Sequence[int],
-    threads: int,
-    skipped: Sequence[str],
-    max_skipped: int,
-    progress: bool,
-) -> None:
+def _write_chunks(work: _Work, numbers: Sequence[int], skipped: Sequence[str], progress: bool) -> None:
     """One pass over the items of the missing chunks; each chunk is written when its last batch is back.
 
     skipped: the unreadable images of the chunks that are there.
     """
     from tqdm import tqdm
 
-    chunk_size, batch_size = store.settings["chunk_size"], store.settings["batch_size"]
-    items: list[int] = []
-    ends: dict[int, int] = {}  # batches read when a chunk is complete -> its number
-    for number in numbers:
-        first, end = number * chunk_size, min((number + 1) * chunk_size, store.num_items)
-        items += range(first, end)
-        items += [-1] * (-len(items) % batch_size)  # a chunk begins with a new batch
-        ends[len(items) // batch_size] = number
-    size = model.config.vision.image_size
-    loaded = batches(source, model.preprocess, batch_size, image_shape=(size, size, 3), indices=items, threads=threads)
-    errors = list(skipped)
-    done: list[Encoded] = []
-    with tqdm(total=len(items), unit="image", disable=None if progress else True) as bar:
-        for count, encoded in enumerate(_pipelined(loaded, encode, store.settings["dtype"]), 1):
+    store = work.store
+    items, ends = _items_of(store, numbers)
+    errors, done = list(skipped), []
+    with tqdm(total=sum(item >= 0 for item in items), unit="image", disable=None if progress else True) as bar:
+        for count, encoded in enumerate(_pipelined(_loaded(work, items), _encoder(work), store.settings["dtype"]), 1):
             errors += encoded.batch.errors
-            _check_skipped(errors, max_skipped)
+            _check_skipped(errors, work.choices.max_skipped)
             done.append(encoded)
-            bar.update(batch_size)
+            bar.update(int((encoded.batch.indices >= 0).sum()))
             if count in ends:
                 _write_chunk(store, ends[count], done)
                 done = []
+
+
+def _items_of(store: FeatureStore, numbers: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+    """Items of these chunks in whole batches, -1 for padding; and how many batches end which chunk."""
+    items: list[int] = []
+    ends: dict[int, int] = {}
+    for number in numbers:
+        items += store.items_of(number)
+        items += [-1] * (-len(items) % store.settings["batch_size"])  # a chunk begins with a new batch
+        ends[len(items) // store.settings["batch_size"]] = number
+    return items, ends
+
+
+def _loaded(work: _Work, items: Sequence[int]) -> Iterator[Batch]:
+    """Batches of these items, read and preprocessed in threads."""
+    size = work.model.config.vision.image_size
+    return batches(
+        work.source,
+        work.model.preprocess,
+        work.store.settings["batch_size"],
+        image_shape=(size, size, work.model.config.vision.num_channels),
+        indices=items,
+        threads=work.choices.threads,
+    )
 
 
 class Encoded(NamedTuple):
@@ -329,17 +291,18 @@ def _write_chunk(store: FeatureStore, number: int, done: Sequence[Encoded]) -> N
             "indices": [int(i) for part in done for i in part.batch.indices[part.batch.mask]],
             "skipped": [error for part in done for error in part.batch.errors],
         }
-        write_json(temporary / "chunk.json", {**record, "sha256_of_this": digest(record)})
+        write_json(temporary / "chunk.json", {**record, CHECKSUM: digest(record)})
         temporary.chmod(0o755)
         try:
             os.rename(temporary, place)
         except OSError:
             if not (place / "chunk.json").is_file():
                 raise  # otherwise another process was first, with the same chunk
-    except OSError as error:
+    except (OSError, DataError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"cannot write chunk {number} of the feature store {store.path}: {error.strerror or error}. Nothing that "
-            "was there is lost; make room and run again to continue"
+            f"cannot write chunk {number} of the feature store {store.path}: {reason}. "
+            "Nothing that was there is lost; make room and run again to continue"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
