@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,27 @@ def test_extract_and_continue(tmp_path, capsys):
     assert "5 images" in captured.out
     assert "9.png" in captured.err
     assert len(list(out.iterdir())) == 2  # other images, another store
+
+
+def test_a_finished_store_in_a_place_that_is_only_read(tmp_path, capsys, monkeypatch):
+    """As on a read-only file system; permissions alone do not stop every user."""
+    images, out = paint(tmp_path / "images"), tmp_path / "stores"
+    command = ["extract", str(images), "--out", str(out), "--batch-size", "8"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    open_file = os.open
+
+    def refuse(path, flags, *rest, **more):
+        if flags & os.O_CREAT and str(path).startswith(str(out)):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return open_file(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out == first
+    assert "cannot be written: no record of this run" in captured.err
 
 
 def test_wrong_input_is_one_line(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -59,7 +60,8 @@ def run(options: ExtractOptions) -> int:
     """Encode images into a feature store, or continue one. Returns the exit code: 1 when some were unreadable."""
     check_numbers(options, "batch_size", "chunk_size", "threads")
     check_numbers(options, "max_skipped", least=0)
-    check_output_folder(options.out)
+    if not any(options.out.glob("*/store.json")):  # a finished store is used where it cannot be written, too
+        check_output_folder(options.out)
     from jaxzs import parallel
 
     if options.distributed:
@@ -80,13 +82,15 @@ def run(options: ExtractOptions) -> int:
                 model,
                 source,
                 options.out,
-                dtype=options.dtype,
-                numerics=Numerics(options.compute_dtype),
-                tokens=options.tokens,
-                batch_size=options.batch_size,
-                chunk_size=options.chunk_size,
-                threads=options.threads,
-                max_skipped=options.max_skipped,
+                features.Extraction(
+                    options.dtype,
+                    Numerics(options.compute_dtype),
+                    options.tokens,
+                    options.batch_size,
+                    options.chunk_size,
+                    options.threads,
+                    options.max_skipped,
+                ),
                 progress=parallel.is_main_process() and not options.quiet,
             )
     if not parallel.is_main_process():
@@ -116,9 +120,12 @@ def _write_record(
     """The record of the run, in the store: extract.json."""
     from jaxzs.report import data_entry, write_record
 
-    name = Path(options.images).name
+    path: Path | None = store.path / "extract.json"
+    if not os.access(store.path, os.W_OK):
+        options.notice(f"{store.path} cannot be written: no record of this run")
+        path = None
     return write_record(
-        store.path / "extract.json",
+        path,
         command=command_line("extract", options),
         settings=settings_of(options),
         metrics={
@@ -127,7 +134,7 @@ def _write_record(
             "features": store.settings["embedding"],
         },
         model=model,
-        data=data_entry(name, identity, store.num_items),
+        data=data_entry(Path(options.images).name, identity, store.num_items),
         seconds=seconds,
         store=str(store.path),
         class_names=list(store.label_names),

@@ -78,7 +78,7 @@ class Extraction:
 def settings_of(model: Model, source: Source, choices: Extraction) -> dict[str, Any]:
     """What goes into `store.json`: all that determines the features, then what describes them."""
     batch_size = parallel.padded_length(choices.batch_size, jax.local_device_count())
-    compute_dtype, precision = choices.numerics
+    compute_dtype, precision = choices.numerics.compute_dtype, choices.numerics.precision
     return {
         "format": FORMAT,
         "jaxzs": jaxzs.__version__,
