@@ -97,17 +97,17 @@ def test_transformers_reads_what_is_written_back():
     [
         ({"model_type": "siglip"}, "model_type is 'siglip'"),
         ({"text_config": {"hidden_size": 510}}, "not a multiple"),
-        ({"text_config": {"hidden_size": "512"}}, "must be of type int"),
+        ({"text_config": {"hidden_size": "512"}}, "text_config.hidden_size is '512', expected a whole number"),
         ({"text_config": {"num_hidden_layers": 10**9}}, "expected 1 to 256"),
         ({"text_config": {"vocab_size": 512}}, "outside the vocabulary"),
         ({"text_config": []}, None),  # an empty list is no configuration, but no harm either
-        ({"text_config": [1]}, "must be an object"),
+        ({"text_config": [1]}, "text_config is list, expected an object"),
         ({"vision_config": {"patch_size": 0}}, "expected 1 to"),
         ({"vision_config": {"patch_size": 448}}, "exceeds image_size"),
         ({"vision_config": {"hidden_act": "relu"}}, "is not one of quick_gelu"),
         ({"vision_config": {"layer_norm_eps": -1.0}}, "layer_norm_eps"),
-        ({"projection_dim": True}, "must be of type int"),
-        ({"logit_scale_init_value": float("inf")}, "must be finite"),
+        ({"projection_dim": True}, "projection_dim is True, expected a whole number"),
+        ({"logit_scale_init_value": float("inf")}, "expected a finite number"),
     ],
 )
 def test_unfit_configurations_are_named(change, message):

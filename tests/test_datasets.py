@@ -194,14 +194,14 @@ def test_a_data_set_of_the_user(tmp_path):
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ("[]", "JSON object"),
+        ("[]", "expected an object"),
         ('{"class_names": []}', "non-empty"),
-        ('{"class_names": ["a", 3]}', "not a text"),
+        ('{"class_names": ["a", 3]}', r"class_names\[1\] is 3, expected a text"),
         ('{"class_names": ["a"], "templates": ["a photo"]}', "need one"),
         ('{"class_names": ["a", "b"], "labels": ["x"]}', "1 labels for 2"),
         ('{"class_names": ["a", "A"]}', "more than once"),
         ('{"class_names": ["a"], "aliases": {"x": "y"}}', "aliases"),
-        ('{"class_name": ["a"]}', "unknown keys class_name"),
+        ('{"class_name": ["a"]}', "has .class_name., expected only"),
     ],
 )
 def test_unfit_files_are_named(tmp_path, content, message):

@@ -6,10 +6,11 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxzs.clip.files import read_json
 from jaxzs.errors import ConfigError
+from jaxzs.files import from_json
 
 # Larger than any published CLIP; a config.json is untrusted input and decides what gets allocated.
 _LARGEST = {
@@ -24,6 +25,7 @@ _LARGEST = {
     "num_channels": 16,
     "projection_dim": 16_384,
 }
+_Tower = TypeVar("_Tower")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 
 
@@ -111,11 +113,11 @@ class CLIPConfig:
                 f"{where}: model_type is {kind!r}, expected 'clip'. Only CLIP checkpoints of the "
                 "HuggingFace layout (text and vision transformers) are supported."
             )
-        return cls(
+        shared = {key: values[key] for key in ("projection_dim", "logit_scale_init_value") if key in values}
+        return dataclasses.replace(
+            from_json(cls, shared, where, ConfigError),
             text=_tower(TextConfig, values, "text", where),
             vision=_tower(VisionConfig, values, "vision", where),
-            projection_dim=_number(values, "projection_dim", 512, int, where),
-            logit_scale_init_value=_number(values, "logit_scale_init_value", 2.6592, float, where),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -144,32 +146,11 @@ def _read_json(path: str | Path) -> tuple[Mapping[str, Any], str]:
     return read_json(path, ConfigError), str(path)
 
 
-def _tower(kind: type, values: Mapping[str, Any], name: str, where: str) -> Any:
-    """One tower's dataclass. Early files repeat it under `text_config_dict`, which then wins, as in HuggingFace."""
-    merged: dict[str, Any] = {}
-    for key in (f"{name}_config", f"{name}_config_dict"):
-        part = values.get(key) or {}
-        if not isinstance(part, Mapping):
-            raise ConfigError(f"{where}: {key} must be an object, found {type(part).__name__}")
-        merged.update(part)
-    read: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        kinds = {"int": int, "float": float, "str": str, "int | None": int}
-        wanted = kinds[str(field.type)]
-        if field.name in merged and merged[field.name] is None and "None" in str(field.type):
-            read[field.name] = None
-        else:
-            place = f"{where}: {name}_config"
-            read[field.name] = _number(merged, field.name, field.default, wanted, place)
-    return kind(**read)
-
-
-def _number(values: Mapping[str, Any], key: str, default: Any, kind: type, where: str) -> Any:
-    value = values.get(key, default)
-    accepted = (int, float) if kind is float else kind
-    if isinstance(value, bool) or not isinstance(value, accepted):
-        raise ConfigError(f"{where}: {key} must be of type {kind.__name__}, found {value!r}")
-    return kind(value)
+def _tower(kind: type[_Tower], values: Mapping[str, Any], name: str, where: str) -> _Tower:
+    """One tower's dataclass. `text_config_dict` of early files replaces all of `text_config`, as in HuggingFace."""
+    early = values.get(f"{name}_config_dict")
+    part = values.get(f"{name}_config") or {} if early is None else early
+    return from_json(kind, part, f"{where}: {name}_config", ConfigError, ignore_unknown=True)
 
 
 def _check(config: CLIPConfig) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxzs.data.names import name_key
 from jaxzs.errors import DataError, LabelError
+from jaxzs.files import from_json
 
 _PLACEHOLDER = "{}"
 
@@ -227,51 +228,29 @@ def _parse(text: str, where: str, default_name: str) -> DatasetInfo:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{where}: expected a JSON object with class_names and templates")
-    known = {field.name for field in dataclasses.fields(DatasetInfo)}
-    if strangers := sorted(set(values) - known):
-        raise DataError(f"{where}: unknown keys {', '.join(strangers)}; known: {', '.join(sorted(known))}")
-    names = _texts(values, "class_names", where)
-    templates = values.get("templates", "simple")
+    templates = values.get("templates", "simple") if isinstance(values, dict) else None
     if isinstance(templates, str):
-        templates = template_set(templates)
-    else:
-        templates = _texts(values, "templates", where)
-        bad = [template for template in templates if template.count(_PLACEHOLDER) != 1]
-        if bad:
-            raise DataError(f"{where}: templates need one {_PLACEHOLDER!r} each: {bad[0]!r}")
-    labels = _texts(values, "labels", where) if "labels" in values else names
-    label_ids, groups = values.get("label_ids"), values.get("groups")
-    for key, value in (("labels", labels), ("label_ids", label_ids), ("groups", groups)):
-        if value is not None and len(value) != len(names):
-            raise DataError(f"{where}: {len(value)} {key} for {len(names)} class_names")
-    plain = [_plain(label) for label in labels]
-    if twice := sorted({label for label in labels if plain.count(_plain(label)) > 1}):
+        values |= {"templates": template_set(templates)}
+    if isinstance(values, dict):
+        values = {"name": default_name, "title": default_name, "labels": values.get("class_names"), **values}
+    info = from_json(DatasetInfo, values, where, DataError)
+    _check_lists(info, where)
+    return info
+
+
+def _check_lists(info: DatasetInfo, where: str) -> None:
+    """Raises `DataError` for empty texts, lists that do not fit each other, labels that are not distinct."""
+    for key in ("class_names", "labels", "templates"):
+        texts = getattr(info, key)
+        if not texts or not all(text.strip() for text in texts):
+            raise DataError(f"{where}: {key} must be a non-empty list of texts, none of them empty")
+    if bad := [template for template in info.templates if template.count(_PLACEHOLDER) != 1]:
+        raise DataError(f"{where}: templates need one {_PLACEHOLDER!r} each: {bad[0]!r}")
+    for key in ("labels", "label_ids", "groups"):
+        if (listed := getattr(info, key)) is not None and len(listed) != info.num_classes:
+            raise DataError(f"{where}: {len(listed)} {key} for {info.num_classes} class_names")
+    plain = [_plain(label) for label in info.labels]
+    if twice := sorted({label for label in info.labels if plain.count(_plain(label)) > 1}):
         raise DataError(f"{where}: labels occur more than once: {', '.join(twice[:5])}")
-    aliases = values.get("aliases", {})
-    if lost := sorted(alias for alias, to in aliases.items() if _plain(to) not in plain):
+    if lost := sorted(alias for alias, to in info.aliases.items() if _plain(to) not in plain):
         raise DataError(f"{where}: aliases of labels that are not there: {', '.join(lost[:5])}")
-    return DatasetInfo(
-        name=values.get("name", default_name),
-        title=values.get("title", default_name),
-        class_names=names,
-        labels=labels,
-        templates=tuple(templates),
-        multi_label=bool(values.get("multi_label", False)),
-        background_names=tuple(values.get("background_names", ())),
-        label_ids=None if label_ids is None else tuple(label_ids),
-        groups=None if groups is None else tuple(map(tuple, groups)),
-        aliases=aliases,
-        variants=values.get("variants", {}),
-        source=values.get("source", {}),
-    )
-
-
-def _texts(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    texts = values.get(key)
-    if not isinstance(texts, list) or not texts:
-        raise DataError(f"{where}: {key} must be a non-empty list of texts")
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f"{where}: {key} contains something that is not a text, or an empty one")
-    return tuple(texts)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from jaxzs.errors import RecordError
+from jaxzs.files import from_json
 
 _Shape = TypeVar("_Shape")
 
@@ -140,52 +141,11 @@ def parse(values: Mapping[str, Any], where: str) -> Results:
 
 
 def _parse_one(shape: type[_Shape], value: Any, where: str) -> _Shape:
-    if not isinstance(value, dict):
-        raise RecordError(f"{where} is {_kind(value)}, expected an object")
-    fields = {field.name: field for field in dataclasses.fields(shape)}  # type: ignore[arg-type]
-    unknown = sorted(set(value) - set(fields))
-    if unknown:
-        raise RecordError(f"{where} has {unknown[0]!r}, expected only {', '.join(fields)}")
-    parsed = {}
-    for name, field in fields.items():
-        if name in value:
-            parsed[name] = _PARSERS[str(field.type)](value[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING:
-            raise RecordError(f"{where} lacks {name!r}")
-    if len({len(entry) for entry in parsed.values() if isinstance(entry, tuple)}) > 1:
+    parsed = from_json(shape, value, where, RecordError)
+    lists = [entry for entry in vars(parsed).values() if isinstance(entry, tuple)]
+    if len(set(map(len, lists))) > 1:
         raise RecordError(f"{where}: its lists differ in length")
-    return shape(**parsed)
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise RecordError(f"{where} is {_kind(value)}, expected a text")
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RecordError(f"{where} is {_kind(value)}, expected a finite number")
-    return value
-
-
-def _several(one: Callable[[Any, str], Any]) -> Callable[[Any, str], tuple[Any, ...]]:
-    def parse_all(value: Any, where: str) -> tuple[Any, ...]:
-        if not isinstance(value, list | tuple):
-            raise RecordError(f"{where} is {_kind(value)}, expected a list")
-        return tuple(one(entry, f"{where}[{i}]") for i, entry in enumerate(value))
-
-    return parse_all
-
-
-_PARSERS: dict[str, Callable[[Any, str], Any]] = {  # by the annotations of the shapes above
-    "str": _text,
-    "float": _number,
-    "float | None": lambda value, where: None if value is None else _number(value, where),
-    "tuple[str, ...]": _several(_text),
-    "tuple[float, ...]": _several(_number),
-    "tuple[float, ...] | None": lambda value, where: None if value is None else _several(_number)(value, where),
-}
+    return parsed
 
 
 def _kind(value: Any) -> str:
