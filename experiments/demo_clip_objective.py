@@ -18,7 +18,7 @@ from experiments.demo_world.captions import GLYPHS
 from jaxzs.clip import CLIPConfig, VisionConfig, encode_text, normalize
 from jaxzs.clip.layers import block, dense, layer_norm
 from jaxzs.clip.model import position_table, vision_embeddings
-from jaxzs.patch.local import value_block
+from jaxzs.patch.local import keep_values
 
 LARGER = 2  # the interpolated position table has this many times as many rows and columns
 
@@ -40,7 +40,7 @@ def image_outputs(
         return normalize(dense(params["visual_projection"], tokens))
 
     image = project(block(last, x, vision)[0][:, 0])
-    return image, project(value_block(last, x, vision)[0][:, 1:]) if local else None
+    return image, project(block(last, x, vision, attend=keep_values)[0][:, 1:]) if local else None
 
 
 def window_positions(params: Any, vision: VisionConfig, corner: jax.Array) -> jax.Array:
