@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import functools
 import json
 import shutil
@@ -14,7 +16,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxzs.clip.tokenizer import END, START, Tokenizer
+from jaxzs.clip.config import TextConfig
+from jaxzs.clip.tokenizer import Tokenizer
+from jaxzs.clip.tokenizer_files import END, START
 from jaxzs.errors import CheckpointError, TextError
 
 MERGES = ["t h", "c a", "ca t</w>", "th e</w>", "p h", "o t", "ph ot", "phot o</w>", "Ã ©</w>"]
@@ -81,10 +85,10 @@ def both() -> tuple[Tokenizer, Any]:
 def test_padding_and_cutting_equal_the_reference(
     padding_side: str, truncation_side: str, pad_token: str, tmp_path: Path
 ) -> None:
-    folder = write_small(
-        tmp_path / "small", padding_side=padding_side, truncation_side=truncation_side, pad_token=pad_token
-    )
-    tokenizer, expected = Tokenizer.from_folder(folder), reference(folder)
+    settings = {"truncation_side": truncation_side, "pad_token": pad_token}
+    folder = write_small(tmp_path / "small", **settings, padding_side=padding_side)
+    # The towers count positions from the left: padding is behind the text whatever the file says.
+    tokenizer, expected = Tokenizer.from_folder(folder), reference(write_small(tmp_path / "right", **settings))
     texts = [*TEXTS, "the cat " * 20]
     for ours, theirs in (
         ({"truncate": True}, {"padding": True}),
@@ -180,19 +184,24 @@ def test_special_tokens_in_every_form(tmp_path: Path) -> None:
         ("tokenizer.json", b"", "empty"),
         ("tokenizer.json", b"{}", "not a CLIP tokenizer"),
         ("tokenizer.json", b'{"version": "1.0", "model": {"type": "BPE"}}', "not a CLIP tokenizer"),
-        ("tokenizer.json", b"[" * 100_000, "not a CLIP tokenizer"),
+        ("tokenizer.json", b"[" * 100_000, "not valid JSON"),
         ("tokenizer.json", b"\xff\xfe\x00", "not UTF-8"),
         ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
+        ("tokenizer.json", b'{"added_tokens": [{"id": 0, "content": ""}]}', "not an added token: '' with id 0"),
         ("vocab.json", b"[1, 2]", "expected a JSON object"),
         ("vocab.json", b'{"a": "b"}', "token 'a' has id 'b'"),
         ("vocab.json", b'{"a": -1}', "token 'a' has id -1"),
         ("vocab.json", b'{"a": true}', "token 'a' has id True"),
         ("vocab.json", b'{"a": 1}', r"has no token <\|startoftext\|>, <\|endoftext\|>"),
         ("merges.txt", b"#version: 0.2\nt h\nthree of them\n", "line 3: expected two tokens"),
-        ("merges.txt", b"#version: 0.2\nnot there\n", "not a CLIP tokenizer: .*out of vocab"),
+        ("merges.txt", b"#version: 0.2\nnot there\n", "line 2: .* a token that is not in vocab.json"),
         ("tokenizer_config.json", b"{", "not valid JSON"),
         ("tokenizer_config.json", b'{"model_max_length": 2}', "leaves no room"),
-        ("tokenizer_config.json", b'{"pad_token": "[PAD]"}', r"has no token \[PAD\]"),
+        ("tokenizer_config.json", b'{"eos_token": "[SEP]"}', r"has no token \[SEP\]"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {}}}', "not an added token: None with id -1"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"9": {"content": "t"}}}', "id 9, its place .* is"),
+        ("added_tokens.json", b'{"<new>": -1}', "not an added token: '<new>' with id -1"),
+        ("added_tokens.json", b'{"<new>": 600}', "'<new>' is said to have id 600, its place in the vocabulary is 524"),
     ],
 )
 def test_malformed_files_are_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -236,6 +245,158 @@ def test_mutated_files_give_ids_or_a_named_error(small: Tokenizer, tmp_path: Pat
     assert 50 < failures <= 150
 
 
+@pytest.mark.parametrize("layout", ["vocab.json", "tokenizer.json"])
+@pytest.mark.parametrize("where", ["added_tokens.json", "tokenizer_config.json"])
+def test_added_tokens_of_every_file_equal_the_reference(
+    layout: str, where: str, small: Tokenizer, tmp_path: Path
+) -> None:
+    new = {"content": "<new>", "special": False, "normalized": False, "lstrip": False, "rstrip": False}
+    decoder = {"added_tokens_decoder": {"524": new}} if where == "tokenizer_config.json" else {}
+    folder = write_small(tmp_path / "small", **decoder)
+    if not decoder:
+        (folder / where).write_text('{"<new>": 524}')
+    if layout == "tokenizer.json":
+        small.backend.save(str(folder / layout))
+        (folder / "vocab.json").unlink()
+    tokenizer = Tokenizer.from_folder(folder)
+    ids = tokenizer.encode("a <new>cat")
+    assert ids[2] == 524
+    assert ids == reference(folder)("a <new>cat")["input_ids"]
+    with pytest.raises(CheckpointError, match="ids up to 524, the model has 524 token embeddings"):
+        Tokenizer.from_folder(folder, vocab_size=524)
+
+
+def test_a_pad_token_that_is_a_word_is_one_in_a_text(folder: Path, small: Tokenizer, tmp_path: Path) -> None:
+    # Stable Diffusion 2 and LAION pad with "!"; open_clip, which trained them, reads "!" in a text as the word.
+    parts = write_small(tmp_path / "parts", pad_token="!")
+    whole = write_small(tmp_path / "whole", pad_token="!")
+    content = json.loads(small.backend.to_str())
+    bang = content["model"]["vocab"]["!"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"].append({"id": bang, "content": "!", **flags, "special": True})
+    (whole / "tokenizer.json").write_text(json.dumps(content))
+    for made in (parts, whole):
+        tokenizer = Tokenizer.from_folder(made)
+        assert tokenizer.pad_id == bang
+        assert tokenizer.encode("the cat!") == small.encode("the cat!")
+        assert bang not in tokenizer.encode("the cat!")
+    assert Tokenizer.from_folder(parts).fingerprint == Tokenizer.from_folder(whole).fingerprint
+    # One that does not exist is no reason to refuse: padding is never read.
+    absent = Tokenizer.from_folder(write_small(tmp_path / "absent", pad_token="[PAD]"))
+    assert absent.pad_id == small.end_id
+
+
+BOMB = {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "o"}, "content": "oo"}] * 9}
+NESTED = functools.reduce(lambda inner, _: {"type": "Sequence", "normalizers": [inner]}, range(90), {"type": "NFC"})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        # These abort the process, or end in a panic at the first text.
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}}, "wrong length"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAAAAAAAAAAAAAA"}}, "wrong length"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": 5}}, "cannot be read"),
+        # These do not end, or fill the memory.
+        ({"normalizer": BOMB}, "no more characters"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}}, "no more characters"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 1000}}, "more than 16 parts"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKD"}] * 3}}, "NFKD occurs twice"),
+        ({"normalizer": {"type": "Prepend", "prepend": "a" * 100}}, "more than one character"),
+        ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(.*)*x"}, "behavior": "Removed"}}, "rule for words"),
+        ({"pre_tokenizer": {"type": "Split", "pattern": {"String": ""}, "behavior": "Removed"}}, "rule for words"),
+        ({"model": {"type": "WordPiece", "vocab": {"a": 0}, "max_input_chars_per_word": 10**9}}, "words too long"),
+        # These give other ids each time, or are of other models.
+        ({"pre_tokenizer": {"type": "UnicodeScripts"}}, "'UnicodeScripts' is none of"),
+        ({"decoder": {"type": "CTC"}}, "'CTC' is none of"),
+        ({"decoder": 5}, "decoder 5 is none of"),
+        ({"normalizer": {"type": ["NFC"]}}, "is none of"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}, "'WordLevel' is none of"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 0.5}}, "other ids each time"),
+        ({"model": None}, "no model"),
+    ],
+)
+def test_parts_that_no_clip_has_are_refused(changed: dict, message: str, small: Tokenizer, tmp_path: Path) -> None:
+    content = {**json.loads(small.backend.to_str()), **changed}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=rf"not a CLIP tokenizer: .*{message}"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_nesting_and_repeated_keys_are_named_or_harmless(small: Tokenizer, tmp_path: Path) -> None:
+    content = {**json.loads(small.backend.to_str()), "normalizer": NESTED}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="not a CLIP tokenizer"):
+        Tokenizer.from_folder(tmp_path)
+    # What was audited is what is used, also where a key stands twice.
+    lying = '{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}, '
+    (tmp_path / "tokenizer.json").write_text(lying + small.backend.to_str()[1:])
+    assert Tokenizer.from_folder(tmp_path).encode("Cat") == small.encode("cat")
+
+
+def charsmap(units: dict[int, int], texts: bytes, size: int = 512) -> dict[str, str]:
+    trie = np.zeros(size, "<u4")
+    trie[list(units)] = list(units.values())
+    table = (4 * size).to_bytes(4, "little") + trie.tobytes() + texts
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+
+
+def test_tables_of_replacements_are_followed_before_they_are_used(small: Tokenizer, tmp_path: Path) -> None:
+    place = 256 ^ ord("Z")  # of the unit for "Z", whose value lies at place 5
+    good = {0: 256 << 10, place: ord("Z") | 1 << 8 | (place ^ 5) << 10, 5: 1 << 31}
+    content = json.loads(small.backend.to_str())
+    steps = content["normalizer"]["normalizers"]
+
+    def encode(table: dict[str, str]) -> list[int]:
+        changed = {**content, "normalizer": {"type": "Sequence", "normalizers": [table, *steps]}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+        return Tokenizer.from_folder(tmp_path).encode("catZ")
+
+    assert encode(charsmap({}, b"")) == small.encode("catz")
+    assert encode(charsmap(good, b"the\0")) == small.encode("catthe")
+    for units, texts, message in (
+        ({0: 4096 << 10}, b"", "reaches outside"),
+        ({**good, 5: 1 << 31 | 9}, b"the\0", "points behind"),
+        ({**good, 5: 1 << 31 | 1}, "é\0".encode(), "into a character"),
+        ({**good, 5: 1 << 31}, b"a" * 500 + b"\0", "too long"),
+        ({**good, 5: 1 << 31}, b"\xff\0", "cannot be read"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            encode(charsmap(units, texts))
+    steps.insert(0, charsmap({}, b""))
+    with pytest.raises(CheckpointError, match="Precompiled occurs twice"):
+        encode(charsmap({}, b""))
+
+
+# The tower
+
+
+def tower(**changed: Any) -> TextConfig:
+    return dataclasses.replace(TextConfig(vocab_size=524, max_position_embeddings=40, eos_token_id=522), **changed)
+
+
+def test_tokenizer_and_tower_must_end_texts_alike(folder: Path, tmp_path: Path) -> None:
+    assert Tokenizer.for_tower(folder, tower()).end_id == 522
+    with pytest.raises(CheckpointError, match=r"config\.json names 521 as the end token .* ends texts with 522"):
+        Tokenizer.for_tower(folder, tower(eos_token_id=521))
+    same = write_small(tmp_path / "same", bos_token=END)
+    with pytest.raises(CheckpointError, match="start and end token are one, id 522"):
+        Tokenizer.for_tower(same, tower())
+    # The first configurations: the highest id is pooled, which padding must not be.
+    padded = write_small(tmp_path / "padded", pad_token="<pad>")
+    assert Tokenizer.for_tower(padded, tower()).pad_id == 523
+    assert Tokenizer.for_tower(padded, tower(eos_token_id=2)).pad_id == 522
+
+
+def test_a_limit_below_that_of_the_tower_only_limits_texts(folder: Path) -> None:
+    tokenizer = Tokenizer.for_tower(folder, tower())
+    assert (tokenizer.max_length, tokenizer.context) == (16, 40)
+    assert tokenizer(["the cat"], pad_to=40)[0].shape == (1, 40)
+    assert tokenizer(["the cat " * 20], pad_to=40, truncate=True)[1].sum() == 16
+    with pytest.raises(TextError, match="at most 16 fit"):
+        tokenizer(["the cat " * 20], pad_to=40)
+
+
 # Calling
 
 
@@ -269,11 +430,33 @@ def test_words_and_their_tokens(small: Tokenizer) -> None:
         ([b"cat"], {}, "expected a string, got bytes"),
         ([None], {}, "expected a string, got NoneType"),
         (["\ud800"], {}, "not valid Unicode"),
+        (["a" * 100_001], {"truncate": True}, "100,001 characters, at most 100,000"),
     ],
 )
 def test_unfit_texts_are_named(small: Tokenizer, texts: Any, options: Any, message: str) -> None:
     with pytest.raises(TextError, match=message):
         small(texts, **options)
+
+
+def test_cutting_is_asked_for_once_or_each_time(small: Tokenizer) -> None:
+    cutting = dataclasses.replace(small, truncate=True)
+    np.testing.assert_array_equal(cutting(["the cat " * 20])[0], small(["the cat " * 20], truncate=True)[0])
+    with pytest.raises(TextError, match="at most 16 fit") as caught:
+        cutting(["the cat " * 20], truncate=False)
+    assert "truncate=True" in str(caught.value)
+    assert "truncate=True" not in caught.value.shown(on_command_line=True)
+
+
+def test_a_panic_inside_the_library_is_a_named_error(small: Tokenizer) -> None:
+    class Panic(BaseException):
+        pass
+
+    class Backend:
+        def encode(self, *_: Any, **__: Any) -> None:
+            raise Panic("index out of bounds")
+
+    with pytest.raises(TextError, match="cannot encode 'cat': index out of bounds"):
+        dataclasses.replace(small, backend=Backend()).encode("cat")  # type: ignore[arg-type]
 
 
 def test_unknown_ids_are_named(small: Tokenizer) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from experiments.demo_world import captions
 from experiments.demo_world.captions import BACKGROUNDS, DIGITS, GLYPHS, LETTERS, SHAPES, Content
 from experiments.demo_world.render import damage, glyph_image, scene
-from jaxzs.clip.tokenizer import END, START
+from jaxzs.clip.tokenizer_files import END, START
 
 # Every thing that has a name: glyphs, shapes, backgrounds. They are among the texts of every batch.
 CANDIDATES = (

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from jaxzs.clip.tokenizer import END, START, WORDS
+from jaxzs.clip.tokenizer_files import END, START, WORDS
 
 
 def byte_alphabet() -> list[str]:

@@ -1,0 +1,385 @@
+"""Tokenizer files on disk to one audited pipeline of the `tokenizers` library.
+
+transformers' AutoTokenizer is not used for these: it takes a pad token such as "!" inside a text for padding, appends a
+`<mask>` beyond Gemma's vocabulary, leaves out SigLIP's lower-casing, and takes two seconds to import.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import numpy as np
+
+from jaxzs.clip.files import read_json, read_text
+from jaxzs.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+_PLAIN_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# English contractions, letters, single digits, anything else: CLIP's split into words.
+WORDS = rf"<\|startoftext\|>|<\|endoftext\|>|{_PLAIN_WORDS}"
+
+# What the tokenizers of CLIP, SigLIP, Gemma, BERT and XLM are made of. Everything else is refused: other parts can take
+# exponential time, and some abort the process on a table that lies.
+_PARTS = {
+    "normalizer": {
+        "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Prepend", "Replace",
+        "Strip", "StripAccents",
+    },
+    "pre_tokenizer": {"BertPreTokenizer", "ByteLevel", "Metaspace", "Split", "Whitespace", "WhitespaceSplit"},
+    "decoder": {"BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece"},
+    "model": {"BPE", "Unigram", "WordPiece"},
+}  # fmt: skip
+_NESTED = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+_MOST_PARTS = 16
+_REPEATED = {"Replace", "Split", "Strip"}  # the others once: a table or bytes in a row multiply the text each time
+_MOST_TOKENS = 2_000_000
+_MOST_ADDED = 10_000
+_LONGEST_TOKEN = 1_000  # characters
+# One character, or one class of characters, at most repeated: such an expression takes linear time.
+_LINEAR = re.compile(r"(\\s|\[(?:[^\[\]\\]|\\.)+\]|[^\\\[\](){}*+?|.^$])(\+|\{\d,?\})?", re.DOTALL)
+_LONGEST_REPLACEMENT = 64  # bytes; the longest one of Unicode's NFKC has 33
+
+Pipeline = dict[str, Any]
+_T = TypeVar("_T")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """`special_tokens_map.json` and `tokenizer_config.json` as one mapping; the later file rules."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            settings.update(read_json(folder / name, CheckpointError))
+    return settings
+
+
+def special(settings: Mapping[str, Any], key: str, default: str) -> str:
+    """A special token as written in the settings: a string, or an object with `content`."""
+    value = settings.get(key)
+    value = value.get("content") if isinstance(value, Mapping) else value
+    return value if isinstance(value, str) else default
+
+
+def special_tokens(settings: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Start, end and unknown token; the defaults are CLIP's."""
+    named = (("bos_token", START), ("eos_token", END), ("unk_token", END))
+    return tuple(special(settings, key, default) for key, default in named)  # type: ignore[return-value]
+
+
+def read_pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Path, Pipeline]:
+    """The file that rules and its pipeline as `tokenizer.json` writes it, not yet audited."""
+    if (folder / "tokenizer.json").is_file():
+        file = folder / "tokenizer.json"
+        return file, read_json(file, CheckpointError)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return folder / "vocab.json", _read_vocab_and_merges(folder / "vocab.json", folder / "merges.txt", settings)
+    raise CheckpointError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
+
+
+def build(file: Path, pipeline: Pipeline) -> tokenizers.Tokenizer:
+    """The pipeline of `add_tokens`, audited, as a tokenizer of the library.
+
+    Raises `CheckpointError` naming what does not belong to a tokenizer of these models.
+    """
+    from tokenizers import Tokenizer
+
+    audit(file, pipeline)
+    # Padding, cutting and the tokens around a text are this package's own; a file saved after use has those of its
+    # last call.
+    pipeline = {**pipeline, "truncation": None, "padding": None, "post_processor": None}
+    # Written anew from what was audited: the file itself may hold a key twice, and readers differ in which they take.
+    backend = or_malformed(file, lambda: Tokenizer.from_str(json.dumps(pipeline, ensure_ascii=False)))
+    for token in pipeline["added_tokens"]:
+        if (number := backend.token_to_id(token["content"])) != token["id"]:
+            raise CheckpointError(
+                f"{file.parent}: the added token {token['content']!r:.80} is said to have id {token['id']}, "
+                f"its place in the vocabulary is {number}"
+            )
+    return backend
+
+
+def or_malformed(file: Path, build: Callable[[], _T]) -> _T:
+    """What `build()` returns; a failure inside the tokenizers library becomes a `CheckpointError`."""
+    try:
+        return build()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as cause:  # a panic in Rust derives from BaseException
+        raise CheckpointError(f"{file} is not a CLIP tokenizer: {cause!s:.200}") from cause
+
+
+# --- the older files of CLIP ------------------------------------------------------------------------------------------
+
+
+def _read_vocab_and_merges(vocab_file: Path, merges_file: Path, settings: Mapping[str, Any]) -> Pipeline:
+    """The pipeline that HuggingFace builds for CLIP from the two older files."""
+    vocab = read_json(vocab_file, CheckpointError)
+    for token, number in vocab.items():
+        if not _is_id(number):
+            raise CheckpointError(f"{vocab_file}: token {token!r:.40} has id {number!r:.40}")
+    if missing := [token for token in special_tokens(settings) if token not in vocab]:
+        raise CheckpointError(f"{vocab_file} has no token {', '.join(missing)}")
+    merges = _read_merges(merges_file, vocab)
+    return clip_pipeline(vocab, merges, special_tokens(settings)[2])
+
+
+def clip_pipeline(vocab: Mapping[str, int], merges: list[tuple[str, str]], unknown: str = END) -> Pipeline:
+    """CLIP's lower-cased byte-level BPE (Radford et al. 2021, section 2.4) as `tokenizer.json` writes it."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "NFC"},
+                {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+                {"type": "Lowercase"},
+            ],
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True},
+                byte_level,
+            ],
+        },
+        "decoder": {**byte_level, "add_prefix_space": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": unknown,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": WORD_END,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": dict(vocab),
+            "merges": [list(pair) for pair in merges],
+        },
+    }
+
+
+def _read_merges(file: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
+    merges = []
+    # Only "\n" ends a line: some tokens hold what Python's splitlines takes for a line end.
+    for number, line in enumerate(read_text(file, CheckpointError).split("\n"), start=1):
+        line = line.removesuffix("\r")
+        if not line or line.startswith("#version"):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2:
+            raise CheckpointError(f"{file}, line {number}: expected two tokens, found {line!r:.80}")
+        if not {*pair, "".join(pair)} <= vocab.keys():
+            raise CheckpointError(
+                f"{file}, line {number}: {line!r:.80} takes or makes a token that is not in vocab.json"
+            )
+        merges.append((pair[0], pair[1]))
+    return merges
+
+
+# --- added tokens -----------------------------------------------------------------------------------------------------
+
+
+def add_tokens(folder: Path, pipeline: Pipeline, settings: Mapping[str, Any]) -> Pipeline:
+    """The pipeline with the added tokens of every file that may hold some, in the order of their ids.
+
+    A pad token that is a word of the vocabulary is left out: Stable Diffusion 2 and LAION pad with "!".
+    """
+    vocab = pipeline["model"].get("vocab") if isinstance(pipeline.get("model"), Mapping) else None
+    vocab = vocab if isinstance(vocab, Mapping) else {}
+    pad = special(settings, "pad_token", END)
+    word = pad + WORD_END in vocab
+    specials = [*special_tokens(settings), *([] if word else [pad])]
+    listed = [*_own_tokens(folder, pipeline), *_decoder_tokens(folder, settings), *_json_tokens(folder)]
+    listed += [_added(token, vocab[token]) for token in specials if token in vocab]
+    merged: dict[str, dict[str, Any]] = {}
+    for token in listed:
+        first = merged.setdefault(token["content"], token)
+        if first["id"] != token["id"]:
+            raise CheckpointError(
+                f"{folder}: the added token {token['content']!r:.80} has id {first['id']} in one file and "
+                f"{token['id']} in another"
+            )
+    if word:
+        merged.pop(pad, None)
+    return {**pipeline, "added_tokens": sorted(merged.values(), key=lambda token: token["id"])}
+
+
+def _added(content: Any, number: Any, **flags: Any) -> dict[str, Any]:
+    token = {"id": number, "content": content}
+    for flag in ("single_word", "lstrip", "rstrip", "normalized"):
+        token[flag] = flags.get(flag, False)
+    return {**token, "special": flags.get("special", True)}
+
+
+def _own_tokens(folder: Path, pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Of `tokenizer.json` itself."""
+    listed = pipeline.get("added_tokens") or []
+    if not isinstance(listed, list):
+        raise CheckpointError(f"{folder / 'tokenizer.json'}: added_tokens is not a list")
+    return [_checked(folder / "tokenizer.json", token) for token in listed]
+
+
+def _decoder_tokens(folder: Path, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Of `tokenizer_config.json`: {"added_tokens_decoder": {"49408": {"content": ...}}}."""
+    decoder = settings.get("added_tokens_decoder")
+    for number, token in decoder.items() if isinstance(decoder, Mapping) else ():
+        flags = dict(token) if isinstance(token, Mapping) else {}
+        content, place = flags.pop("content", None), int(number) if number.isdecimal() and len(number) < 10 else -1
+        yield _checked(folder / "tokenizer_config.json", _added(content, place, **flags))
+
+
+def _json_tokens(folder: Path) -> Iterator[dict[str, Any]]:
+    """Of `added_tokens.json`: {"<word>": 49408}."""
+    file = folder / "added_tokens.json"
+    for content, number in (read_json(file, CheckpointError) if file.is_file() else {}).items():
+        yield _checked(file, _added(content, number, special=False, normalized=True))
+
+
+def _checked(file: Path, token: Any) -> dict[str, Any]:
+    if not _is_token(token):
+        content, number = (token.get(key) if isinstance(token, Mapping) else token for key in ("content", "id"))
+        raise CheckpointError(f"{file}: not an added token: {content!r:.80} with id {number!r:.40}")
+    return token
+
+
+def _is_token(value: Any) -> bool:
+    text = value.get("content") if isinstance(value, Mapping) else None
+    return isinstance(text, str) and 0 < len(text) <= _LONGEST_TOKEN and _is_id(value.get("id"))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+# --- the audit --------------------------------------------------------------------------------------------------------
+
+
+def audit(file: Path, pipeline: Pipeline) -> None:
+    """Raise `CheckpointError` for a part that no tokenizer of these models has, or that could run away."""
+
+    def refuse(what: str) -> NoReturn:
+        raise CheckpointError(f"{file} is not a CLIP tokenizer: {what}")
+
+    for kind, allowed in _PARTS.items():
+        parts = list(_parts(pipeline.get(kind), _NESTED.get(kind, "")))
+        if len(parts) > _MOST_PARTS:
+            refuse(f"{kind} has more than {_MOST_PARTS} parts")
+        met: set[str] = set()
+        for part in parts:
+            name = part.get("type") if isinstance(part, Mapping) else part
+            if not (isinstance(name, str) and name in allowed):
+                refuse(f"{kind} {name!r:.80} is none of {', '.join(sorted(allowed))}")
+            if name in met - _REPEATED:
+                refuse(f"{kind} {name} occurs twice")
+            met.add(name)
+            if (fault := _FAULTS.get(name, _no_fault)(part)) is not None:
+                refuse(f"{kind} {name}: {fault}")
+    if not isinstance(pipeline.get("model"), Mapping):
+        refuse("it has no model")
+    if len(pipeline["added_tokens"]) > _MOST_ADDED:
+        refuse(f"it has more than {_MOST_ADDED:,} added tokens")
+
+
+def _parts(value: Any, nested: str) -> Iterator[Any]:
+    """The parts of a pipeline step, out of Sequences in Sequences; stops after one too many."""
+    waiting, count = [value] if value is not None else [], 0
+    while waiting and count <= _MOST_PARTS:
+        part = waiting.pop(0)
+        if isinstance(part, Mapping) and part.get("type") == "Sequence" and isinstance(part.get(nested), list):
+            waiting = [*part[nested][: _MOST_PARTS + 1], *waiting]
+            count += not part[nested]  # an empty Sequence counts too, or nesting would not end
+        else:
+            count += 1
+            yield part
+
+
+def _no_fault(part: Any) -> None:
+    return None
+
+
+def _replace_fault(part: Mapping[str, Any]) -> str | None:
+    """A replacement may not grow a text, or a few dozen of them fill the memory."""
+    pattern, content = part.get("pattern"), part.get("content")
+    if not isinstance(pattern, Mapping) or len(pattern) != 1 or not isinstance(content, str):
+        return "pattern and content expected"
+    [(kind, text)] = pattern.items()
+    if kind == "String" and isinstance(text, str) and len(text) > 0 and len(content) <= len(text):
+        return None
+    if kind == "Regex" and isinstance(text, str) and _LINEAR.fullmatch(text) and len(content) <= 1:
+        return None
+    return f"{text!r:.80} by {content!r:.40} is not a replacement of characters by no more characters"
+
+
+def _split_fault(part: Mapping[str, Any]) -> str | None:
+    pattern = part.get("pattern")
+    if isinstance(pattern, Mapping) and len(pattern) == 1:
+        [(kind, text)] = pattern.items()
+        if (kind == "Regex" and text in (WORDS, _PLAIN_WORDS)) or (kind == "String" and isinstance(text, str) and text):
+            return None
+    return f"{pattern!r:.120} is not CLIP's rule for words"
+
+
+def _prepend_fault(part: Mapping[str, Any]) -> str | None:
+    text = part.get("prepend")
+    return None if isinstance(text, str) and len(text) <= 1 else "more than one character"
+
+
+def _model_fault(part: Mapping[str, Any]) -> str | None:
+    vocab = part.get("vocab")
+    if not isinstance(vocab, (dict, list)) or not 0 < len(vocab) <= _MOST_TOKENS:
+        return f"a vocabulary of 1 to {_MOST_TOKENS:,} tokens expected"
+    if part.get("dropout"):
+        return "dropout would give other ids each time"
+    longest = part.get("max_input_chars_per_word", 100)
+    return None if isinstance(longest, int) and longest <= _LONGEST_TOKEN else "words too long"
+
+
+def _precompiled_fault(part: Mapping[str, Any]) -> str | None:
+    """SentencePiece's table of replacements: a length, a double-array trie of uint32, zero-ended UTF-8 texts.
+
+    The library follows it without checks, so every step that the trie can take must stay inside (Aoe 1989; the units
+    are those of darts-clone), and every leaf must point to the start of a short text.
+    """
+    try:
+        table = base64.b64decode(part["precompiled_charsmap"], validate=True)
+        size = int.from_bytes(table[:4], "little")
+        if not table or size % 1024 or not 0 < size <= len(table) - 4:
+            return "its table has a wrong length"
+        texts = table[4 + size :]
+        texts.decode("utf-8")
+    except (KeyError, TypeError, ValueError) as cause:
+        return f"its table cannot be read ({cause!s:.80})"
+    units = np.frombuffer(table, "<u4", size // 4, offset=4)
+    leaf = units >> 31 == 1
+    offsets = (units >> 10) << ((units & 0x200) >> 6)
+    # Blocks have 256 units: a place inside the array stays there whatever byte is read next.
+    if (((np.arange(len(units), dtype=np.uint32) ^ offsets) >= len(units)) & ~leaf).any():
+        return "its trie reaches outside"
+    starts = units[leaf] & 0x7FFFFFFF
+    if len(starts) and starts.max() >= max(len(texts), 1):
+        return "its trie points behind the texts"
+    bytes_ = np.frombuffer(texts, np.uint8)
+    if len(starts) and ((bytes_[starts] & 0xC0) == 0x80).any():
+        return "its trie points into a character"
+    ends = np.flatnonzero(bytes_ == 0)
+    if len(bytes_) and (not len(ends) or np.diff(ends, prepend=-1, append=len(bytes_)).max() > _LONGEST_REPLACEMENT):
+        return "its texts are too long"
+    return None
+
+
+_FAULTS: dict[str, Callable[[Any], str | None]] = {
+    "Replace": _replace_fault,
+    "Split": _split_fault,
+    "Prepend": _prepend_fault,
+    "Precompiled": _precompiled_fault,
+    **dict.fromkeys(("BPE", "Unigram", "WordPiece"), _model_fault),
+}
