@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jaxzs.clip.config import VisionConfig
 from jaxzs.clip.preprocess import MAX_PIXELS, ImagePreprocessor, resized_shape, to_8_bits
 from jaxzs.errors import ConfigError, ImageError
 
@@ -240,7 +244,7 @@ def test_damaged_pixel_data_is_a_named_error(tmp_path: Any) -> None:
         ({"size": True}, "size is True"),
         ({"size": 0}, "1 to 8192"),
         ({"size": 10**9}, "1 to 8192"),
-        ({"size": [1, 2, 3]}, "height and width"),
+        ({"size": [1, 2, 3]}, "size has 3 entries, expected 2"),
         ({"crop_size": {"shortest_edge": 224}}, "height and width"),
         ({"crop_size": 2.5}, "whole number"),
         ({"crop_size": [10, -1]}, "1 to 8192"),
@@ -248,10 +252,24 @@ def test_damaged_pixel_data_is_a_named_error(tmp_path: Any) -> None:
         ({"resample": "bicubic"}, "whole number"),
         ({"do_resize": 1}, "true or false"),
         ({"rescale_factor": float("nan")}, "finite"),
-        ({"image_mean": [1, 2]}, "one number or three"),
-        ({"image_mean": [1, 2, "x"]}, "a number"),
+        ({"image_mean": [1, 2]}, "image_mean has 2 entries, expected 3"),
+        ({"image_mean": [1, 2, "x"]}, r"image_mean\[2\] is 'x', expected a finite number"),
         ({"image_std": [1, 0, 1]}, "positive"),
         ({"image_std": 10**400}, "image_std"),
+        # Finite, but no picture is left: infinite pixels, or one level for all.
+        ({"image_std": 1e-40}, "which no encoder can read"),
+        ({"image_std": [1e-20, 1, 1]}, "which no encoder can read"),
+        ({"image_std": 1e30}, "which no encoder can read"),
+        ({"rescale_factor": 1e38}, "which no encoder can read"),
+        ({"rescale_factor": 1e-38}, "which no encoder can read"),
+        ({"rescale_factor": 0}, "which no encoder can read"),
+        ({"image_mean": 1e38}, "which no encoder can read"),
+        ({"image_processor_type": 5}, "image_processor_type is 5, expected a name"),
+        ({"image_processor_type": "Siglip2ImageProcessor"}, "NaFlex"),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": 224, "do_center_crop": True},
+            "'ConvNextImageProcessor' is none of CLIPImageProcessor, .* leaves out resample, .*, crop_size",
+        ),
     ],
 )
 def test_unfit_configurations_are_named_errors(config: dict[str, Any], message: str) -> None:
@@ -303,3 +321,138 @@ def test_resized_shape_keeps_the_aspect(height: int, width: int, size: int) -> N
     new_height, new_width = resized_shape(height, width, size)
     assert min(new_height, new_width) == size
     assert abs(new_height * width - new_width * height) <= max(height, width)
+
+
+# Files that rule, and the tower
+
+
+def write_processors(folder: Path, preprocessor: Any = None, processor: Any = None) -> Path:
+    for name, content in (("preprocessor_config.json", preprocessor), ("processor_config.json", processor)):
+        if content is not None:
+            (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+CLIP_32 = ImagePreprocessor(32, (32, 32)).to_json()
+SQUASH_32 = ImagePreprocessor((32, 32), resample=2, image_mean=(0.5,) * 3, image_std=(0.5,) * 3, do_center_crop=False)
+NESTED_32 = {"processor_class": "CLIPProcessor", "image_processor": SQUASH_32.to_json()}
+FAST_32 = {  # as the fast processor of transformers 4 writes it
+    **SQUASH_32.to_json(), "image_processor_type": "CLIPImageProcessorFast", "data_format": "channels_first",
+    "default_to_square": False, "device": None, "do_pad": None, "pad_size": None, "return_tensors": None,
+}  # fmt: skip
+TOWER_32 = VisionConfig(image_size=32, patch_size=8)
+
+
+def test_the_file_that_rules_is_that_of_transformers(tmp_path: Path) -> None:
+    expected = SQUASH_32, ImagePreprocessor.from_json(CLIP_32)
+    for number, (files, ruling) in enumerate(
+        [
+            ({"processor": NESTED_32}, 0),
+            ({"preprocessor": SQUASH_32.to_json()}, 0),
+            ({"preprocessor": CLIP_32, "processor": NESTED_32}, 0),
+            ({"preprocessor": FAST_32}, 0),
+            ({"processor": {"image_processor": FAST_32}}, 0),
+            ({"preprocessor": CLIP_32, "processor": {"processor_class": "CLIPProcessor"}}, 1),  # of transformers 4
+        ]
+    ):
+        (tmp_path / str(number)).mkdir()
+        folder = write_processors(tmp_path / str(number), **files)
+        assert ImagePreprocessor.for_tower(folder, TOWER_32) == expected[ruling], files
+
+
+def test_without_a_file_the_preprocessing_is_a_guess_and_said_to_be(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="neither processor_config.json nor .* 32 pixels, which is a guess"):
+        made = ImagePreprocessor.for_tower(tmp_path, TOWER_32)
+    assert made == ImagePreprocessor(32, (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (ImagePreprocessor(48, (48, 48)).to_json(), "makes pixels 48x48, the vision tower of config.json takes 32x32"),
+        ({**CLIP_32, "do_center_crop": False}, "of each image's own size"),
+        ({"image_processor_type": "CLIPImageProcessor"}, "makes pixels 224x224"),
+        ({"size": 48, "crop_size": 8192}, "makes pixels 8192x8192"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "makes pixels 224x224"),
+        ({"size": [32, 40], "do_center_crop": False}, "makes pixels 32x40"),
+    ],
+)
+def test_pixels_that_do_not_fit_the_tower_are_refused_at_once(file: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"preprocessor_config\.json: .*{message}"):
+        ImagePreprocessor.for_tower(write_processors(tmp_path, file), TOWER_32)
+
+
+def test_three_channels_are_what_images_have(tmp_path: Path) -> None:
+    tower = dataclasses.replace(TOWER_32, num_channels=4)
+    with pytest.raises(ConfigError, match="takes 4 channels, images are prepared with 3"):
+        ImagePreprocessor.for_tower(write_processors(tmp_path, CLIP_32), tower)
+
+
+def test_a_siglip_file_squashes_and_converts(tmp_path: Path) -> None:
+    written = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 32, "width": 32}}
+    made = ImagePreprocessor.for_tower(write_processors(tmp_path, {**written, "do_convert_rgb": None}), TOWER_32)
+    assert made == dataclasses.replace(SQUASH_32, resample=3)
+    assert made(Image.new("L", (50, 40))).shape == (1, 32, 32, 3)
+
+
+# open_clip's rules, against what open_clip 3.3 made of six photos
+
+
+def open_clip_case(case: dict[str, Any]) -> ImagePreprocessor:
+    return ImagePreprocessor.from_open_clip(case, case["size"])
+
+
+def test_open_clip_and_siglip_pixels_equal_those_of_their_libraries(shared: Path) -> None:
+    golden = shared / "golden" / "families" / "preprocess"
+    described = json.loads((golden / "case.json").read_text())
+    images = [Image.open(shared / "data" / name) for name in described["photos"]]
+    compared = 0
+    with np.load(golden / "pixels.npz") as stored:
+        for name, case in described["cases"].items():
+            if name.startswith("openclip_mode"):
+                continue  # other rules for transparency and palettes: jaxzs converts before it resizes
+            made = open_clip_case(case) if "resize_mode" in case else ImagePreprocessor.from_json(case["json"])
+            for index, image in enumerate(images):
+                np.testing.assert_array_equal(made.resize(image), stored[name][index], err_msg=f"{name} {index}")
+                digest = hashlib.sha256(np.ascontiguousarray(made(image)[0]).tobytes()).hexdigest()
+                assert digest == case["float32_nhwc_sha256"][index], (name, index)
+                compared += 1
+    assert compared == 66
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "message"),
+    [
+        ({"resize_mode": "stretch"}, 32, "resize_mode is 'stretch', expected shortest, squash or longest"),
+        ({"interpolation": "random"}, 32, "interpolation is 'random'"),
+        ({"fill_color": 255}, 32, "fill_color is 255"),
+        ({"mean": [1, 2]}, 32, "image_mean has 2 entries"),
+        ({}, [32, 40], "only squares"),
+        ({}, 10**6, "1 to 8192"),
+        ({}, "32", "only squares|whole number"),
+    ],
+)
+def test_unfit_open_clip_configurations_are_named(config: dict, size: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ImagePreprocessor.from_open_clip(config, size)
+
+
+@given(side=st.integers(1, 90), extra=st.integers(0, 90), crop=st.integers(1, 60))
+def test_half_a_pixel_of_the_crop_goes_to_the_even_side(side: int, extra: int, crop: int) -> None:
+    made = ImagePreprocessor.from_open_clip({}, crop)
+    image = Image.fromarray(photo(side, side + extra))
+    _, width = resized_shape(side, side + extra, crop)
+    whole = np.asarray(image.resize((width, crop), resample=3))
+    left = round((width - crop) / 2)
+    np.testing.assert_array_equal(made.resize(image), whole[:, left : left + crop])
+
+
+def test_a_letterbox_holds_the_whole_image_in_black() -> None:
+    made = ImagePreprocessor.from_open_clip({"resize_mode": "longest"}, [32, 56])
+    pixels = made.resize(Image.new("RGB", (100, 20), (255, 255, 255)))  # to 56 x 11, (32 - 11) // 2 above it
+    assert pixels.shape == (32, 56, 3)
+    rows = (pixels == 255).all(axis=(1, 2))
+    assert (np.flatnonzero(rows)[[0, -1]] == (10, 20)).all()
+    assert not pixels[~rows].any()
+    assert ImagePreprocessor.from_json(made.to_json()) == made
+    assert "letterbox" not in ImagePreprocessor().to_json()  # earlier fingerprints hold

@@ -118,8 +118,17 @@ def test_fingerprint_tells_weights_apart(tiny_checkpoint, model):
 def test_preprocessing_defaults_to_the_size_of_the_tower(tiny_checkpoint, tmp_path):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     (folder / "preprocessor_config.json").unlink()
-    model = jaxzs.load(folder)
+    with pytest.warns(UserWarning, match="which is a guess"):
+        model = jaxzs.load(folder)
     assert model.preprocess(np.zeros((50, 40, 3), np.uint8)).shape == (1, 32, 32, 3)
+
+
+@pytest.mark.parametrize("words", [5, "red circle", {"red": 1}, [1, 2], [["red"]], [None]])
+def test_words_of_the_model_card_must_be_words(words, tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    (folder / "model_card.json").write_text(json.dumps({"vocabulary": words}))
+    with pytest.raises(CheckpointError, match=r"model_card\.json: vocabulary must be a list of words"):
+        jaxzs.load(folder)
 
 
 def test_words_outside_the_model_card_are_named(tiny_checkpoint, tmp_path):

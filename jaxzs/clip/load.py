@@ -142,24 +142,17 @@ def load(
     return Model(
         params=params,
         config=config,
-        tokenizer=Tokenizer.from_folder(
-            folder, max_length=config.text.max_position_embeddings, vocab_size=config.text.vocab_size
-        ),
-        preprocessor=_preprocessor(folder / "preprocessor_config.json", config),
+        tokenizer=Tokenizer.for_tower(folder, config.text),
+        preprocessor=ImagePreprocessor.for_tower(folder, config.vision),
         name=str(name_or_path),
         card=_model_card(folder / "model_card.json"),
     )
 
 
-def _preprocessor(path: Path, config: CLIPConfig) -> ImagePreprocessor:
-    """As the checkpoint's file says; without one, CLIP's own at the size that the vision tower takes."""
-    if path.is_file():
-        return ImagePreprocessor.from_json(path)
-    size = config.vision.image_size
-    return ImagePreprocessor(size=size, crop_size=(size, size))
-
-
 def _model_card(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    return read_json(path, CheckpointError)
+    """The card beside the weights, empty when there is none; the words in it are checked here, once."""
+    card = read_json(path, CheckpointError) if path.is_file() else {}
+    words = card.get("vocabulary")
+    if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise CheckpointError(f"{path}: vocabulary must be a list of words, found {words!r:.80}")
+    return card

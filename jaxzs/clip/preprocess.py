@@ -1,7 +1,7 @@
-"""Images to pixels: resize, centre crop, rescale, normalise, as HuggingFace's CLIPImageProcessorPil does.
+"""Images to pixels: resize, centre crop, rescale, normalise, as the library that owns a checkpoint's layout does.
 
-Driven by a model's `preprocessor_config.json`, on Pillow and NumPy alone. The resampling is Pillow's
-on 8-bit pixels, so the result is equal to the reference to the last bit.
+Driven by a model's `preprocessor_config.json`, on Pillow and NumPy alone: transformers' own processors want torchvision
+or round elsewhere. The resampling is Pillow's on 8-bit pixels, so the result is equal to the reference to the last bit.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from jaxzs.clip.files import read_json
 from jaxzs.errors import ConfigError, ImageError
+from jaxzs.files import from_json
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from jaxzs.clip.config import VisionConfig
 
 # Most pixels of an image, before and after resizing; the limit from which Pillow warns (1 GiB / 12).
 MAX_PIXELS = 89_478_485
@@ -28,18 +33,34 @@ MAX_SIDE = 8192  # of a model's input; the largest published CLIP reads 448
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-BICUBIC = 3  # Pillow's number
+BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
 
 RGB = tuple[float, float, float]
+
+# What a file leaves out depends on the class that it was written for; CLIP's are the defaults of `ImagePreprocessor`.
+_HALF = (0.5, 0.5, 0.5)
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "CLIP": {},
+    "Bit": {},
+    "Siglip": {"size": (224, 224), "do_center_crop": False, "image_mean": _HALF, "image_std": _HALF},
+    "Blip": {"size": (384, 384), "do_center_crop": False},
+    "ViT": {"size": (224, 224), "do_center_crop": False, "resample": 2, "image_mean": _HALF, "image_std": _HALF},
+}
+_DECISIVE = ("size", "resample", "rescale_factor", "image_mean", "image_std", "do_center_crop")
+_STEEPEST = 1e5  # of a pixel after normalisation; 8-bit levels, never rescaled, give at most 950
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePreprocessor:
     """What is done to an image before the encoder sees it. The defaults are those of CLIP at 224 pixels.
 
-    `size`: an int is the length of the shortest edge, a pair is (height, width) whatever the aspect.
-    `crop_size`: (height, width) of the centre crop; an image smaller than it is padded with black.
-    `resample`: Pillow's number of the filter, 3 is bicubic. Raises `ConfigError` on unfit numbers.
+    size: an int is the length of the shortest edge, a pair is (height, width) whatever the aspect.
+    crop_size: (height, width) of the centre crop; an image smaller than it is padded with black.
+    resample: Pillow's number of the filter: 3 is bicubic, 2 bilinear.
+    crop_rounding: of half a pixel at the edge of the crop: "down" in transformers, to "even" in open_clip.
+    letterbox: the pair `size` is a box that the whole image is fitted into, the rest black ("longest" in open_clip).
+
+    Raises `ConfigError` on unfit numbers, and where all grey levels would come out alike or beyond float32.
 
     >>> preprocess = clip.ImagePreprocessor()
     >>> pixels = preprocess(np.zeros((300, 400, 3), np.uint8))
@@ -58,6 +79,8 @@ class ImagePreprocessor:
     do_rescale: bool = True
     do_normalize: bool = True
     do_convert_rgb: bool = True
+    crop_rounding: Literal["down", "even"] = "down"
+    letterbox: bool = False
 
     def __post_init__(self) -> None:
         sides = (self.size,) if isinstance(self.size, int) else self.size
@@ -66,23 +89,82 @@ class ImagePreprocessor:
                 raise ConfigError(f"{name} must be 1 to {MAX_SIDE} pixels, got {value}")
         if not (_is_int(self.resample) and 0 <= self.resample <= 5):
             raise ConfigError(f"resample must be one of Pillow's 0 to 5, got {self.resample!r}")
+        if self.letterbox and isinstance(self.size, int):
+            raise ConfigError("letterbox needs (height, width) as size")
         for name in ("rescale_factor", "image_mean", "image_std"):
             value = getattr(self, name)
             if not all(math.isfinite(v) for v in (value if isinstance(value, tuple) else (value,))):
                 raise ConfigError(f"{name} must be finite, got {value}")
         if not all(std > 0 for std in self.image_std):
             raise ConfigError(f"image_std must be positive, got {self.image_std}")
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        """A picture must survive: a std of 1e-40 gives infinities, a rescale factor of 1e-38 one grey for all."""
+        with np.errstate(all="ignore"):
+            table = self._table()
+            black_to_white = np.abs(table[:, 255] - table[:, 0]).min()
+        if not (np.abs(table) < _STEEPEST).all() or not black_to_white > 1 / _STEEPEST:
+            raise ConfigError(
+                f"rescale_factor {self.rescale_factor:g}, image_mean {self.image_mean} and image_std {self.image_std} "
+                f"make pixels from {table.min():g} to {table.max():g}, which no encoder can read"
+            )
+
+    @property
+    def output_shape(self) -> tuple[int, int] | None:
+        """(height, width) of every image that comes out; None where it depends on the image."""
+        if self.do_center_crop:
+            return self.crop_size
+        return self.size if self.do_resize and isinstance(self.size, tuple) else None
+
+    @classmethod
+    def for_tower(cls, folder: str | Path, vision: VisionConfig) -> ImagePreprocessor:
+        """The preprocessing that the files in a folder ask for, checked against the tower that reads its pixels.
+
+        `processor_config.json`, which transformers 5 writes, rules over `preprocessor_config.json`. Without either,
+        OpenAI's preprocessing at the tower's size, and a warning that this is a guess.
+        Raises `ConfigError`, naming the file, where what comes out does not fit the tower.
+
+        >>> config = jaxzs.load("demo").config
+        >>> clip.ImagePreprocessor.for_tower(clip.find_checkpoint("demo"), config.vision).output_shape
+        (48, 48)
+        """
+        side = vision.image_size
+        file = _ruling_file(Path(folder))
+        if file is None:
+            warnings.warn(
+                f"{folder} has neither processor_config.json nor preprocessor_config.json: images are prepared as "
+                f"OpenAI's CLIP does, at {side} pixels, which is a guess. Copy the file from the source of the weights",
+                stacklevel=3,
+            )
+            return cls(size=side, crop_size=(side, side))
+        read = cls.from_json(file)
+        if read.output_shape != (side, side):
+            made = "x".join(map(str, read.output_shape or ())) or "of each image's own size (no crop)"
+            raise ConfigError(
+                f"{file}: makes pixels {made}, the vision tower of config.json takes {side}x{side}: size, crop_size "
+                "and do_center_crop must give the tower's size"
+            )
+        if getattr(vision, "num_channels", 3) != 3:
+            raise ConfigError(
+                f"{Path(folder) / 'config.json'}: the vision tower takes {vision.num_channels} channels, "
+                "images are prepared with 3 (RGB)"
+            )
+        return read
 
     @classmethod
     def from_json(cls, source: Mapping[str, Any] | str | Path) -> ImagePreprocessor:
         """From a `preprocessor_config.json`: its dict or its path.
 
-        Absent keys are CLIP's defaults, as are null sizes and numbers; a null switch is off. The early forms
+        Absent keys are the defaults of the class that `image_processor_type` names, CLIP's where it is absent, as are
+        null sizes and numbers; a null switch is off, except that images are converted to RGB. The early forms
         `"size": 224`, `"crop_size": 224` and the nested form of `processor_config.json` are read too.
         Raises `ConfigError`, naming the file and the key.
 
         >>> clip.ImagePreprocessor.from_json({"size": 336, "crop_size": 336}).crop_size
         (336, 336)
+        >>> clip.ImagePreprocessor.from_json({"image_processor_type": "SiglipImageProcessor"}).output_shape
+        (224, 224)
         """
         if isinstance(source, Mapping):
             values, where = source, "preprocessor configuration"
@@ -90,21 +172,44 @@ class ImagePreprocessor:
             values, where = read_json(Path(source), ConfigError), str(source)
         nested = values.get("image_processor")
         values = nested if isinstance(nested, Mapping) else values
-        readers = {"int": _int, "float": _float, "bool": _bool, "RGB": _three_floats}
-        special = {"size": _resize_size, "crop_size": _height_width}
-        read: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            if field.name not in values or (values[field.name] is None and field.type != "bool"):
-                continue
-            reader = special.get(field.name) or readers[str(field.type)]
-            try:
-                read[field.name] = reader(values[field.name])
-            except (TypeError, ValueError, OverflowError, KeyError) as cause:
-                raise ConfigError(f"{where}: {field.name} is {values[field.name]!r:.200}, expected {cause}") from cause
-        try:
-            return cls(**read)
-        except ConfigError as cause:
-            raise ConfigError(f"{where}: {cause}") from cause
+        known = {field.name for field in dataclasses.fields(cls)}
+        stated = {key: _plain(key, values[key], where) for key in values if key in known}
+        stated = {key: value for key, value in stated.items() if value is not None}
+        return from_json(cls, {**_defaults(values, stated, where), **stated}, where, ConfigError)
+
+    @classmethod
+    def from_open_clip(cls, preprocess_cfg: Mapping[str, Any], image_size: int | Sequence[int]) -> ImagePreprocessor:
+        """From `preprocess_cfg` of an `open_clip_config.json`; `image_size` is that of its `vision_cfg`.
+
+        Absent keys are open_clip's defaults. Unlike open_clip, images are converted to RGB before they are resized, and
+        transparency is laid on white. Raises `ConfigError`, naming the key.
+
+        >>> clip.ImagePreprocessor.from_open_clip({"interpolation": "bilinear", "resize_mode": "squash"}, 32).size
+        (32, 32)
+        """
+        where = "open_clip_config.json: preprocess_cfg"
+        mode, filter_ = preprocess_cfg.get("resize_mode", "shortest"), preprocess_cfg.get("interpolation", "bicubic")
+        if mode not in ("shortest", "squash", "longest"):
+            raise ConfigError(f"{where}.resize_mode is {mode!r:.40}, expected shortest, squash or longest")
+        if filter_ not in ("bicubic", "bilinear"):
+            raise ConfigError(f"{where}.interpolation is {filter_!r:.40}, expected bicubic or bilinear")
+        if (fill := preprocess_cfg.get("fill_color", 0)) not in (0, [0, 0, 0]):
+            raise ConfigError(f"{where}.fill_color is {fill!r:.40}, expected 0")
+        shape = list(image_size) if isinstance(image_size, Sequence) else [image_size] * 2
+        if mode == "shortest" and shape[:1] != shape[1:]:
+            raise ConfigError(f"{where}.resize_mode shortest with image_size {shape}: only squares are supported")
+        values: dict[str, Any] = {
+            "size": shape[0] if mode == "shortest" else shape,
+            "crop_size": shape,
+            "resample": BICUBIC if filter_ == "bicubic" else BILINEAR,
+            "do_center_crop": mode == "shortest",
+            "crop_rounding": "even",
+            "letterbox": mode == "longest",
+        }
+        for key, name in (("mean", "image_mean"), ("std", "image_std")):
+            if preprocess_cfg.get(key) is not None:
+                values[name] = _plain(name, preprocess_cfg[key], where)
+        return from_json(cls, values, where, ConfigError)
 
     def to_json(self) -> dict[str, Any]:
         """The dict of a `preprocessor_config.json`; `from_json(to_json())` is the identity."""
@@ -115,6 +220,9 @@ class ImagePreprocessor:
             values["size"] = {"height": self.size[0], "width": self.size[1]}
         values["crop_size"] = {"height": self.crop_size[0], "width": self.crop_size[1]}
         values["image_mean"], values["image_std"] = list(self.image_mean), list(self.image_std)
+        for added in ("crop_rounding", "letterbox"):  # written where they say something: fingerprints stay as they were
+            if values[added] == getattr(ImagePreprocessor, added):
+                del values[added]
         return {"image_processor_type": "CLIPImageProcessor", **values}
 
     @property
@@ -164,17 +272,27 @@ class ImagePreprocessor:
         rgb = to_rgb(image, self.do_convert_rgb)
         try:
             if self.do_resize:
-                height, width = resized_shape(rgb.height, rgb.width, self.size)
+                shape = letterboxed_shape if self.letterbox else resized_shape
+                height, width = shape(rgb.height, rgb.width, self.size)  # type: ignore[arg-type]
                 if (height, width) != (rgb.height, rgb.width):
                     rgb = rgb.resize((width, height), resample=self.resample)
-            if self.do_center_crop:
-                # Pillow fills with zeros what lies outside; `//` rounds down, also below zero.
-                height, width = self.crop_size
-                left, top = (rgb.width - width) // 2, (rgb.height - height) // 2
-                rgb = rgb.crop((left, top, left + width, top + height))
+            if self.do_center_crop or self.letterbox:
+                rgb = self._crop(rgb, self.size if self.letterbox else self.crop_size)  # type: ignore[arg-type]
         except MemoryError as cause:
             raise ImageError(f"no memory to resize {rgb.height} x {rgb.width} pixels") from cause
         return np.asarray(rgb)
+
+    def _crop(self, rgb: Image.Image, shape: tuple[int, int]) -> Image.Image:
+        """The middle of an image; Pillow fills with zeros what lies outside."""
+        height, width = shape
+        # `//` rounds down, also below zero: half of what open_clip pads is rounded down before its sign.
+        if self.crop_rounding == "even" and not self.letterbox:
+            left, top = round((rgb.width - width) / 2), round((rgb.height - height) / 2)
+        elif self.letterbox:
+            left, top = -((width - rgb.width) // 2), -((height - rgb.height) // 2)
+        else:
+            left, top = (rgb.width - width) // 2, (rgb.height - height) // 2
+        return rgb.crop((left, top, left + width, top + height))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Rescale and normalise uint8 RGB pixels [..., 3] of any shape: float32, same shape."""
@@ -223,6 +341,16 @@ def resized_shape(height: int, width: int, size: int | tuple[int, int]) -> tuple
             f"{MAX_PIXELS:,} pixels in all: crop it first"
         )
     return shape
+
+
+def letterboxed_shape(height: int, width: int, box: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the whole image inside a box, at least one pixel each.
+
+    >>> letterboxed_shape(375, 500, (48, 48))
+    (36, 48)
+    """
+    factor = max(height / box[0], width / box[1])
+    return max(1, round(height / factor)), max(1, round(width / factor))
 
 
 # Images of every kind to 8-bit RGB
@@ -316,53 +444,50 @@ def _as_list(images: Any) -> Sequence[Any]:
     return [images]
 
 
-# Reading the keys of the JSON file; what they raise completes "expected ..."
+# Reading the keys of the JSON file
+
+
+def _ruling_file(folder: Path) -> Path | None:
+    """The file that decides, as transformers 5 chooses; older processor_config.json say nothing about images."""
+    processor = folder / "processor_config.json"
+    if processor.is_file() and isinstance(read_json(processor, ConfigError).get("image_processor"), Mapping):
+        return processor
+    file = folder / "preprocessor_config.json"
+    return file if file.is_file() else None
+
+
+def _defaults(values: Mapping[str, Any], stated: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What the class that wrote the file fills in. Of a class that is not known nothing may be left to it."""
+    kind = values.get("image_processor_type") or values.get("feature_extractor_type") or "CLIPImageProcessor"
+    if not isinstance(kind, str):
+        raise ConfigError(f"{where}: image_processor_type is {kind!r:.80}, expected a name")
+    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
+    if kind == "Siglip2":
+        raise ConfigError(f"{where}: a processor of variable numbers of patches (NaFlex), which is not supported")
+    needed = _DECISIVE if stated.get("do_center_crop") is False else (*_DECISIVE, "crop_size")
+    if kind not in _DEFAULTS and (absent := [key for key in needed if key not in stated]):
+        raise ConfigError(
+            f"{where}: image_processor_type {values['image_processor_type']!r:.80} is none of "
+            f"{', '.join(f'{name}ImageProcessor' for name in _DEFAULTS)}, and the file leaves out {', '.join(absent)}"
+        )
+    return dict(_DEFAULTS.get(kind, {}))
+
+
+def _plain(key: str, value: Any, where: str) -> Any:
+    """A value in the one form that `from_json` checks, whatever version wrote it; None for what is left out."""
+    if value is None and key.startswith("do_"):
+        return key == "do_convert_rgb"
+    if key in ("image_mean", "image_std") and not isinstance(value, (list, tuple)):
+        return None if value is None else [value] * 3
+    if isinstance(value, Mapping) and key in ("size", "crop_size"):
+        if set(value) == {"height", "width"}:
+            return [value["height"], value["width"]]
+        if set(value) != {"shortest_edge"} or key == "crop_size":
+            allowed = "the keys height and width" + (", or shortest_edge" if key == "size" else "")
+            raise ConfigError(f"{where}: {key} is {dict(value)!r:.200}, expected {allowed}")
+        return value["shortest_edge"]
+    return [value] * 2 if key == "crop_size" and not isinstance(value, (list, tuple, type(None))) else value
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _int(value: Any) -> int:
-    if not _is_int(value):
-        raise TypeError("a whole number")
-    return int(value)
-
-
-def _float(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError("a number")
-    return float(value)
-
-
-def _bool(value: Any) -> bool:
-    if value is not None and not isinstance(value, bool):
-        raise TypeError("true or false")
-    return bool(value)
-
-
-def _three_floats(value: Any) -> RGB:
-    values = [_float(v) for v in value] if isinstance(value, (list, tuple)) else [_float(value)] * 3
-    if len(values) != 3:
-        raise ValueError("one number or three")
-    return values[0], values[1], values[2]
-
-
-def _height_width(value: Any) -> tuple[int, int]:
-    if isinstance(value, Mapping):
-        if set(value) != {"height", "width"}:
-            raise ValueError("the keys height and width")
-        return _int(value["height"]), _int(value["width"])
-    sides = list(value) if isinstance(value, (list, tuple)) else [value] * 2
-    if len(sides) != 2:
-        raise ValueError("one whole number, or height and width")
-    return _int(sides[0]), _int(sides[1])
-
-
-def _resize_size(value: Any) -> int | tuple[int, int]:
-    if isinstance(value, Mapping):
-        if set(value) == {"shortest_edge"}:
-            return _int(value["shortest_edge"])
-        if set(value) != {"height", "width"}:
-            raise ValueError("the key shortest_edge, or height and width")
-    return _int(value) if _is_int(value) else _height_width(value)

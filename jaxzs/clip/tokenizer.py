@@ -48,6 +48,7 @@ class Tokenizer:
     [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     >>> tokenizer.decode(input_ids[1])
     'the digit seven'
+    >>> import dataclasses
     >>> dataclasses.replace(tokenizer, truncate=True)(["the digit seven " * 20])[0].shape
     (1, 32)
     """
