@@ -29,9 +29,10 @@ import jaxzs
 from jaxzs import report
 from jaxzs.data import DatasetInfo, dataset_info, open_image
 from jaxzs.errors import DataError, LabelError
+from jaxzs.files import cache_folder
 from jaxzs.patch import Batching, default_attention_layers, tag_images
 from jaxzs.patch.metrics import tag_report
-from jaxzs.patch.texts import default_cache, tag_texts
+from jaxzs.patch.texts import tag_texts
 from jaxzs.report.published import published_values
 
 
@@ -98,7 +99,7 @@ def tag_all(
     options: argparse.Namespace,
 ) -> report.Results:
     """Tags of all images, and how they compare with the truth [N,F]."""
-    texts = tag_texts(model, info.class_names, info.background_names, info.templates, cache=default_cache())
+    texts = tag_texts(model, info.class_names, info.background_names, info.templates, cache=cache_folder())
     scores = np.zeros(truth.shape, np.float32)
     tags = np.zeros(truth.shape, bool)
     found = tag_images(

@@ -25,11 +25,12 @@ import jaxzs
 from jaxzs import report
 from jaxzs.data import DatasetInfo, dataset_info, open_image
 from jaxzs.errors import DataError
+from jaxzs.files import cache_folder
 from jaxzs.patch import Batching, default_attention_layers, tag_images
 from jaxzs.patch.masks import segment_images
 from jaxzs.patch.metrics import segmentation_report
 from jaxzs.patch.segmentation import default_affinity_layers
-from jaxzs.patch.texts import default_cache, tag_texts
+from jaxzs.patch.texts import tag_texts
 from jaxzs.report.published import published_values
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file
@@ -78,7 +79,7 @@ def tags_of(
     if options.true_tags:
         ids = np.asarray(info.label_ids if setting.stuff else np.arange(1, F + 1))
         return {number: np.flatnonzero(np.isin(ids, np.unique(mask))).tolist() for number, mask in enumerate(truth)}
-    texts = tag_texts(model, info.class_names, info.background_names, info.templates, cache=default_cache())
+    texts = tag_texts(model, info.class_names, info.background_names, info.templates, cache=cache_folder())
     depth = model.config.vision.num_hidden_layers
     found = tag_images(
         model,
@@ -106,7 +107,7 @@ def segment_all(
     renamed = info.renamed("clip_es")
     others = ("background",) if setting.stuff else info.background_names
     template = (CLIP_ES_TEMPLATE,)
-    texts = tag_texts(model, renamed.class_names, others, template, cache=default_cache())
+    texts = tag_texts(model, renamed.class_names, others, template, cache=cache_folder())
     masks = segment_images(
         model,
         (open_image(path) for path, _ in pairs),

@@ -10,72 +10,22 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from jaxzs import __version__
-from jaxzs.commands import FAILED, FINISHED, INTERRUPTED
+from jaxzs.commands import FAILED, FINISHED, INTERRUPTED, terminal
 from jaxzs.errors import JaxzsError
 
-
-class Command(NamedTuple):
-    """Where a command lives and what it is for."""
-
-    module: str
-    options: str
-    run: str
-    help: str
-
-
+# What each is for. Where it lives follows from its name: `jaxzs.commands.NAME.run(NameOptions)`.
 COMMANDS = {
-    "demo": Command(
-        "jaxzs.commands.demo",
-        "DemoOptions",
-        "run",
-        "classify real handwritten digits with the embedded checkpoint, before and after learning",
-    ),
-    "classify": Command(
-        "jaxzs.commands.classify",
-        "ClassifyOptions",
-        "run",
-        "label the images of a folder, zero-shot or with proxies learned from them",
-    ),
-    "tune": Command(
-        "jaxzs.commands.tune",
-        "TuneOptions",
-        "run",
-        "tune textual, visual or joint prompts on few labels and pseudolabels",
-    ),
-    "tag": Command(
-        "jaxzs.commands.tag",
-        "TagOptions",
-        "run",
-        "find every class that is seen in each image, and where, without training",
-    ),
-    "segment": Command(
-        "jaxzs.commands.segment",
-        "SegmentOptions",
-        "run",
-        "label every pixel of each image, from tags that are found or given, without training",
-    ),
-    "extract": Command(
-        "jaxzs.commands.extract",
-        "ExtractOptions",
-        "run",
-        "encode images once into a feature store that every method reads",
-    ),
-    "report": Command(
-        "jaxzs.commands.report",
-        "ReportOptions",
-        "run",
-        "make tables and plots of the records of runs, published numbers beside",
-    ),
-    "datasets": Command(
-        "jaxzs.commands.datasets",
-        "DatasetsOptions",
-        "run",
-        "list the data sets whose class names and templates are known, or show one",
-    ),
-    "bench": Command("jaxzs.commands.bench", "BenchOptions", "run", "measure how fast this machine runs each part"),
+    "demo": "classify real handwritten digits with the embedded checkpoint, before and after learning",
+    "classify": "label the images of a folder, zero-shot or with proxies learned from them",
+    "tune": "tune textual, visual or joint prompts on few labels and pseudolabels",
+    "tag": "find every class that is seen in each image, and where, without training",
+    "segment": "label every pixel of each image, from tags that are found or given, without training",
+    "extract": "encode images once into a feature store that every method reads",
+    "report": "make tables and plots of the records of runs, published numbers beside",
+    "datasets": "list the data sets whose class names and templates are known, or show one",
+    "bench": "measure how fast this machine runs each part",
 }
 
 
@@ -87,21 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_overview())
+        terminal.say(_overview())
         return FINISHED
     if arguments[0] in ("-V", "--version"):
-        print(f"jaxzs {__version__}")
+        terminal.say(f"jaxzs {__version__}")
         return FINISHED
     name, *rest = arguments
     if name not in COMMANDS:
-        import difflib
-
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        meant = f"did you mean {close[0]!r}? " if close else ""
-        print(f"jaxzs: no command {name!r}; {meant}one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return FAILED
+        return _unknown(name)
     try:
-        with _warnings_as_notices(name):
+        with _warnings_as_notices(name, quiet="--quiet" in rest):
             return _run(name, rest)
     except JaxzsError as error:
         return _failed(name, error.shown(on_command_line=True))
@@ -112,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FINISHED
     except KeyboardInterrupt as stop:
         kept = stop.args[0] if stop.args else "nothing is kept"
-        print(f"\njaxzs {name}: interrupted; {kept}", file=sys.stderr)
+        terminal.warn(f"\njaxzs {name}: interrupted; {kept}")
         return INTERRUPTED
     except OSError as error:  # a disk that is full, a folder that may not be read
         where = f"{error.filename}: " if error.filename else ""
@@ -124,16 +69,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(name: str, message: str) -> int:
-    print(f"jaxzs {name}: {message}", file=sys.stderr)
+    terminal.warn(f"jaxzs {name}: {message}")
+    return FAILED
+
+
+def _unknown(name: str) -> int:
+    import difflib
+
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    terminal.warn(f"jaxzs: no command {name!r}; {meant}one of {', '.join(COMMANDS)}")
     return FAILED
 
 
 @contextlib.contextmanager
-def _warnings_as_notices(name: str) -> Iterator[None]:
-    """Warnings of the library in one line, without the place in its source."""
+def _warnings_as_notices(name: str, *, quiet: bool) -> Iterator[None]:
+    """Warnings of the library in one line, without the place in its source; none with --quiet."""
 
     def show(message: Warning | str, *_: object) -> None:
-        print(f"jaxzs {name}: note: {message}", file=sys.stderr)
+        if not quiet:
+            terminal.warn(f"jaxzs {name}: note: {message}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
@@ -144,21 +99,20 @@ def _warnings_as_notices(name: str) -> Iterator[None]:
 def _run(name: str, arguments: list[str]) -> int:
     import tyro
 
-    command = COMMANDS[name]
-    module = importlib.import_module(command.module)
+    module = importlib.import_module(f"jaxzs.commands.{name}")
     options = tyro.cli(
-        getattr(module, command.options),
+        getattr(module, f"{name.title()}Options"),
         args=arguments,
         prog=f"jaxzs {name}",
-        description=command.help[0].upper() + command.help[1:] + ".",
+        description=COMMANDS[name][0].upper() + COMMANDS[name][1:] + ".",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    return getattr(module, command.run)(options)
+    return module.run(options)
 
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:{width}}  {purpose}" for name, purpose in COMMANDS.items()]
     return "\n".join(
         [
             "usage: jaxzs COMMAND [options]      jaxzs COMMAND --help",

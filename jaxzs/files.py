@@ -85,6 +85,19 @@ def read_arrays(path: str | Path, writer: str) -> tuple[dict[str, np.ndarray], d
     return arrays, values if isinstance(values, dict) else {}
 
 
+def cache_folder() -> Path | None:
+    """Where to keep what can be computed again: `JAXZS_CACHE`, or jaxzs/ in the user's cache; None without a home."""
+    if folder := os.environ.get("JAXZS_CACHE"):
+        return Path(folder)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(shared):  # a relative one is to be ignored, says the XDG specification
+        return Path(shared) / "jaxzs"
+    try:
+        return Path.home() / ".cache" / "jaxzs"
+    except RuntimeError:  # a user whom the machine does not know, as in a container
+        return None
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

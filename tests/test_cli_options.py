@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from jaxzs.cli import COMMANDS, main
-from jaxzs.commands.options import OutputOptions, command_line, option, settings_of
+from jaxzs.commands.options import OutputOptions, option
+from jaxzs.commands.run import command_line, settings_of
 from jaxzs.report import read_record
 
 # Options that differ on purpose, and why.
@@ -25,8 +26,7 @@ DIFFERENT = {
 
 
 def options_of(name: str) -> type:
-    command = COMMANDS[name]
-    return getattr(importlib.import_module(command.module), command.options)
+    return getattr(importlib.import_module(f"jaxzs.commands.{name}"), f"{name.title()}Options")
 
 
 def test_options_of_one_name_have_one_type_and_default():
@@ -134,7 +134,7 @@ def test_the_command_of_a_record_can_be_typed_again():
     options = options_of("classify")(
         images=("a b", "c"), labels="x,y", top=2, bfloat16=True, json=True, templates=("a {}", "{}")
     )
-    typed = command_line("classify", options)
+    typed = command_line(options)
     assert typed.startswith("jaxzs classify 'a b' c ")
     for part in ("--labels x,y", "--top 2", "--bfloat16", "--templates 'a {}' '{}'"):
         assert part in typed

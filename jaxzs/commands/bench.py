@@ -11,21 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from jaxzs.commands import FINISHED
-from jaxzs.commands.options import (
-    File,
-    ModelOptions,
-    OutputOptions,
-    check_numbers,
-    check_output_file,
-    command_line,
-    load_model,
-    settings_of,
-)
+from jaxzs.commands.options import File, ModelOptions, OutputOptions, check_numbers, check_output_file
+from jaxzs.commands.run import Run
 from jaxzs.errors import DataError
 
 if TYPE_CHECKING:
-    from jaxzs.clip import CLIPConfig, Model
+    from jaxzs.clip import CLIPConfig
 
 Part = Literal["image", "text", "proxy", "prompt", "tag"]
 PARTS: tuple[Part, ...] = ("image", "text", "proxy", "prompt", "tag")
@@ -63,12 +54,11 @@ class _Measured(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """What is measured: parameters, configuration, the name to report, and the checkpoint if it is one."""
+    """What is measured: parameters, configuration, and the name to report."""
 
     params: Any
     config: CLIPConfig
     name: str
-    loaded: Model | None
 
 
 def run(options: BenchOptions) -> int:
@@ -76,26 +66,19 @@ def run(options: BenchOptions) -> int:
     _check(options)
     from tqdm import tqdm
 
-    from jaxzs.report import write_record
+    from jaxzs.report import Results
 
-    model = _model(options)
+    run = Run(options)
+    model = _model(run)
     timed: dict[str, Any] = {}
-    with tqdm(dict.fromkeys(options.parts), unit="part", disable=options.no_progress) as parts:
+    with tqdm(dict.fromkeys(options.parts), unit="part", desc="measure", disable=options.no_progress) as parts:
         for part in parts:
             parts.set_postfix_str(part)
             timed[part] = _time(_MEASURED[part](model, options), options.rounds)
-    record = write_record(
-        options.out,
-        command=command_line("bench", options),
-        settings=settings_of(options),
-        metrics=timed,
-        model=model.loaded,
-        seconds={when: sum(of[when] for of in timed.values()) for when in ("compile", "run")},
-        device_memory=_device_memory(),
-    )
-    options.say(_table(model.name, record))
-    options.print_record(record)
-    return FINISHED
+    run.seconds = {when: sum(of[when] for of in timed.values()) for when in ("compile", "run")}
+    record = run.record(Results(timed), device_memory=_device_memory())
+    run.write(record, options.out)
+    return run.finish(record, _table(model.name, record))
 
 
 def _check(options: BenchOptions) -> None:
@@ -106,17 +89,18 @@ def _check(options: BenchOptions) -> None:
     check_output_file(options.out, ".json")
 
 
-def _model(options: BenchOptions) -> _Model:
+def _model(run: Run) -> _Model:
     import jax
 
     from jaxzs import clip
 
-    if options.shape is None:
-        loaded = load_model(options)
-        return _Model(loaded.params, loaded.config, loaded.name, loaded)
-    config = clip.ARCHITECTURES[options.shape]
+    shape = run.options.shape
+    if shape is None:
+        loaded = run.load_model()
+        return _Model(loaded.params, loaded.config, loaded.name)
+    config = clip.ARCHITECTURES[shape]
     params = clip.random_params(jax.random.key(0), config)
-    return _Model(params, config, f"{options.shape}, random weights", None)
+    return _Model(params, config, f"{shape}, random weights")
 
 
 # --- the parts --------------------------------------------------------------------------------------
@@ -126,9 +110,7 @@ def _image(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs import clip
 
     pixels = _normal((options.batch_size, *_image_shape(model.config)))
-    encode = functools.partial(
-        clip.encode_image, model.params, pixels, model.config, numerics=clip.Numerics(options.compute_dtype)
-    )
+    encode = functools.partial(clip.encode_image, model.params, pixels, model.config, numerics=options.numerics)
     return _Measured(encode, options.batch_size, "image")
 
 
@@ -136,9 +118,7 @@ def _text(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs import clip
 
     ids = _token_ids(model.config, options.batch_size)
-    encode = functools.partial(
-        clip.encode_text, model.params, ids, model.config, numerics=clip.Numerics(options.compute_dtype)
-    )
+    encode = functools.partial(clip.encode_text, model.params, ids, model.config, numerics=options.numerics)
     return _Measured(encode, options.batch_size, "text")
 
 
@@ -162,7 +142,6 @@ def _prompt(model: _Model, options: BenchOptions) -> _Measured:
     import numpy as np
 
     from jaxzs import prompt
-    from jaxzs.clip import Numerics
 
     config = model.config
     modality = prompt.TextPrompt(min(16, config.text.max_position_embeddings - 6))
@@ -180,15 +159,7 @@ def _prompt(model: _Model, options: BenchOptions) -> _Measured:
     split = prompt.Split("ssl", _PROMPT_CLASSES, rows, none, none, classes, classes)
     plan = prompt.Plan("labelled", optimisation=optimisation)
     tune = functools.partial(
-        prompt.fit,
-        modality,
-        frozen,
-        images,
-        [split],
-        config,
-        plan,
-        labels=labels,
-        numerics=Numerics(options.compute_dtype),
+        prompt.fit, modality, frozen, images, [split], config, plan, labels=labels, numerics=options.numerics
     )
     return _Measured(lambda: tune().prompts, _PROMPT_STEPS, "step")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from jaxzs.commands import FINISHED, INCOMPLETE
 from jaxzs.commands.options import (
+    ByPosition,
     File,
     Folder,
     Images,
@@ -19,16 +19,12 @@ from jaxzs.commands.options import (
     check_output_file,
     check_output_folder,
     check_record_beside,
-    command_line,
-    kept_when_interrupted,
-    load_model,
-    name_unusable,
     option,
     read_templates,
-    say_rows,
-    settings_of,
     shown_as,
 )
+from jaxzs.commands.run import Run, say_rows
+from jaxzs.commands.terminal import counted
 from jaxzs.errors import DataError, LabelError
 
 if TYPE_CHECKING:
@@ -36,7 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from jaxzs.classify import Classification
-    from jaxzs.clip import Model
+    from jaxzs.clip import Model, Numerics
+    from jaxzs.data import DatasetInfo
     from jaxzs.prompt import TunedPrompt
     from jaxzs.proxy import LearnedProxies
     from jaxzs.report import Results
@@ -46,6 +43,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
+    by_position: ByPosition = False
     images: Images = ()
     """Folders, files or globs. A folder with one subfolder a class also gives an accuracy."""
     prompt: File = None
@@ -75,40 +73,19 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
 def run(options: ClassifyOptions) -> int:
     """Classify and print; returns 0, or 1 when some images could not be read."""
     _check_options(options)
-    import jax.numpy as jnp
-    import numpy as np
-
-    from jaxzs import zeroshot
     from jaxzs.classify import check_number_of_classes, classify
-    from jaxzs.clip import Numerics
-    from jaxzs.data import class_from_subfolder, find_images
-    from jaxzs.prompt import load_prompt, prompted_encoders
-    from jaxzs.proxy import load_proxies
-    from jaxzs.report import Results, measured
 
-    with measured() as seconds:
-        paths = find_images(options.images)
-        folders = None
-        if len(options.images) == 1:
-            folders = class_from_subfolder(paths, options.images[0])
+    run = Run(options)
+    with run.measured(kept=lambda: _kept(options)):
+        paths = run.find_images()
+        folders = _folders(options, paths)
         given = options.class_names()
-        model = load_model(options)
-        tuned = None if options.prompt is None else load_prompt(options.prompt, model)
-        kept = None if options.proxies is None else load_proxies(options.proxies, model)
-        classes = _classes(options, given, folders, kept or tuned)
+        model = run.load_model()
+        learned = _learned(options, model)
+        classes = _classes(run, given, folders, learned)
         check_number_of_classes(len(classes.names), model.config.projection_dim)
-        encode, dtype = None, options.compute_dtype
-        if not options.force and kept is None:
-            model.check_words(classes.names)
-        if kept is not None:
-            text = jnp.asarray(kept.proxies)
-        elif tuned is None:
-            text = zeroshot.text_proxies(
-                model, classes.names, classes.templates, numerics=Numerics(dtype), progress=not options.quiet
-            )
-        else:
-            text, encode = prompted_encoders(model, tuned, classes.names, compute_dtype=dtype)
-        features, read, unreadable = _encode(options, model, paths, encode)
+        text, encode = _text(run, model, classes, learned)
+        features, read = _encode(run, model, paths, encode)
         result = classify(
             model,
             features,
@@ -119,33 +96,67 @@ def run(options: ClassifyOptions) -> int:
             seed=options.seed,
         )
     rows = _rows(read, classes.names, result)
-    say_rows(options, rows, "top", in_file=options.out is not None)
+    run.write_table(options.out, *_table(rows))
+    run.settings = {"method": result.method}
     for note in result.notes:
-        options.notice(f"note: {note}")
-    results = Results({"images": len(rows), "classes": len(classes.names)})
-    if folders is not None:
-        places = dict(zip(paths, map(classes.place, folders), strict=True))
-        zero_shot = np.asarray(zeroshot.predict(features, text))
-        results = _measured(options, classes, result, zero_shot, [places[path] for path in read])
-    record = _record(options, model, classes, result, paths, results, seconds)
-    record |= {"unreadable": unreadable, "results": rows}
-    _write(options, rows, record)
-    _save(options, model, classes, result)
-    closing = f"{len(rows)} images, {len(classes.names)} classes, method {result.method}"
-    if results.figures:
-        known, own = results.metrics["known"], results.figures[-1]
-        closing += f", accuracy {own.value:.2f} % on {known} images ({own.protocol})"
-    if len(results.figures) > 1:
-        closing += f", zero-shot {results.figures[0].value:.2f} %"
-    options.say(closing)
-    options.print_record(record)
-    name_unusable(unreadable, len(paths))
-    return INCOMPLETE if unreadable else FINISHED
+        run.notice(f"note: {note}")
+    truth = None if classes.truth is None else dict(zip(paths, classes.truth, strict=True))
+    known = None if truth is None else [truth[path] for path in read]
+    results = _results(run, classes, result, (features, text), known)
+    record = run.record(results, class_names=list(classes.names), templates=list(classes.templates), rows=rows)
+    run.write(record, options.out)
+    say_rows(options, rows, "top", in_file=options.out is not None)
+    run.wrote(counted(len(rows), "result"), options.out)
+    _save(run, model, classes, result)
+    return run.finish(record, _closing(rows, classes, result, results))
+
+
+def _kept(options: ClassifyOptions) -> str:
+    if options.store is None:
+        return "nothing is kept"
+    return f"{options.store} keeps what was encoded, the same command goes on from there"
+
+
+def _folders(options: ClassifyOptions, paths: Sequence[Path]) -> list[str] | None:
+    """The subfolder of each image, where one folder is given and its subfolders are classes."""
+    from jaxzs.data import class_from_subfolder
+
+    return class_from_subfolder(paths, options.images[0]) if len(options.images) == 1 else None
+
+
+def _learned(options: ClassifyOptions, model: Model) -> LearnedProxies | TunedPrompt | None:
+    """Kept proxies, or a tuned prompt, if one of them is given."""
+    from jaxzs.prompt import load_prompt
+    from jaxzs.proxy import load_proxies
+
+    if options.proxies is not None:
+        return load_proxies(options.proxies, model)
+    return None if options.prompt is None else load_prompt(options.prompt, model)
+
+
+def _text(
+    run: Run, model: Model, classes: _Classes, learned: LearnedProxies | TunedPrompt | None
+) -> tuple[jax.Array, Encoder | None]:
+    """What images are compared with [C,E], and an encoder of images where it is not the model's own."""
+    import jax.numpy as jnp
+
+    from jaxzs import zeroshot
+    from jaxzs.prompt import TunedPrompt, prompted_encoders
+
+    options = run.options
+    if learned is not None and not isinstance(learned, TunedPrompt):
+        return jnp.asarray(learned.proxies), None
+    if not options.force:
+        model.check_words(classes.names)
+    if learned is not None:
+        return prompted_encoders(model, learned, classes.names, compute_dtype=options.compute_dtype)
+    text = zeroshot.text_proxies(
+        model, classes.names, classes.templates, numerics=options.numerics, progress=not options.quiet
+    )
+    return text, None
 
 
 def _check_options(options: ClassifyOptions) -> None:
-    if not options.images:
-        raise DataError("no images given: name a folder, files or globs")
     if options.prompt is not None and (options.templates or options.store):
         raise DataError("--prompt replaces --templates, and its features are not kept in a --store; leave these out")
     if options.gamma != "auto":
@@ -177,67 +188,93 @@ def _method(options: ClassifyOptions) -> Literal["proxy", "zero-shot", "learned"
 
 
 class _Classes(NamedTuple):
-    """Class names, templates, and where a subfolder's name stands among the classes (None: nowhere)."""
+    """Class names, templates, and the class that each image's subfolder names; None where none names a class."""
 
     names: tuple[str, ...]
     templates: tuple[str, ...]
-    place: Callable[[str], int | None]
+    truth: tuple[int, ...] | None
 
 
 def _classes(
-    options: ClassifyOptions,
-    given: tuple[str, ...] | None,
-    folders: Sequence[str] | None,
-    learned: TunedPrompt | LearnedProxies | None,
+    run: Run, given: tuple[str, ...] | None, folders: Sequence[str] | None, learned: TunedPrompt | LearnedProxies | None
 ) -> _Classes:
     """As given, of a known data set, of the tuned prompt or kept proxies, or the names of the subfolders."""
     from jaxzs import zeroshot
+    from jaxzs.data import order_names
 
-    templates = read_templates(options.templates)
-    info = options.dataset_info()
+    templates, info = read_templates(run.options.templates), run.options.dataset_info()
+    found = () if folders is None else order_names(folders)
     if info is not None:
-        return _Classes(info.class_names, templates or info.templates, info.place)
+        return _Classes(info.class_names, templates or info.templates, _of_dataset(run, info, folders, found))
     if given is not None:
         names = given
     elif learned is not None:
         names = learned.class_names
-    elif folders is not None:
-        names = tuple(dict.fromkeys(folder.replace("_", " ") for folder in folders))
-        options.notice(f"class names taken from the subfolders: {', '.join(names)}")
+    elif found:
+        names = tuple(dict.fromkeys(folder.replace("_", " ") for folder in found))
+        run.notice(f"class names taken from the subfolders: {', '.join(names)}")
     else:
         raise LabelError("what are the classes? Give --labels a,b,c, --labels-file or --dataset")
     zeroshot.check_class_names(names)
-    plain = lambda name: name.replace("_", " ").strip().lower()  # noqa: E731
-    places = {plain(name): place for place, name in enumerate(names)}
-    return _Classes(names, templates or (zeroshot.DEFAULT_TEMPLATE,), lambda folder: places.get(plain(folder)))
+    return _Classes(names, templates or (zeroshot.DEFAULT_TEMPLATE,), _truth(run, names, folders, found))
 
 
-def _encode(
-    options: ClassifyOptions, model: Model, paths: Sequence[Path], encode: Encoder | None
-) -> tuple[jax.Array, list[Path], list[str]]:
-    """Features [N,E] of the images that can be read, their paths, and why the others cannot.
+def _truth(
+    run: Run, names: Sequence[str], folders: Sequence[str] | None, found: Sequence[str]
+) -> tuple[int, ...] | None:
+    """The class of each image by its subfolder. Raises `LabelError` where only some of them name classes."""
+    from jaxzs.data import match_names, match_places
+
+    if folders is None:
+        return None
+    try:
+        pairing = match_names(names, found, by_position=run.options.by_position)
+    except LabelError as error:
+        if run.options.by_position or any(place is not None for place in match_places(names, found)):
+            advice = "to classify without an accuracy, name the images by a pattern, such as FOLDER/*/*.jpg"
+            raise LabelError(error.message, python=str(error), command=f"{error.command}; {advice}") from error
+        run.notice("note: no subfolder is named as a class; no accuracy")
+        return None
+    run.tell_pairing(pairing)
+    place_of = dict(zip(pairing.found, pairing.places, strict=True))
+    return tuple(place_of[folder] for folder in folders)
+
+
+def _of_dataset(
+    run: Run, info: DatasetInfo, folders: Sequence[str] | None, found: Sequence[str]
+) -> tuple[int, ...] | None:
+    """The same by the labels, names and aliases of a data set."""
+    if folders is None:
+        return None
+    places = {folder: info.place(folder) for folder in found}
+    if set(places.values()) == {None}:
+        run.notice("note: no subfolder is named as a class; no accuracy")
+        return None
+    info.names_for(found)  # says which of them are strangers
+    return tuple(place for folder in folders if (place := places[folder]) is not None)
+
+
+def _encode(run: Run, model: Model, paths: Sequence[Path], encode: Encoder | None) -> tuple[jax.Array, list[Path]]:
+    """Features [N,E] of the images that can be read, and their paths.
 
     encode: instead of the model's own encoder. Raises `DataError` when no image can be read.
     """
+    options = run.options
     if options.store is None:
         features, read, unreadable = encode_files(
-            model, paths, options.batch_size, options.compute_dtype, encode, progress=not options.quiet
+            model, paths, options.batch_size, options.numerics, encode, progress=not options.quiet
         )
     else:
-        with kept_when_interrupted(
-            lambda: f"{options.store} keeps what was encoded, the same command goes on from there"
-        ):
-            features, read, unreadable = _stored(options, model, paths)
-    if not read:
-        raise DataError(f"none of the {len(paths)} images could be read; the first: {unreadable[0]}")
-    return features, read, unreadable
+        features, read, unreadable = _stored(options, model, paths)
+    run.skip(unreadable)
+    run.check_any(read, "read")
+    return features, read
 
 
 def _stored(options: ClassifyOptions, model: Model, paths: Sequence[Path]) -> tuple[jax.Array, list[Path], list[str]]:
     """The same through a feature store."""
     import jax.numpy as jnp
 
-    from jaxzs.clip import Numerics
     from jaxzs.data import open_files
     from jaxzs.features import extract
 
@@ -246,7 +283,7 @@ def _stored(options: ClassifyOptions, model: Model, paths: Sequence[Path]) -> tu
         model,
         open_files(paths),
         options.store,
-        numerics=Numerics(options.compute_dtype),
+        numerics=options.numerics,
         batch_size=options.batch_size,
         max_skipped=len(paths),
         progress=not options.quiet,
@@ -259,7 +296,7 @@ def encode_files(
     model: Model,
     paths: Sequence[Path],
     batch_size: int,
-    compute_dtype: Any = None,
+    numerics: Numerics | None = None,
     encode: Encoder | None = None,
     *,
     progress: bool = True,
@@ -285,7 +322,7 @@ def encode_files(
     )
     for batch in batches:
         features.append(
-            image_features(model, batch.pixels, batch_size=batch_size, numerics=Numerics(compute_dtype), encode=encode)
+            image_features(model, batch.pixels, batch_size=batch_size, numerics=numerics or Numerics(), encode=encode)
         )
         read.extend(batch.paths)
         bar.update(len(read) + len(unreadable) - bar.n)
@@ -304,86 +341,71 @@ def _rows(paths: Sequence[Path], class_names: Sequence[str], result: Classificat
     return rows
 
 
-def _measured(
-    options: ClassifyOptions,
+def _results(
+    run: Run,
     classes: _Classes,
     result: Classification,
-    zero_shot: np.ndarray,
-    places: Sequence[int | None],
+    compared: tuple[jax.Array, jax.Array],
+    truth: Sequence[int] | None,
 ) -> Results:
-    """Accuracy against the subfolders, over the images whose subfolder is one of the classes (place not None).
+    """Accuracy against the subfolders' classes [N].
 
-    Transductive: with proxies, these are the images that they were learned on (without labels).
+    compared: image features and text. Transductive: proxies were learned on these images, without labels.
     """
     import numpy as np
 
+    from jaxzs import zeroshot
     from jaxzs.report import Figure, Results, curves
 
-    labels = np.array([-1 if place is None else place for place in places])
-    known = labels >= 0
-    metrics = {"images": len(labels), "classes": len(classes.names), "known": int(known.sum())}
-    if not known.any():
-        options.notice("note: no subfolder is named as a class; no accuracy")
+    metrics: dict[str, Any] = {"images": len(result.classes), "classes": len(classes.names)}
+    if truth is None:
         return Results(metrics)
-    data, protocol = _data_name(options), "transductive"
-    method = "zero-shot" if result.method == "zero-shot" else "proxies"
-    if result.method == "learned":
-        protocol = "kept proxies"
-    if options.prompt is not None:
-        method = "tuned prompt" + " and proxies" * (result.method == "proxy")
+    labels = np.array(truth)
+    metrics["known"] = len(labels)
+    method, protocol = _shown(run.options, result)
     found = {method: result.classes[:, 0]}
     # With a prompt or kept proxies there is no plain text to compare with.
-    if options.prompt is None and options.proxies is None:
-        found = {"zero-shot": zero_shot, **found}
+    if run.options.prompt is None and run.options.proxies is None:
+        found = {"zero-shot": np.asarray(zeroshot.predict(*compared)), **found}
+    data = run.data["name"] if run.data else ""
     figures = [
-        Figure(data, name, "accuracy", 100 * float((own == labels)[known].mean()), protocol)
-        for name, own in found.items()
+        Figure(data, name, "accuracy", 100 * float((own == labels).mean()), protocol) for name, own in found.items()
     ]
     per_class = []
     if len(found) > 1:
-        of = data, method, classes.names
-        per_class = [curves.per_class(*of, zero_shot, result.classes[:, 0], labels, protocol)]
+        per_class = [curves.per_class(data, method, classes.names, found["zero-shot"], found[method], labels, protocol)]
     return Results(metrics, tuple(figures), tuple(per_class))
 
 
-def _data_name(options: ClassifyOptions) -> str:
-    return options.dataset or Path(options.images[0]).name
+def _shown(options: ClassifyOptions, result: Classification) -> tuple[str, str]:
+    """Method and protocol as tables and plots name them."""
+    protocol = "kept proxies" if result.method == "learned" else "transductive"
+    if options.prompt is not None:
+        return "tuned prompt" + " and proxies" * (result.method == "proxy"), protocol
+    return "zero-shot" if result.method == "zero-shot" else "proxies", protocol
 
 
-def _record(
-    options: ClassifyOptions,
-    model: Model,
-    classes: _Classes,
-    result: Classification,
-    paths: Sequence[Path],
-    results: Results,
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    """The record of the run, not yet written."""
-    from jaxzs.data import open_files
-    from jaxzs.report import data_entry, write_record
-
-    return write_record(
-        None,
-        command=command_line("classify", options),
-        settings={**settings_of(options), "method": result.method},
-        results=results,
-        model=model,
-        data=data_entry(_data_name(options), open_files(paths).identity, len(paths)),
-        seconds=seconds,
-        class_names=list(classes.names),
-        templates=list(classes.templates),
-    )
+def _closing(rows: Sequence[dict[str, Any]], classes: _Classes, result: Classification, results: Results) -> str:
+    """The last line: how many, by what, how well."""
+    closing = f"{counted(len(rows), 'image')}, {counted(len(classes.names), 'class', 'classes')}, "
+    closing += f"method {result.method}"
+    if results.figures:
+        known, own = results.metrics["known"], results.figures[-1]
+        closing += f", accuracy {own.value:.2f} % on {counted(known, 'image')} ({own.protocol})"
+    if len(results.figures) > 1:
+        closing += f", zero-shot {results.figures[0].value:.2f} %"
+    return closing
 
 
-def _save(options: ClassifyOptions, model: Model, classes: _Classes, result: Classification) -> None:
+def _save(run: Run, model: Model, classes: _Classes, result: Classification) -> None:
     """The learned proxies, if they are to be kept; of one image there are none."""
     from jaxzs.proxy import LearnedProxies, save_proxies
 
+    options = run.options
     if options.save is None:
         return
     if result.method != "proxy":
-        options.notice(f"note: no proxies were learned, {options.save} is not written")
+        run.notice(f"note: no proxies were learned, {options.save} is not written")
         return
     settings = {"gamma": options.gamma, "images": len(result.classes), "bfloat16": options.bfloat16}
     learned = LearnedProxies(result.proxies, classes.names, model.fingerprint, settings)
@@ -391,18 +413,9 @@ def _save(options: ClassifyOptions, model: Model, classes: _Classes, result: Cla
     options.say(f"proxies kept in {options.save}")
 
 
-def _write(options: ClassifyOptions, rows: Sequence[dict[str, Any]], record: dict[str, Any]) -> None:
-    """The record as .json, and the table where --out is a .csv file."""
-    from jaxzs.files import write_json
-    from jaxzs.report import write_csv
-
-    if options.out is None:
-        return
-    if options.out.suffix.lower() == ".csv":
-        depth = len(rows[0]["top"])
-        header = ["path", "label", "score"]
-        header += [f"{name}_{rank}" for rank in range(2, depth + 1) for name in ("label", "score")]
-        cells = [[row["path"], *(entry[name] for entry in row["top"] for name in ("label", "score"))] for row in rows]
-        write_csv(options.out, header, cells)
-    write_json(options.out.with_suffix(".json"), record)
-    options.say(f"{len(rows)} results written to {options.out}")
+def _table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Header and cells: a line an image, with all its classes."""
+    depth = len(rows[0]["top"])
+    header = ["path", "label", "score"]
+    header += [f"{name}_{rank}" for rank in range(2, depth + 1) for name in ("label", "score")]
+    return header, [[row["path"], *(e[name] for e in row["top"] for name in ("label", "score"))] for row in rows]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 
-from jaxzs.commands import FINISHED
-from jaxzs.commands.options import OutputOptions, check_output_folder, command_line
+from jaxzs.commands.options import OutputOptions, check_output_folder
+from jaxzs.commands.run import Run
 
 if TYPE_CHECKING:
     from jaxzs.clip import Model
@@ -32,40 +32,33 @@ class DemoOptions(OutputOptions):
 
 def run(options: DemoOptions) -> int:
     """Classify, print the table, save the picture and the record; returns 0."""
-    start = time.perf_counter()
     check_output_folder(options.out)
     from jaxzs.data import from_arrays
-    from jaxzs.report import data_entry, measured, write_record
 
-    options.say("Reading 1,797 real handwritten digits and the embedded CLIP (trained on drawings only) ...")
-    with measured() as seconds:
+    run = Run(options)
+    options.notice("Reading 1,797 real handwritten digits and the embedded CLIP (trained on drawings only) ...")
+    with run.measured():
         images, labels = real_digits()
-        model, predictions, curves, stages = classify_digits(images)
+        run.of_data("scikit-learn digits", from_arrays(images, labels).identity, len(images))
+        run.model, predictions, curves, stages = classify_digits(images)
+    run.seconds |= {name: round(value, 3) for name, value in stages.items()}
     per_class = {name: accuracies(predicted, labels) for name, predicted in predictions.items()}
     overall = {name: percent(predicted == labels) for name, predicted in predictions.items()}
-    options.say("\n" + table(overall, per_class))
-    picture, record = options.out / "demo.png", options.out / "demo.json"
+    picture = options.out / "demo.png"
     draw(picture, images, labels, predictions, per_class)
-    total = time.perf_counter() - start
-    written = write_record(
-        record,
-        command=command_line("demo", options),
-        settings={"protocol": "transductive", "methods": METHODS},
-        results=results_of(overall, per_class, curves),
-        model=model,
-        data=data_entry("scikit-learn digits", from_arrays(images, labels).identity, len(images)),
-        seconds={**seconds, **{name: round(value, 3) for name, value in stages.items()}},
-    )
+    run.settings = {"protocol": "transductive", "methods": METHODS}
+    record = run.record(results_of(overall, per_class, curves))
+    run.write(record, picture)
+    options.say("\n" + table(overall, per_class))
     gain = overall["proxies, Sinkhorn"] - overall["zero-shot"]
-    options.say(
-        f"\nProxies were learned from the images alone, without labels: {gain:+.1f} points."
-        f"\nPicture: {picture}   record: {record}   {total:.0f} seconds."
-        "\n\nNext, on your own images:"
+    options.say(f"\nProxies were learned from the images alone, without labels: {gain:+.1f} points.")
+    options.say(f"Picture: {picture}   record: {picture.with_suffix('.json')}   {run.elapsed:.0f} seconds.")
+    options.notice(
+        "\nNext, on your own images:"
         "\n  jaxzs classify FOLDER --labels cat,dog --model openai/clip-vit-base-patch32"
         "\n  jaxzs --help"
     )
-    options.print_record(written)
-    return FINISHED
+    return run.finish(record)
 
 
 def real_digits() -> tuple[np.ndarray, np.ndarray]:

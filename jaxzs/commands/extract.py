@@ -9,22 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxzs.commands import FINISHED, INCOMPLETE
-from jaxzs.commands.options import (
-    File,
-    Flag,
-    ModelOptions,
-    OutputOptions,
-    Text,
-    check_numbers,
-    check_output_folder,
-    command_line,
-    kept_when_interrupted,
-    load_model,
-    name_unusable,
-    settings_of,
-)
-from jaxzs.errors import DataError
+from jaxzs.commands import FINISHED
+from jaxzs.commands.options import File, Flag, ModelOptions, OutputOptions, Text, check_numbers, check_output_folder
+from jaxzs.commands.run import Run
+from jaxzs.commands.terminal import counted
 
 if TYPE_CHECKING:
     from jaxzs.features import FeatureStore
@@ -66,77 +54,49 @@ def run(options: ExtractOptions) -> int:
 
     if options.distributed:
         parallel.initialize()
-
-    from jaxzs import features
-    from jaxzs.clip import Numerics
-    from jaxzs.data.opening import open_source
-    from jaxzs.report import measured
-
-    with measured() as seconds:
-        source = open_source(options.images, split=options.split, labels=options.label_table)
-        model = load_model(options)
-        with kept_when_interrupted(
-            lambda: f"{options.out} keeps all finished chunks, the same command goes on from there"
-        ):
-            store = features.extract(
-                model,
-                source,
-                options.out,
-                features.Extraction(
-                    options.dtype,
-                    Numerics(options.compute_dtype),
-                    options.tokens,
-                    options.batch_size,
-                    options.chunk_size,
-                    options.threads,
-                    options.max_skipped,
-                ),
-                progress=parallel.is_main_process() and not options.quiet,
-            )
+    run = Run(options)
+    with run.measured(kept=lambda: f"{options.out} keeps all finished chunks, the same command goes on from there"):
+        store = _extract(run)
     if not parallel.is_main_process():
         return FINISHED
-    skipped = [reason for chunk in store.chunks() for reason in chunk.skipped]
-    number = store.num_items - len(skipped)
-    if not number:
-        raise DataError(f"none of the {len(skipped)} images could be read; the first: {skipped[0]}")
-    options.say(f"{number} images x {store.settings['embedding']} features ({options.dtype})")
+    run.skip([reason for chunk in store.chunks() for reason in chunk.skipped])
+    number = store.num_items - len(run.unusable)
+    run.check_any(range(number), "read")
+    record = _record(run, store, number)
+    if os.access(store.path, os.W_OK):
+        run.write(record, store.path / "extract.json")
+    else:
+        run.notice(f"{store.path} cannot be written: no record of this run")
+    options.say(f"{counted(number, 'image')} x {store.settings['embedding']} features ({options.dtype})")
     if store.label_names:
         listed = ", ".join(store.label_names[:8]) + ", ..." * (len(store.label_names) > 8)
-        options.say(f"{len(store.label_names)} classes: {listed}")
-    options.say(str(store.path))
-    options.print_record(_write_record(options, model, store, source.identity, skipped, seconds))
-    name_unusable(skipped, store.num_items)
-    return INCOMPLETE if skipped else FINISHED
+        options.say(f"{counted(len(store.label_names), 'class', 'classes')}: {listed}")
+    return run.finish(record, str(store.path))
 
 
-def _write_record(
-    options: ExtractOptions,
-    model: Any,
-    store: FeatureStore,
-    identity: str,
-    skipped: list[str],
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    """The record of the run, in the store: extract.json."""
-    from jaxzs.report import data_entry, write_record
+def _extract(run: Run) -> FeatureStore:
+    """The store, with the features of all images that can be read."""
+    from jaxzs import features, parallel
+    from jaxzs.data.opening import open_source
 
-    path: Path | None = store.path / "extract.json"
-    if not os.access(store.path, os.W_OK):
-        options.notice(f"{store.path} cannot be written: no record of this run")
-        path = None
-    return write_record(
-        path,
-        command=command_line("extract", options),
-        settings=settings_of(options),
-        metrics={
-            "images": store.num_items - len(skipped),
-            "skipped": len(skipped),
-            "features": store.settings["embedding"],
-        },
-        model=model,
-        data=data_entry(Path(options.images).name, identity, store.num_items),
-        seconds=seconds,
-        store=str(store.path),
-        class_names=list(store.label_names),
-        unreadable=skipped,
+    options: ExtractOptions = run.options
+    source = open_source(options.images, split=options.split, labels=options.label_table)
+    run.of_data(options.images, source.identity, len(source))
+    choices = features.Extraction(
+        options.dtype,
+        options.numerics,
+        options.tokens,
+        options.batch_size,
+        options.chunk_size,
+        options.threads,
+        options.max_skipped,
     )
+    progress = parallel.is_main_process() and not options.quiet
+    return features.extract(run.load_model(), source, options.out, choices, progress=progress)
+
+
+def _record(run: Run, store: FeatureStore, number: int) -> dict[str, Any]:
+    from jaxzs.report import Results
+
+    metrics = {"images": number, "skipped": len(run.unusable), "features": store.settings["embedding"]}
+    return run.record(Results(metrics), store=str(store.path), class_names=list(store.label_names))

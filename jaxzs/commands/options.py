@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json as json_format
 import os
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxzs.errors import DataError, ImageError, LabelError, RecordError
+from jaxzs.commands import terminal
+from jaxzs.errors import DataError, LabelError, RecordError
 
 if TYPE_CHECKING:
-    from jaxzs.clip import Model
+    from jaxzs.clip import Numerics
     from jaxzs.data import DatasetInfo
-
-
-_SHOWN = 20  # lines on the terminal of what is written in full elsewhere
 
 
 def shown_as(metavar: str) -> Any:
@@ -34,6 +29,12 @@ File = Annotated[Path | None, shown_as("FILE")]
 Folder = Annotated[Path | None, shown_as("DIR")]
 Number = Annotated[int | None, shown_as("INT")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+ByPosition = Annotated[
+    bool,
+    tyro.conf.arg(
+        help_behavior_hint="", help="Pair class names with the data's own in their order, whatever they say."
+    ),
+]
 Images = Annotated[tuple[str, ...], tyro.conf.Positional, shown_as("IMAGES ...")]
 
 
@@ -49,17 +50,17 @@ class OutputOptions:
     def say(self, text: str = "") -> None:
         """Part of the answer, for people: on standard output, which --json keeps for the record."""
         if not self.json:
-            print(text)
+            terminal.say(text)
 
     def notice(self, text: str) -> None:
         """What a user should know beside the answer: on standard error."""
         if not self.quiet:
-            print(text, file=sys.stderr)
+            terminal.warn(text)
 
     def print_record(self, record: dict[str, Any]) -> None:
         """With --json, the record."""
         if self.json:
-            print(json_format.dumps(record, indent=2, allow_nan=False))
+            terminal.say(json_format.dumps(record, indent=2, allow_nan=False))
 
     @property
     def no_progress(self) -> bool | None:
@@ -84,6 +85,13 @@ class ModelOptions:
         import jax.numpy as jnp
 
         return jnp.bfloat16 if self.bfloat16 else None
+
+    @property
+    def numerics(self) -> Numerics:
+        """How the encoders compute their products."""
+        from jaxzs.clip import Numerics
+
+        return Numerics(self.compute_dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,16 +196,6 @@ def read_templates(templates: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def load_model(options: ModelOptions, names: Sequence[str] = (), *, force: bool = True) -> Model:
-    """The checkpoint; raises `TextError` for names that the demo checkpoint has never seen, unless forced."""
-    from jaxzs.clip import load
-
-    model = load(options.model, revision=options.revision)
-    if not force:
-        model.check_words(names)
-    return model
-
-
 # --- checks before anything is loaded ---------------------------------------------------------------------
 
 
@@ -258,65 +256,3 @@ def _check_writable(folder: Path, what: str) -> None:
         raise DataError(f"{what} cannot be written: {there} is a file, not a folder; name another")
     if not os.access(there, os.W_OK | os.X_OK):
         raise DataError(f"{what} cannot be written: no permission in {there}; name another place")
-
-
-# --- what records and people are told ---------------------------------------------------------------------
-
-
-def settings_of(options: Any) -> dict[str, Any]:
-    """All options but those that only say where results go, as JSON values."""
-    own = dataclasses.asdict(options)
-    for name in ("json", "quiet", "out"):
-        own.pop(name, None)
-    return json_format.loads(json_format.dumps(own, default=str))
-
-
-def command_line(command: str, options: Any) -> str:
-    """`jaxzs COMMAND` with every option that is not the default, as it could be typed."""
-    positional, named = [], []
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        default = field.default
-        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        values = [str(one) for one in (value if isinstance(value, tuple) else (value,))]
-        if "Positional" in str(field.type) or str(field.type) == "Images":
-            positional += [] if value is None else values
-        elif value != default and field.name not in ("json", "quiet"):
-            named += [option(field.name), *([] if value is True else values)]
-    return shlex.join(["jaxzs", command, *positional, *named])
-
-
-def say_rows(options: OutputOptions, rows: Sequence[dict[str, Any]], labels: str, *, in_file: bool) -> None:
-    """A line an image: its path, and label and score of each entry of `labels`; the first 20 if a file has all."""
-    shown = rows[:_SHOWN] if in_file else rows
-    width = max(len(row["path"]) for row in shown)
-    for row in shown:
-        found = "  ".join(f"{entry['label']} {entry['score']:.3f}" for entry in row[labels])
-        options.say(f"{row['path']:{width}}  {found}")
-    if len(shown) < len(rows):
-        options.say(f"... and {len(rows) - len(shown)} more")
-
-
-def name_unusable(reasons: Sequence[str], total: int) -> None:
-    """List inputs that could not be used on standard error, the first of them where they are many."""
-    if not reasons:
-        return
-    lines = [f"  {reason}" for reason in reasons[:_SHOWN]]
-    if len(reasons) > _SHOWN:
-        lines.append(f"  and {len(reasons) - _SHOWN} more, all named in the record")
-    print("\n".join([f"{len(reasons)} of {total} images could not be used:", *lines]), file=sys.stderr)
-
-
-def reason_of(path: Path, error: ImageError) -> str:
-    """Why an image could not be used, with its path once."""
-    return str(error) if str(path) in str(error) else f"{path}: {error}"
-
-
-@contextlib.contextmanager
-def kept_when_interrupted(what: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C inside of the block says what is kept, and how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(stop.args[0] if stop.args else what()) from None

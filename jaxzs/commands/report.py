@@ -10,7 +10,9 @@ from typing import Annotated
 import tyro
 
 from jaxzs.commands import FINISHED, INCOMPLETE
-from jaxzs.commands.options import OutputOptions, check_output_folder, command_line, shown_as
+from jaxzs.commands.options import OutputOptions, check_output_folder, shown_as
+from jaxzs.commands.run import command_line
+from jaxzs.commands.terminal import counted
 from jaxzs.errors import RecordError
 
 _SHOWN = 10  # skipped files named on the terminal
@@ -41,7 +43,7 @@ def run(options: ReportOptions) -> int:
     if not records:
         first = f"; the first: {next(iter(skipped.values()))}" if skipped else ""
         raise RecordError(
-            f"no record of a run among {len(skipped)} .json files of {', '.join(options.results)}{first}. "
+            f"no record of a run among {counted(len(skipped), '.json file')} of {', '.join(options.results)}{first}. "
             "Records are the .json files that commands and experiments write (demo.json, --out, ...)"
         )
     rows = rows_of(records)
@@ -52,14 +54,17 @@ def run(options: ReportOptions) -> int:
     write_csv(options.out / "figures.csv", CSV_HEADER, csv_rows(rows))
     options.say(text)
     written = [str(options.out / name) for name in ("report.md", "figures.csv", *(n for _, n in pictures))]
-    options.say(f"{len(records)} records, {len(rows)} numbers, {len(pictures)} plots written to {options.out}")
+    made = counted(len(records), "record"), counted(len(rows), "number"), counted(len(pictures), "plot")
+    options.say(f"{', '.join(made)} written to {options.out}")
     if skipped:
         lines = [f"  {reason}" for reason in list(skipped.values())[:_SHOWN]]
         lines += [f"  and {len(skipped) - _SHOWN} more"] * (len(skipped) > _SHOWN)
-        options.notice("\n".join([f"{len(skipped)} files are not used:", *lines]))
+        options.notice(
+            "\n".join([f"{counted(len(skipped), 'file')} {'is' if len(skipped) == 1 else 'are'} not used:", *lines])
+        )
     options.print_record(
         {
-            "command": command_line("report", options),
+            "command": command_line(options),
             "records": [str(record.path) for record in records],
             "skipped": {str(path): reason for path, reason in skipped.items()},
             "figures": [dict(zip(CSV_HEADER, row, strict=True)) for row in csv_rows(rows)],

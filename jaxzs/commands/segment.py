@@ -12,33 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from jaxzs.commands import FINISHED, INCOMPLETE
-from jaxzs.commands.options import (
-    File,
-    Flag,
-    Number,
-    check_numbers,
-    check_output_folder,
-    kept_when_interrupted,
-    load_model,
-    name_unusable,
-    read_templates,
-)
-from jaxzs.commands.tag import (
+from jaxzs.commands.options import File, Flag, Number, check_numbers, check_output_folder, read_templates
+from jaxzs.commands.patches import (
     Names,
+    Opening,
     PatchOptions,
-    check_any,
     check_options,
-    open_images,
     picture_names,
     read_names,
-    record_of,
+    tagged_images,
+    text_features,
 )
-from jaxzs.errors import DataError, ImageError, LabelError
+from jaxzs.commands.run import Run
+from jaxzs.commands.terminal import counted
+from jaxzs.errors import DataError, LabelError
 
 if TYPE_CHECKING:
     from jaxzs.clip import Model
-    from jaxzs.patch import ImageTags
 
 _CPU_KERNEL = 2e9  # kernel elements an iteration that a CPU is given: seconds for a photo
 _CLIP_ES_TEMPLATE = "a clean origami {}."
@@ -68,135 +58,123 @@ def run(options: SegmentOptions) -> int:
     check_output_folder(options.out)
     from tqdm import tqdm
 
-    from jaxzs.data import find_images, open_image
-    from jaxzs.files import write_json
-    from jaxzs.patch.overlay import write_mask_overlay, write_palette_mask
-    from jaxzs.report import measured
+    from jaxzs.report import Results
 
-    unusable: dict[Path, ImageError] = {}
+    run = Run(options)
     rows: dict[Path, dict[str, Any]] = {}
     paths: list[Path] = []
-    kept = kept_when_interrupted(lambda: f"{options.out} keeps {len(rows)} of {len(paths)} masks")
-    with kept, measured() as seconds:
-        paths = find_images(options.images)
-        names = read_names(options)
-        if len(names.foreground) > 255:
-            raise LabelError(
-                f"{len(names.foreground)} classes: a palette mask holds 255 and the background; name fewer"
-            )
+    with run.measured(kept=lambda: f"{options.out} keeps {len(rows)} of {len(paths)} masks"):
+        paths, names = run.find_images(), _names(options)
         given = None if options.tags is None else _read_tags(options.tags, paths, names.foreground)
-        model = load_model(options, names.all, force=options.force)
-        crf = {"stride": _crf_stride(options, paths)} if options.crf else None
-        job = _Job(options, model, paths, names, given, crf, unusable)
+        job = _Job(run, run.load_model(names.all), paths, names, given, _crf(options, paths))
         masks_found = _by_scores(job) if options.maps == "scores" else _by_activation(job)
-        masks = picture_names(paths, options.out / "masks")
-        overlays = picture_names(paths, options.out / "overlays")
-        shown = ["background", *names.foreground]
-        for path, tags, labels in tqdm(masks_found, total=len(paths), unit="image", disable=options.no_progress):
-            write_palette_mask(masks[path], labels)
-            write_mask_overlay(overlays[path], open_image(path).convert("RGB"), labels, shown)
-            rows[path] = _row(path, masks[path], tags, labels, names.foreground)
-    check_any(rows, unusable, paths)
-    record = record_of("segment", options, model, names, paths, unusable, {"images": len(rows)}, seconds)
-    record["labels"] = {str(c): name for c, name in enumerate(shown)}
-    record["results"] = [rows[path] for path in paths if path in rows]
-    write_json(options.out / "masks.json", record)
-    options.say(f"{len(rows)} masks and overlays written to {options.out}")
-    options.print_record(record)
-    name_unusable(record["unreadable"], len(paths))
-    return INCOMPLETE if unusable else FINISHED
+        write = _Writer(options.out, paths, names.foreground)
+        bar = {"total": len(paths), "unit": "image", "desc": "masks", "disable": options.no_progress}
+        for path, tags, labels in tqdm(masks_found, **bar):
+            rows[path] = write(path, tags, labels)
+    run.check_any(rows)
+    record = run.record(
+        Results({"images": len(rows)}),
+        class_names=list(names.foreground),
+        background_names=list(names.background),
+        labels={str(c): name for c, name in enumerate(write.shown)},
+        rows=[rows[path] for path in paths if path in rows],
+    )
+    run.write(record, options.out / "masks.json")
+    return run.finish(record, f"{counted(len(rows), 'mask')} and overlays written to {options.out}")
+
+
+def _names(options: SegmentOptions) -> Names:
+    names = read_names(options)
+    if len(names.foreground) > 255:
+        raise LabelError(f"{len(names.foreground)} classes: a palette mask holds 255 and the background; name fewer")
+    return names
 
 
 class _Job(NamedTuple):
-    """What both kinds of maps start from. given: tags from a file. unusable: filled as images are read."""
+    """What both kinds of maps start from. given: tags from a file."""
 
-    options: SegmentOptions
+    run: Run
     model: Model
     paths: Sequence[Path]
     names: Names
     given: dict[Path, list[int]] | None
     crf: dict[str, int] | None
-    unusable: dict[Path, ImageError]
 
 
-def _tagged(job: _Job) -> Iterator[tuple[Path, ImageTags]]:
-    """Path and tags of each usable image, as they are found."""
-    from jaxzs.patch import Batching, tag_images
-    from jaxzs.patch.texts import default_cache, tag_texts
-
-    opened: list[Path] = []
-    found = tag_images(
-        job.model,
-        open_images(job.paths, opened, job.unusable),
-        tag_texts(
-            job.model,
-            job.names.foreground,
-            job.names.background,
-            job.names.templates,
-            cache=default_cache(),
-            progress=not job.options.quiet,
-        ),
-        num_foreground=len(job.names.foreground),
-        batching=Batching(batch_size=min(job.options.batch_size, len(job.paths)), max_patches=job.options.max_patches),
-        on_error=lambda number, error: job.unusable.__setitem__(opened[number], error),
-        relative_threshold=job.options.threshold,
-        exact=job.options.exact,
-        keep_border=job.options.keep_border,
-        compute_dtype=job.options.compute_dtype,
-    )
-    for tagged in found:
-        yield opened[tagged.number], tagged
+_Found = Iterator[tuple[Path, np.ndarray, np.ndarray]]  # path, tags and labels of each usable image
 
 
-def _by_scores(job: _Job) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
-    """Path, tags and labels of each usable image, from the scores of its patches."""
+def _by_scores(job: _Job) -> _Found:
+    """From the scores of patches."""
     from jaxzs.data import open_image
     from jaxzs.patch.masks import pixel_labels, score_maps
 
-    for path, tagged in _tagged(job):
-        own = np.flatnonzero(tagged.tags) if job.given is None else job.given[path]
-        tags = np.asarray(own, int)
+    for path, tagged in tagged_images(job.run, job.model, job.paths, job.names):
+        tags = np.asarray(np.flatnonzero(tagged.tags) if job.given is None else job.given[path], int)
         maps = score_maps(tagged, tags)
-        image = open_image(path)
-        yield path, tags, pixel_labels(image, maps, tags, crf=job.crf, exact=job.options.exact)
+        yield path, tags, pixel_labels(open_image(path), maps, tags, crf=job.crf, exact=job.run.options.exact)
 
 
-def _by_activation(job: _Job) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
-    """Path, tags and labels of each usable image, from activation maps (CLIP-ES)."""
+def _by_activation(job: _Job) -> _Found:
+    """From activation maps (CLIP-ES)."""
     from jaxzs.patch import Batching, segment_images
-    from jaxzs.patch.texts import default_cache, tag_texts
 
-    tags = job.given
-    if tags is None:
-        from tqdm import tqdm
-
-        quiet = job.options.no_progress
-        found = tqdm(_tagged(job), total=len(job.paths), unit="image", desc="tags", disable=quiet)
-        tags = {path: np.flatnonzero(tagged.tags).tolist() for path, tagged in found}
-    templates = read_templates(job.options.templates) or (_CLIP_ES_TEMPLATE,)
-    F = len(job.names.foreground)
-    others = job.names.background or ("background",)  # one name at least must compete with the tags
-    texts = tag_texts(job.model, job.names.foreground, others, templates, cache=default_cache())
-    usable = [path for path in job.paths if path in tags]
-    opened: list[Path] = []
+    options, tags = job.run.options, _tags(job)
+    # One name at least must compete with the tags.
+    names = Names(job.names.foreground, job.names.background or ("background",), _cam_templates(options))
+    texts = text_features(options, job.model, names)
+    opening = Opening(job.run, [path for path in job.paths if path in tags])
     masks = segment_images(
         job.model,
-        open_images(usable, opened, job.unusable),
-        _InOrderOfOpening(tags, opened),
-        texts[:F],
-        texts[F:],
+        opening,
+        _InOrderOfOpening(tags, opening.opened),
+        texts[: len(names.foreground)],
+        texts[len(names.foreground) :],
         crf=job.crf,
-        batching=Batching(
-            batch_size=min(job.options.batch_size, max(1, len(usable))), max_patches=job.options.max_patches
-        ),
-        on_error=lambda number, error: job.unusable.__setitem__(opened[number], error),
-        box_threshold=job.options.box_threshold,
-        exact=job.options.exact,
-        keep_border=job.options.keep_border,
-        compute_dtype=job.options.compute_dtype,
+        batching=Batching(batch_size=min(options.batch_size, max(1, len(tags))), max_patches=options.max_patches),
+        on_error=opening.failed,
+        box_threshold=options.box_threshold,
+        exact=options.exact,
+        keep_border=options.keep_border,
+        compute_dtype=options.compute_dtype,
     )
     for mask in masks:
-        yield opened[mask.number], mask.tags, mask.labels
+        yield opening.opened[mask.number], mask.tags, mask.labels
+
+
+def _tags(job: _Job) -> dict[Path, list[int]]:
+    """Tags of each usable image: as given, or found."""
+    from tqdm import tqdm
+
+    if job.given is not None:
+        return job.given
+    found = tagged_images(job.run, job.model, job.paths, job.names)
+    bar = {"total": len(job.paths), "unit": "image", "desc": "tags", "disable": job.run.options.no_progress}
+    return {path: np.flatnonzero(tagged.tags).tolist() for path, tagged in tqdm(found, **bar)}
+
+
+def _cam_templates(options: SegmentOptions) -> tuple[str, ...]:
+    return read_templates(options.templates) or (_CLIP_ES_TEMPLATE,)
+
+
+class _Writer:
+    """Writes mask and overlay of an image, under names of their own."""
+
+    def __init__(self, folder: Path, paths: Sequence[Path], foreground: Sequence[str]) -> None:
+        self.masks = picture_names(paths, folder / "masks")
+        self.overlays = picture_names(paths, folder / "overlays")
+        self.shown = ["background", *foreground]
+
+    def __call__(self, path: Path, tags: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """The row of the image: its tags and the part of the image that each covers."""
+        from jaxzs.data import open_image
+        from jaxzs.patch.overlay import write_mask_overlay, write_palette_mask
+
+        write_palette_mask(self.masks[path], labels)
+        write_mask_overlay(self.overlays[path], open_image(path).convert("RGB"), labels, self.shown)
+        covered = {self.shown[c + 1]: round(float((labels == c + 1).mean()), 6) for c in tags.tolist()}
+        return {"path": str(path), "mask": str(self.masks[path]), "tags": list(covered), "covered": covered}
 
 
 class _InOrderOfOpening(Sequence):
@@ -242,23 +220,23 @@ def _read_tags(file: Path, paths: Sequence[Path], foreground: Sequence[str]) -> 
     return tags
 
 
-def _crf_stride(options: SegmentOptions, paths: Sequence[Path]) -> int:
-    """As asked for; otherwise exact on an accelerator, and on a CPU what it can do in seconds for the largest image."""
+def _crf(options: SegmentOptions, paths: Sequence[Path]) -> dict[str, int] | None:
+    """Stride as asked for; else exact on an accelerator, and on a CPU what takes seconds for the largest image."""
     import jax
+
+    if not options.crf:
+        return None
+    if options.crf_stride is not None:
+        return {"stride": options.crf_stride}
+    if jax.default_backend() != "cpu":
+        return {"stride": 1}
+    return {"stride": max(1, round(max(_pixels(paths), default=1) / _CPU_KERNEL**0.5))}
+
+
+def _pixels(paths: Sequence[Path]) -> Iterator[int]:
+    """Size of each image that can be opened; of the others is said elsewhere."""
     from PIL import Image
 
-    if options.crf_stride is not None:
-        return options.crf_stride
-    if jax.default_backend() != "cpu":
-        return 1
-    pixels = []
     for path in paths:
-        with contextlib.suppress(OSError), Image.open(path) as image:  # unreadable: said elsewhere
-            pixels.append(image.width * image.height)
-    return max(1, round(max(pixels, default=1) / _CPU_KERNEL**0.5))
-
-
-def _row(path: Path, mask: Path, tags: np.ndarray, labels: np.ndarray, foreground: Sequence[str]) -> dict[str, Any]:
-    """What is written of one image: its tags and the part of the image that each covers."""
-    covered = {foreground[c]: round(float((labels == c + 1).mean()), 6) for c in tags.tolist()}
-    return {"path": str(path), "mask": str(mask), "tags": list(covered), "covered": covered}
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            yield image.width * image.height

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from jaxzs.commands import FINISHED
 from jaxzs.commands.options import (
+    ByPosition,
     File,
     Flag,
     LabelOptions,
@@ -22,12 +23,10 @@ from jaxzs.commands.options import (
     check_numbers,
     check_output_file,
     check_record_beside,
-    command_line,
-    kept_when_interrupted,
-    load_model,
-    settings_of,
     shown_as,
 )
+from jaxzs.commands.run import Run, settings_of
+from jaxzs.commands.terminal import counted
 from jaxzs.errors import DataError, LabelError
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
     from jaxzs.clip import Model
     from jaxzs.data import Source
+    from jaxzs.prompt import Evaluation
     from jaxzs.prompt.modality import Frozen, Modality
     from jaxzs.prompt.protocol import Split
     from jaxzs.prompt.resuming import Progress, Record
@@ -48,13 +48,14 @@ class TuneOptions(OutputOptions, ModelOptions, LabelOptions):
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """Images to learn from: a folder (one subfolder a class if labelled), an .npz file, or tfds:NAME."""
     labels: Text = None
-    """Class names, separated by commas, in the order of the data's labels; by default the data's own."""
+    """Class names, separated by commas; by default the data's own. They are matched by what they say."""
+    by_position: ByPosition = False
     split: Text = None
     """Part of the images: train, test[:50%], all[100:200], train+test."""
     test: Text = None
     """Labelled images to evaluate on after every iteration; by default none."""
     test_split: Text = None
-    """Part of --test (or of IMAGES when only this is given), such as test."""
+    """Part of --test (or of IMAGES if only this is given), such as test; without --split the rest is learned from."""
     modality: Literal["text", "image", "joint"] = "text"
     """What is learned: a context before class names, tokens among image patches, or both."""
     paradigm: Literal["ssl", "trzsl", "ul"] = "ul"
@@ -100,70 +101,101 @@ class TuneOptions(OutputOptions, ModelOptions, LabelOptions):
 def run(options: TuneOptions) -> int:
     """Tune, print a line an iteration, write prompts and record; returns 0."""
     _check(options)
-    from jaxzs import data, prompt
-    from jaxzs.clip import Numerics
-    from jaxzs.report import measured
+    from jaxzs.prompt.files import describe
 
-    with measured() as seconds:
-        source = data.open_source(options.images, split=options.split)
-        test_source = _test_source(options)
-        names = _class_names(options, source)
-        model = load_model(options, names, force=options.force)
-        modality, plan = _modality(options), _plan(options)
-        numerics = Numerics(options.compute_dtype)
-        frozen = prompt.freeze(
-            model,
-            modality,
-            names,
-            template=options.template,
-            literal_braces=not options.filled_template,
-            compute_dtype=numerics.compute_dtype,
-        )
-        images, labels = prompt.read_source(model, modality, source, numerics=numerics, progress=not options.quiet)
-        split = _split(options, labels, len(names))
-        test = None
-        if test_source is not None:
-            test = prompt.read_source(model, modality, test_source, numerics=numerics, progress=not options.quiet)
-            test = test[0], _in_order_of(test[1], test_source, source, names)
-        before = _zero_shot(options, model, modality, frozen, test, numerics)
-        zero_shot = None
-        if test is not None:
-            zero_shot = prompt.evaluate(before, test[1], _seen(options, split))
-            options.say(f"zero-shot: {_result(zero_shot)}")
-        state = options.state or options.out.with_suffix(".state.safetensors")
+    run = Run(options)
+    state = options.state or options.out.with_suffix(".state.safetensors")
+    with run.measured(kept=lambda: _kept(state)):
+        job = _prepare(run)
+        zero_shot = _zero_shot(job)
         if state.exists():
-            options.notice(f"going on from {state}")
-        with kept_when_interrupted(
-            lambda: (
-                f"{state} keeps the training, the same command goes on from there"
-                if state.exists()
-                else "nothing is kept"
-            )
-        ):
-            fitted = prompt.fit(
-                modality,
-                frozen,
-                images,
-                [split],
-                model.config,
-                plan,
-                labels=labels,
-                seeds=options.seeds,
-                test=test,
-                numerics=numerics,
-                resume=state,
-                on_progress=None if options.quiet else _show_progress,
-                on_record=lambda record: _show_record(options, record),
-            )
-    _save(options, model, modality, names, fitted)
-    after = None
-    if test is not None:
-        logits = prompt.score(modality, fitted.prompts, frozen, test[0], model.config, numerics=numerics)
-        after = logits.argmax(2)
-    results = _results(options, names, fitted, zero_shot, before, after, test and test[1])
-    _write_record(options, model, modality, names, source, results, seconds)
+            run.notice(f"going on from {state}")
+        fitted = _fit(job, state)
+    _save(job, fitted)
+    record = run.record(
+        _results(job, fitted, zero_shot),
+        modality=describe(job.modality),
+        class_names=list(job.names),
+        prompts=[str(_path_of(options, seed)) for seed in options.seeds],
+    )
+    run.write(record, options.out)
     state.unlink(missing_ok=True)
-    return FINISHED
+    return run.finish(record)
+
+
+class _Job(NamedTuple):
+    """What is learned, from what, tested on what (images and their labels [N])."""
+
+    run: Run
+    model: Model
+    modality: Modality
+    names: tuple[str, ...]
+    frozen: Frozen
+    images: jax.Array
+    labels: np.ndarray
+    split: Split
+    test: tuple[jax.Array, np.ndarray] | None
+
+    @property
+    def options(self) -> TuneOptions:
+        return self.run.options
+
+
+def _kept(state: Path) -> str:
+    return f"{state} keeps the training, the same command goes on from there" if state.exists() else "nothing is kept"
+
+
+def _prepare(run: Run) -> _Job:
+    """Reads images and labels, and makes of the model and the classes what training reads."""
+    from jaxzs import prompt
+    from jaxzs.prompt.protocol import check_labels
+
+    options: TuneOptions = run.options
+    source, test_source = _sources(run)
+    run.of_data(options.images, source.identity, len(source))
+    names, places = _classes(run, source)
+    model, modality = run.load_model(names), _modality(options)
+    frozen = prompt.freeze(
+        model,
+        modality,
+        names,
+        template=options.template,
+        literal_braces=not options.filled_template,
+        compute_dtype=options.compute_dtype,
+    )
+
+    def read(part: Source, places: Sequence[int]) -> tuple[jax.Array, np.ndarray]:
+        numerics, progress = options.numerics, not options.quiet
+        images, labels = prompt.read_source(model, modality, part, numerics=numerics, progress=progress)
+        return images, _renumbered(labels, places)
+
+    images, labels = read(source, places)
+    test = None
+    if test_source is not None:
+        test = read(test_source, _test_places(source, test_source, places))
+        check_labels(test[1], len(names))
+    return _Job(run, model, modality, names, frozen, images, labels, _split(options, labels, len(names)), test)
+
+
+def _fit(job: _Job, state: Path) -> Fit:
+    from jaxzs import prompt
+
+    options = job.options
+    return prompt.fit(
+        job.modality,
+        job.frozen,
+        job.images,
+        [job.split],
+        job.model.config,
+        _plan(options),
+        labels=job.labels,
+        seeds=options.seeds,
+        test=job.test,
+        numerics=options.numerics,
+        resume=state,
+        on_progress=None if options.quiet else _show_progress,
+        on_record=lambda record: _show_record(options, record),
+    )
 
 
 def _check(options: TuneOptions) -> None:
@@ -180,136 +212,169 @@ def _check(options: TuneOptions) -> None:
         raise DataError(f"--learning-rate is {options.learning_rate}, expected a number above 0")
 
 
-def _zero_shot(
-    options: TuneOptions,
-    model: Model,
-    modality: Modality,
-    frozen: Frozen,
-    test: tuple[jax.Array, np.ndarray] | None,
-    numerics: Any,
-) -> Any:
-    """Predicted classes [N] of the test images without any prompt."""
+class _ZeroShot(NamedTuple):
+    """Of the test images without any prompt: their predicted classes [N], and how good these are."""
+
+    predictions: np.ndarray
+    result: Evaluation
+
+
+def _zero_shot(job: _Job) -> _ZeroShot | None:
+    """What is to be improved; None without test images."""
+    import numpy as np
+
     from jaxzs import prompt
 
-    if test is None:
+    if job.test is None:
         return None
-    logits = prompt.plain_logits(modality, frozen.text_features, frozen, test[0], model.config, numerics=numerics)
-    return logits.argmax(1)
+    logits = prompt.plain_logits(
+        job.modality, job.frozen.text_features, job.frozen, job.test[0], job.model.config, numerics=job.options.numerics
+    )
+    predictions = np.asarray(logits.argmax(1))
+    seen = job.split.seen if job.options.paradigm == "trzsl" else None
+    found = _ZeroShot(predictions, prompt.evaluate(predictions, job.test[1], seen))
+    job.options.say(f"zero-shot: {_result(found.result)}")
+    return found
 
 
-def _seen(options: TuneOptions, split: Split) -> np.ndarray | None:
-    return split.seen if options.paradigm == "trzsl" else None
-
-
-def _save(options: TuneOptions, model: Model, modality: Modality, names: Sequence[str], fitted: Fit) -> None:
+def _save(job: _Job, fitted: Fit) -> None:
     """One prompt file a seed."""
     import jax
     import numpy as np
 
     from jaxzs import prompt
 
+    options = job.options
     for r, seed in enumerate(options.seeds):
         path = _path_of(options, seed)
         own = jax.tree.map(lambda leaf, r=r: np.asarray(leaf)[r], fitted.prompts)
         settings = {**settings_of(options), "seed": seed}
-        tuned = prompt.TunedPrompt(modality, own, tuple(names), options.template, model.fingerprint, settings)
+        tuned = prompt.TunedPrompt(job.modality, own, job.names, options.template, job.model.fingerprint, settings)
         prompt.save_prompt(path, tuned)
         options.say(f"prompt of seed {seed} written to {path}")
 
 
-def _results(
-    options: TuneOptions, names: Sequence[str], fitted: Fit, zero_shot: Any, before: Any, after: Any, labels: Any
-) -> Results:
+def _results(job: _Job, fitted: Fit, zero_shot: _ZeroShot | None) -> Results:
     """What `jaxzs report` makes tables and plots of."""
+    from jaxzs import prompt
     from jaxzs.report import Results, curves
 
-    data = options.dataset or Path(options.images).name
+    options = job.options
+    data = job.run.data["name"] if job.run.data else ""
     method, protocol = f"{options.modality} {options.strategy}", options.paradigm.upper()
     metrics = {
-        "zero_shot": None if zero_shot is None else dataclasses.asdict(zero_shot),
+        "zero_shot": None if zero_shot is None else dataclasses.asdict(zero_shot.result),
         "iterations": [dataclasses.asdict(record) for record in fitted.records],
     }
     pseudolabels = curves.pseudolabels(data, method, fitted.records, protocol)
-    if zero_shot is None:
+    if zero_shot is None or job.test is None:
         return Results(metrics, pseudolabels=pseudolabels)
-    test = fitted.records[-1].test or []
+    images, labels = job.test
+    numerics = options.numerics
+    logits = prompt.score(job.modality, fitted.prompts, job.frozen, images, job.model.config, numerics=numerics)
+    per_class = data, method, job.names, zero_shot.predictions, logits.argmax(2), labels, protocol
     return Results(
         metrics,
         figures=(
-            curves.evaluated(data, "zero-shot", [zero_shot], protocol),
-            curves.evaluated(data, method, test, protocol),
+            curves.evaluated(data, "zero-shot", [zero_shot.result], protocol),
+            curves.evaluated(data, method, fitted.records[-1].test or [], protocol),
         ),
-        per_class=(curves.per_class(data, method, names, before, after, labels, protocol),),
+        per_class=(curves.per_class(*per_class),),
         pseudolabels=pseudolabels,
     )
 
 
-def _write_record(
-    options: TuneOptions,
-    model: Model,
-    modality: Modality,
-    names: Sequence[str],
-    source: Source,
-    results: Results,
-    seconds: dict[str, float],
-) -> None:
-    from jaxzs.prompt.files import describe
-    from jaxzs.report import data_entry, write_record
-
-    name = options.dataset or Path(options.images).name
-    record = write_record(
-        options.out.with_suffix(".json"),
-        command=command_line("tune", options),
-        settings=settings_of(options),
-        results=results,
-        model=model,
-        data=data_entry(name, source.identity, len(source)),
-        seconds=seconds,
-        modality=describe(modality),
-        class_names=list(names),
-        prompts=[str(_path_of(options, seed)) for seed in options.seeds],
-    )
-    options.print_record(record)
-
-
-def _test_source(options: TuneOptions) -> Source | None:
+def _sources(run: Run) -> tuple[Source, Source | None]:
+    """Images to learn from, and to test on. A part that is tested on is taken out of what is learned from."""
     from jaxzs.data import open_source
 
+    options: TuneOptions = run.options
+    source = open_source(options.images, split=options.split)
     if options.test is None and options.test_split is None:
-        return None
-    return open_source(options.test or options.images, split=options.test_split)
+        return source, None
+    test = open_source(options.test or options.images, split=options.test_split)
+    if options.split is None and options.test_split is not None:
+        source = _without(run, source, test)
+    _tell_overlap(run, source, test)
+    return source, test
 
 
-def _class_names(options: TuneOptions, source: Source) -> list[str]:
-    """As given, of a known data set in the order of the data's labels, or the data's own."""
-    own = source.label_names
-    given, info = options.class_names(), options.dataset_info()
+def _without(run: Run, source: Source, test: Source) -> Source:
+    """The images of a source that are not tested on."""
+    from jaxzs.data import select
+
+    tested = set(item_keys(test))
+    kept = [number for number, key in enumerate(item_keys(source)) if key not in tested]
+    if not kept:
+        raise DataError(f"{run.options.images}: every image is a test image; give --split, or another --test")
+    if len(kept) == len(source):
+        return source
+    left_out = counted(len(source) - len(kept), "test image")
+    run.notice(f"learning from {counted(len(kept), 'image')}; {left_out} of {run.options.images} left out")
+    return select(source, kept)
+
+
+def _tell_overlap(run: Run, source: Source, test: Source) -> None:
+    """Images in both: told where nothing is learned of their labels, refused where their labels are trained on."""
+    tested = item_keys(test)
+    both = len(set(tested) & set(item_keys(source)))
+    if not both:
+        return
+    found = f"{both} of {counted(len(tested), 'test image')} are also among the images to learn from"
+    if run.options.paradigm != "ul":
+        raise DataError(f"{found}, with labels; give --split and --test-split, or another folder as --test")
+    run.notice(f"note: {found}, without their labels (transductive)")
+
+
+def item_keys(source: Source) -> list[Any]:
+    """What tells the items of a source apart, equal for the same file or item of another source."""
+    from jaxzs.data.folders import FolderSource
+    from jaxzs.data.sources import Subset
+
+    if isinstance(source, Subset):
+        inner = item_keys(source.source)
+        return [inner[int(number)] for number in source.indices]
+    if isinstance(source, FolderSource):
+        return [os.path.realpath(source.root / file) for file in source.files]
+    return [(source.identity, number) for number in range(len(source))]
+
+
+def _classes(run: Run, source: Source) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Class names, and the place among them of each label of the data; the pairing is told unless they are equal."""
+    from jaxzs.data import match_names
+
+    options: TuneOptions = run.options
+    own, given, info = tuple(source.label_names), options.class_names(), options.dataset_info()
     if info is not None:
-        return list(info.names_for(own) if own else info.class_names)
-    if given is not None:
-        if own and len(own) != len(given):
-            raise LabelError(
-                f"{len(given)} class names are given, the data have {len(own)} classes: {', '.join(own[:8])}"
-            )
-        return list(given)
-    if not own:
+        names = info.names_for(own) if own else info.class_names
+        return tuple(names), tuple(range(len(names)))
+    if given is None and not own:
         raise LabelError(f"{options.images} does not name its classes; give --labels, --labels-file or --dataset")
-    return list(own)
+    if given is None or not own:
+        names = own if given is None else given
+        return names, tuple(range(len(names)))
+    pairing = match_names(given, own, by_position=options.by_position)
+    run.tell_pairing(pairing)
+    return pairing.given, pairing.places
 
 
-def _in_order_of(labels: np.ndarray, test: Source, source: Source, names: Sequence[str]) -> np.ndarray:
-    """Test labels renumbered to the classes of the training data, which may list them in another order."""
+def _test_places(source: Source, test: Source, places: Sequence[int]) -> tuple[int, ...]:
+    """The class of each label of the test data, which may list them in another order."""
+    from jaxzs.data import match_names
+
+    if not (source.label_names and test.label_names):
+        return tuple(places)
+    pairing = match_names(source.label_names, test.label_names)
+    return tuple(places[place] for place in pairing.places)
+
+
+def _renumbered(labels: np.ndarray, places: Sequence[int]) -> np.ndarray:
+    """Labels as places among the class names: [N] of the data -> [N]; -1 stays."""
     import numpy as np
 
-    from jaxzs.prompt.protocol import check_labels
-
-    if source.label_names and test.label_names and test.label_names != source.label_names:
-        unknown = sorted(set(test.label_names) - set(source.label_names))
-        if unknown:
-            raise LabelError(f"test classes that the training data do not have: {', '.join(unknown[:8])}")
-        places = np.array([source.label_names.index(name) for name in test.label_names])
-        labels = np.where(labels < 0, labels, places[labels])
-    return check_labels(labels, len(names))
+    if not len(places) or labels.max(initial=-1) >= len(places):
+        return labels
+    return np.where(labels < 0, labels, np.asarray(places)[labels])
 
 
 def _split(options: TuneOptions, labels: np.ndarray, num_classes: int) -> Split:
@@ -371,8 +436,8 @@ def _show_record(options: TuneOptions, record: Record) -> None:
     if sys.stderr.isatty() and not options.quiet:
         print(file=sys.stderr)
     parts = [f"iteration {record.iteration}", f"loss {_mean(record.loss):.4f}"]
-    if record.num_pseudolabels[0]:
-        parts.insert(1, f"K {record.k[0]}, {record.num_pseudolabels[0]} pseudolabels")
+    if number := record.num_pseudolabels[0]:
+        parts.insert(1, f"K {record.k[0]}, {counted(number, 'pseudolabel')}")
     known = [accuracy for accuracy in record.pseudolabel_accuracy if accuracy is not None]
     if known:
         parts.append(f"pseudolabels {100 * _mean(known):.1f} % right")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +15,6 @@ from jaxzs.clip import Model
 from jaxzs.errors import DataError, LabelError
 from jaxzs.files import atomic_path
 from jaxzs.zeroshot import text_proxies
-
-
-def default_cache() -> Path:
-    """Folder of kept text features: `JAXZS_CACHE`, or jaxzs/ in the user's cache folder."""
-    if folder := os.environ.get("JAXZS_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxzs"
 
 
 def tag_texts(

@@ -1,0 +1,166 @@
+"""What `jaxzs tag` and `jaxzs segment` have in common: options, names, and images that are opened one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from jaxzs.commands.options import (
+    Flag,
+    Images,
+    LabelOptions,
+    ModelOptions,
+    OutputOptions,
+    Text,
+    check_named,
+    check_numbers,
+    read_templates,
+    shown_as,
+    split_names,
+)
+from jaxzs.errors import ImageError, LabelError
+
+if TYPE_CHECKING:
+    import jax
+    from PIL import Image
+
+    from jaxzs.clip import Model
+    from jaxzs.commands.run import Run
+    from jaxzs.patch import ImageTags
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchOptions(OutputOptions, ModelOptions, LabelOptions):
+    """Options of both commands."""
+
+    images: Images = ()
+    """Folders, files or globs."""
+    background: Text = None
+    """Names of what else may be seen, separated by commas: they compete, but never become tags."""
+    threshold: float = 0.5
+    """Tag what scores above this fraction of the way from an image's lowest to its highest score."""
+    templates: Annotated[tuple[str, ...], shown_as("TEXT ...")] = ()
+    """Sentences with {}, or sets simple, imagenet7, imagenet80, tagclip85; else the data set's, or TagCLIP's 85."""
+    keep_border: Flag = False
+    """Let boxes reach the last row and column of patches, which the original never does."""
+    exact: Flag = False
+    """Reproduce the original code to the last decision, its oddities too; slower."""
+    batch_size: int = 8
+    """Images worked on at once."""
+    max_patches: int = 4096
+    """Refuse images of more patches: memory grows with the square."""
+
+
+def check_options(options: PatchOptions) -> None:
+    """Raise for options that cannot be meant, before anything is loaded."""
+    if options.labels is None and options.labels_file is None and options.dataset is None:
+        raise LabelError("what may be tagged? Give one of --labels a,b,c, --labels-file and --dataset")
+    check_numbers(options, "threshold", least=0, most=1)
+    check_numbers(options, "batch_size", "max_patches")
+
+
+class Names(NamedTuple):
+    """What may be tagged, what competes, and templates where they are not TagCLIP's."""
+
+    foreground: tuple[str, ...]
+    background: tuple[str, ...]
+    templates: tuple[str, ...] | None
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Foreground names, then background names."""
+        return (*self.foreground, *self.background)
+
+
+def read_names(options: PatchOptions) -> Names:
+    """Names and templates as given, or those of the data set."""
+    foreground, info = options.class_names(), options.dataset_info()
+    assert foreground is not None  # check_options has seen to it
+    background = () if info is None else info.background_names
+    if options.background is not None:
+        background = split_names(options.background)
+        check_named(background, f"--background {options.background!r}")
+    templates = read_templates(options.templates) or (info.templates if info else None)
+    return Names(foreground, background, templates)
+
+
+class Opening:
+    """Images that are read one after another, under numbers; `run` is told which of them could not be used."""
+
+    def __init__(self, run: Run, paths: Sequence[Path]) -> None:
+        self.run, self.paths = run, paths
+        self.opened: list[Path] = []
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        from jaxzs.data import open_image
+
+        for path in self.paths:
+            try:
+                image = open_image(path)
+            except ImageError as error:
+                self.run.fail(path, error)
+                continue
+            self.opened.append(path)
+            yield image
+
+    def failed(self, number: int, error: ImageError) -> None:
+        """An image that was read and cannot be used."""
+        self.run.fail(self.opened[number], error)
+
+
+def text_features(options: PatchOptions, model: Model, names: Names) -> jax.Array:
+    """Of foreground names, then background names, kept on disk where there is a place for it."""
+    from jaxzs.files import cache_folder
+    from jaxzs.patch.texts import tag_texts
+
+    return tag_texts(model, *names, cache=cache_folder(), progress=not options.quiet)
+
+
+def tagged_images(
+    run: Run, model: Model, paths: Sequence[Path], names: Names, **more: Any
+) -> Iterator[tuple[Path, ImageTags]]:
+    """Path and tags of each usable image, as they are found. more: options of `patch.tag`, and `scales`."""
+    from jaxzs.patch import Batching, tag_images
+
+    options, opening = run.options, Opening(run, paths)
+    batching = Batching(
+        batch_size=min(options.batch_size, len(paths)),
+        max_patches=options.max_patches,
+        scales=more.pop("scales", (1.0,)),
+    )
+    found = tag_images(
+        model,
+        opening,
+        text_features(options, model, names),
+        num_foreground=len(names.foreground),
+        batching=batching,
+        on_error=opening.failed,
+        relative_threshold=options.threshold,
+        exact=options.exact,
+        keep_border=options.keep_border,
+        compute_dtype=options.compute_dtype,
+        **more,
+    )
+    for tagged in found:
+        yield opening.opened[tagged.number], tagged
+
+
+def picture_names(paths: Sequence[Path], folder: Path | None) -> dict[Path, Path]:
+    """A picture's name for each image, numbered where several images are called the same."""
+    if folder is None:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    names: dict[Path, Path] = {}
+    taken: set[str] = set()
+    last: dict[str, int] = {}  # number last given to a stem, so that a million files of one name are named at once
+    for path in paths:
+        name, number = path.stem, last.get(path.stem, 1)
+        while name in taken:
+            number += 1
+            name = f"{path.stem}-{number}"
+        last[path.stem] = number
+        taken.add(name)
+        names[path] = folder / f"{name}.png"
+    return names

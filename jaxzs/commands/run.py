@@ -1,0 +1,215 @@
+"""What every run of a command does around its own work: measure, load, tell, record, write, and end with a code."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence, Sized
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxzs.commands import FINISHED, INCOMPLETE, terminal
+from jaxzs.commands.options import option
+from jaxzs.commands.terminal import counted, one_line
+from jaxzs.errors import DataError, JaxzsError
+
+if TYPE_CHECKING:
+    from jaxzs.clip import Model
+    from jaxzs.data import Pairing
+    from jaxzs.report import Results
+
+_SHOWN = 20  # lines on the terminal of what is written in full elsewhere
+_UNRECORDED = ("json", "quiet", "out", "html", "no_cache", "device")  # options that change no result
+
+
+class Run:
+    """One run of a command. Its order: identity of the inputs, work, files, screen.
+
+    options: of the command, whose name follows from their class. settings: what else the result depends on.
+    data, model: entries of the record, once known.
+    unusable: why inputs could not be used, by their names; a run that has some ends with exit code 1.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.command = command_of(options)
+        self.settings: dict[str, Any] = {}
+        self.data: dict[str, Any] | None = None
+        self.model: Model | None = None
+        self.notices: list[str] = []
+        self.unusable: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.started = time.perf_counter()
+
+    # --- the work -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def measured(self, kept: Callable[[], str] = lambda: "nothing is kept") -> Iterator[None]:
+        """Seconds of the block become those of the record; Ctrl-C inside of it says what is kept."""
+        from jaxzs.report import measured
+
+        try:
+            with measured() as seconds:
+                yield
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(stop.args[0] if stop.args else kept()) from None
+        self.seconds = {**seconds, **self.seconds}
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.started
+
+    def find_images(self) -> list[Path]:
+        """Paths of the images that the options name; the record's data, as they were before the work."""
+        from jaxzs.data import find_images, open_files
+
+        if not self.options.images:
+            raise DataError("no images given: name a folder, files or globs")
+        paths = find_images(self.options.images)
+        self.of_data(self.options.images[0], open_files(paths).identity, len(paths))
+        return paths
+
+    def of_data(self, place: str, identity: str, images: int) -> None:
+        """The record's data: named as the data set, or as the folder."""
+        from jaxzs.report import data_entry
+
+        name = getattr(self.options, "dataset", None) or Path(place).name
+        self.data = data_entry(name, identity, images)
+
+    def load_model(self, names: Sequence[str] = ()) -> Model:
+        """The checkpoint; raises `TextError` for names that the demo checkpoint has never seen, unless forced."""
+        from jaxzs.clip import load
+
+        self.model = load(self.options.model, revision=self.options.revision)
+        if names and not self.options.force:
+            self.model.check_words(names)
+        return self.model
+
+    # --- what is told and kept ------------------------------------------------------------------------------------
+
+    def notice(self, text: str) -> None:
+        """What a user should know beside the answer: on standard error, and in the record."""
+        self.notices.append(text)
+        self.options.notice(text)
+
+    def tell_pairing(self, pairing: Pairing) -> None:
+        """Which class each label of the data is, unless both are the same list; the first of many."""
+        if pairing.given == pairing.found:
+            return
+        lines = pairing.lines()
+        more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        self.notice(f"labels of the data, matched by {pairing.how}: {', '.join([*lines[:_SHOWN], *more])}")
+
+    def fail(self, name: str | Path, error: JaxzsError) -> None:
+        """An input that could not be used."""
+        reason = error.shown(on_command_line=True)
+        self.unusable[str(name)] = reason if str(name) in reason else f"{name}: {reason}"
+
+    def skip(self, reasons: Sequence[str]) -> None:
+        """Inputs that could not be used, by reasons that name them."""
+        self.unusable.update(zip(reasons, reasons, strict=True))
+
+    def check_any(self, usable: Sized, verb: str = "used") -> None:
+        """Raise `DataError` when nothing could be used."""
+        if not usable:
+            first = next(iter(self.unusable.values()), "")
+            raise DataError(f"none of the {counted(len(self.unusable), 'image')} could be {verb}; the first: {first}")
+
+    def record(self, results: Results, rows: Sequence[Any] | None = None, **more: Any) -> dict[str, Any]:
+        """The record of the run, not yet written. rows: what was found of each image; more: keys of its own."""
+        from jaxzs.report import write_record
+
+        if self.notices:
+            more["notices"] = self.notices
+        if self.data:
+            more["unreadable"] = list(self.unusable.values())
+        record = write_record(
+            None,
+            command=command_line(self.options),
+            settings=settings_of(self.options) | self.settings,
+            results=results,
+            model=self.model,
+            data=self.data,
+            seconds=self.seconds,
+            **more,
+        )
+        return record if rows is None else record | {"results": list(rows)}
+
+    def write(self, record: dict[str, Any], path: Path | None) -> None:
+        """The record as .json, also beside a table of another suffix."""
+        from jaxzs.files import write_json
+
+        if path is not None:
+            write_json(path.with_suffix(".json"), record)
+
+    def write_table(self, path: Path | None, header: Sequence[str], cells: Sequence[Sequence[Any]]) -> None:
+        """The results as a table, where a .csv file is asked for. Before the record, which holds them too."""
+        from jaxzs.report import write_csv
+
+        if path is not None and path.suffix.lower() == ".csv":
+            write_csv(path, header, cells)
+
+    def wrote(self, what: str, where: Path | None) -> None:
+        """Tells where a file went, or a folder."""
+        if where is not None and not self.options.quiet:
+            self.options.say(f"{what} written to {where}")
+
+    def finish(self, record: dict[str, Any], closing: str = "") -> int:
+        """The last line, the record with --json, the inputs that could not be used; returns the exit code."""
+        if closing:
+            self.options.say(closing)
+        self.options.print_record(record)
+        if not self.unusable:
+            return FINISHED
+        total = self.data["images"] if self.data else len(self.unusable)
+        lines = [f"  {one_line(reason)}" for reason in list(self.unusable.values())[:_SHOWN]]
+        if len(self.unusable) > _SHOWN:
+            lines.append(f"  and {len(self.unusable) - _SHOWN} more, all named in the record")
+        head = f"{len(self.unusable)} of {counted(total, 'image')} could not be used:"
+        terminal.warn("\n".join([head, *lines]))
+        return INCOMPLETE
+
+
+def say_rows(options: Any, rows: Sequence[dict[str, Any]], labels: str, *, in_file: bool) -> None:
+    """A line an image: its path, and label and score of each entry of `labels`; the first 20 if a file has all."""
+    shown = rows[:_SHOWN] if in_file else rows
+    width = max(len(one_line(row["path"])) for row in shown)
+    for row in shown:
+        found = "  ".join(f"{one_line(entry['label'])} {entry['score']:.3f}" for entry in row[labels])
+        options.say(f"{one_line(row['path']):{width}}  {found}")
+    if len(shown) < len(rows):
+        options.say(f"... and {len(rows) - len(shown)} more")
+
+
+# --- options as they are recorded ---------------------------------------------------------------------------------
+
+
+def command_of(options: Any) -> str:
+    """The command that a class of options belongs to: `ClassifyOptions` are of `jaxzs classify`."""
+    return type(options).__name__.removesuffix("Options").lower()
+
+
+def settings_of(options: Any) -> dict[str, Any]:
+    """All options that a result depends on, as JSON values."""
+    own = {name: value for name, value in dataclasses.asdict(options).items() if name not in _UNRECORDED}
+    return json.loads(json.dumps(own, default=str))
+
+
+def command_line(options: Any) -> str:
+    """`jaxzs COMMAND` with every option that is not the default, as it could be typed."""
+    positional, named = [], []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        default = field.default
+        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        values = [str(one) for one in (value if isinstance(value, tuple) else (value,))]
+        if "Positional" in str(field.type) or str(field.type) == "Images":
+            positional += [] if value is None else values
+        elif value != default and field.name not in ("json", "quiet"):
+            named += [option(field.name), *([] if value is True else values)]
+    return shlex.join(["jaxzs", command_of(options), *positional, *named])

@@ -1,0 +1,56 @@
+"""What is said to people: nothing that stands in a name can steer their terminal, and a terminal shows what it can."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TextIO
+
+# Control characters but the line end, separators of lines, controls of writing direction, and bytes that are no text.
+_UNSHOWN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def say(text: str) -> None:
+    """On standard output: part of the answer."""
+    _write(text, sys.stdout)
+
+
+def warn(text: str) -> None:
+    """On standard error: progress, notices and errors."""
+    _write(text, sys.stderr)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(escaped(text).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def escaped(text: str) -> str:
+    r"""Text that cannot clear a screen, change its colours or its title; line ends stay.
+
+    >>> from jaxzs.commands.terminal import escaped
+    >>> print(escaped("\x1b[2J.png"), escaped("caf\udce9.png"))
+    \x1b[2J.png caf\xe9.png
+    """
+    return _UNSHOWN.sub(_escape, text)
+
+
+def one_line(text: str) -> str:
+    """A name, which must not begin a line of its own."""
+    return escaped(text).replace("\n", "\\n")
+
+
+def _escape(match: re.Match[str]) -> str:
+    number = ord(match[0])
+    # A byte of a file name that is no UTF-8 stands as a lone surrogate from U+DC80.
+    return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else match[0].encode("unicode_escape").decode()
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number with its noun: "1 image", "1,200 images".
+
+    >>> from jaxzs.commands.terminal import counted
+    >>> counted(1, "image"), counted(1200, "image"), counted(2, "class", "classes")
+    ('1 image', '1,200 images', '2 classes')
+    """
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
