@@ -19,7 +19,7 @@ from jaxzs.cli import COMMANDS, main
 
 DEMO = Path(jaxzs.__file__).parent / "assets" / "demo"
 NAMES = "--labels circle,square"
-FEW = "--labels circle,square --iterations 2"
+FEW = "--labels circle,square --by-position --iterations 2"
 
 # What any command that takes images must refuse: arguments after the command, and parts of the message.
 IMAGES = [("nowhere", ["nowhere", "folder"]), ("empty", ["no images in empty", ".png"])]
@@ -68,6 +68,7 @@ CASES = {
         (f"nowhere/*.png {NAMES}", ["no images in nowhere/*.png"]),
         (f"photos/dark {NAMES} --method best", ["'best'", "--method", "zero-shot"]),
         ("photos/dark", ["what are the classes", "--labels a,b,c"]),
+        ("photos --labels dark,heart --force", ["1 of 2 labels", "'bright', 'dark'", "FOLDER/*/*.jpg"]),
         ("photos --labels circle", ["one class only", "at least two"]),
         (f"note.txt {NAMES}", ["none of the 1 images", "note.txt", "JPEG, PNG"]),
         (f"damaged {NAMES}", ["none of the 2 images", "damaged/cut.png", "damaged"]),
@@ -149,12 +150,16 @@ CASES = {
     "tune": [
         *before(IMAGES, FEW),
         *after("photos", MODEL, FEW),
-        *after("photos", CLASSES),
+        *after("photos --by-position", CLASSES),
         *after("photos", OPTIONS, FEW),
         ("", ["IMAGES", "learn from"]),
         ("damaged", ["damaged does not name its classes", "--labels"]),
         (f"damaged {FEW}", ["damaged/cut.png", "needs every image"]),
-        ("photos --labels circle,square,heart", ["3 class names", "2 classes: bright, dark"]),
+        ("photos --labels circle,square", ["2 of 2 labels", "'circle', 'square'", "'bright', 'dark'", "--by-position"]),
+        ("photos --labels dark,heart", ["1 of 2 labels", "'dark', 'heart'", "'bright', 'dark'", "--by-position"]),
+        ("photos --labels circle,square,heart --by-position", ["3 class names for 2 labels", "'bright', 'dark'"]),
+        ("photos --test photos --paradigm ssl", ["6 of 6 test images are also among", "--test-split"]),
+        ("photos --test-split all", ["photos: every image is a test image", "--split"]),
         ("photos --dataset mnist", ["'bright'", "'mnist'", "jaxzs datasets mnist"]),
         (f"photos {FEW} --k 0", ["--k is 0", "at least 1"]),
         (f"photos {FEW} --seeds 1 1", ["--seeds are (1, 1)", "distinct"]),
@@ -162,7 +167,7 @@ CASES = {
         (f"photos {FEW} --learning-rate -1", ["--learning-rate is -1.0", "above 0"]),
         (f"photos {FEW} --template hole", ["template 'hole'", "exactly once"]),
         (f"photos {FEW} --prompt-length 99", ["prompt of 99", "takes 32", "Shorten"]),
-        (f"photos {NAMES} --iterations 99", ["K = 0", "6 unlabelled", "fewer iterations"]),
+        (f"photos {FEW} --iterations 99", ["K = 0", "6 unlabelled", "fewer iterations"]),
         (f"photos {FEW} --paradigm ssl --labels-per-class 9", ["class 0 has 3 images", "9"]),
         (f"photos {FEW} --strategy labelled", ["no labels to train on", "fpl, ifpl or grip"]),
         (f"photos {FEW} --strategy best", ["'best'", "--strategy", "grip"]),

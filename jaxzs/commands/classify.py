@@ -100,8 +100,10 @@ def run(options: ClassifyOptions) -> int:
     run.settings = {"method": result.method}
     for note in result.notes:
         run.notice(f"note: {note}")
-    truth = None if classes.truth is None else dict(zip(paths, classes.truth, strict=True))
-    known = None if truth is None else [truth[path] for path in read]
+    if classes.truth == ():
+        run.notice("note: no subfolder is named as a class; no accuracy")
+    truth = dict(zip(paths, classes.truth, strict=True)) if classes.truth else {}
+    known = [truth[path] for path in read] if truth else None
     results = _results(run, classes, result, (features, text), known)
     record = run.record(results, class_names=list(classes.names), templates=list(classes.templates), rows=rows)
     run.write(record, options.out)
@@ -188,7 +190,10 @@ def _method(options: ClassifyOptions) -> Literal["proxy", "zero-shot", "learned"
 
 
 class _Classes(NamedTuple):
-    """Class names, templates, and the class that each image's subfolder names; None where none names a class."""
+    """Class names, templates, and the class that each image's subfolder names.
+
+    truth: None without subfolders, empty where none of them names a class.
+    """
 
     names: tuple[str, ...]
     templates: tuple[str, ...]
@@ -233,8 +238,7 @@ def _truth(
         if run.options.by_position or any(place is not None for place in match_places(names, found)):
             advice = "to classify without an accuracy, name the images by a pattern, such as FOLDER/*/*.jpg"
             raise LabelError(error.message, python=str(error), command=f"{error.command}; {advice}") from error
-        run.notice("note: no subfolder is named as a class; no accuracy")
-        return None
+        return ()
     run.tell_pairing(pairing)
     place_of = dict(zip(pairing.found, pairing.places, strict=True))
     return tuple(place_of[folder] for folder in folders)
@@ -248,8 +252,7 @@ def _of_dataset(
         return None
     places = {folder: info.place(folder) for folder in found}
     if set(places.values()) == {None}:
-        run.notice("note: no subfolder is named as a class; no accuracy")
-        return None
+        return ()
     info.names_for(found)  # says which of them are strangers
     return tuple(place for folder in folders if (place := places[folder]) is not None)
 

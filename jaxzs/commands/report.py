@@ -43,7 +43,7 @@ def run(options: ReportOptions) -> int:
     if not records:
         first = f"; the first: {next(iter(skipped.values()))}" if skipped else ""
         raise RecordError(
-            f"no record of a run among {counted(len(skipped), '.json file')} of {', '.join(options.results)}{first}. "
+            f"no record of a run among {len(skipped)} .json files of {', '.join(options.results)}{first}. "
             "Records are the .json files that commands and experiments write (demo.json, --out, ...)"
         )
     rows = rows_of(records)

@@ -117,7 +117,7 @@ class Run:
         """Raise `DataError` when nothing could be used."""
         if not usable:
             first = next(iter(self.unusable.values()), "")
-            raise DataError(f"none of the {counted(len(self.unusable), 'image')} could be {verb}; the first: {first}")
+            raise DataError(f"none of the {len(self.unusable)} images could be {verb}; the first: {first}")
 
     def record(self, results: Results, rows: Sequence[Any] | None = None, **more: Any) -> dict[str, Any]:
         """The record of the run, not yet written. rows: what was found of each image; more: keys of its own."""
