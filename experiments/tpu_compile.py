@@ -42,6 +42,7 @@ from jaxzs import clip, parallel, patch, proxy
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.model import normalize
 from jaxzs.clip.params import abstract_params, flatten, unflatten
+from jaxzs.clip.sharding import Placement
 from jaxzs.files import write_json
 from jaxzs.prompt import Frozen, TextPrompt, VisualPrompt
 from jaxzs.prompt.training import Batches, Run, start, train_chunk
@@ -78,9 +79,9 @@ def on_mesh(mesh: Mesh, shape: Sequence[int], dtype: Any, axes: Sequence[str | N
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=where)
 
 
-def parameters(config: clip.CLIPConfig, mesh: Mesh, placement: parallel.Placement = "replicated") -> Any:
+def parameters(config: clip.CLIPConfig, mesh: Mesh, placement: Placement = "replicated") -> Any:
     """Abstract bfloat16 parameters."""
-    places = dict(flatten(parallel.parameter_shardings(config, mesh, placement)))
+    places = dict(flatten(clip.parameter_shardings(config, mesh, placement)))
     leaves = flatten(abstract_params(config, jnp.bfloat16))
     return unflatten({p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[p]) for p, x in leaves})
 
@@ -91,7 +92,7 @@ def on_all(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
 
-def encode_images(name: str, per_chip: int, mesh: Mesh, placement: parallel.Placement = "replicated") -> Program:
+def encode_images(name: str, per_chip: int, mesh: Mesh, placement: Placement = "replicated") -> Program:
     config = clip.ARCHITECTURES[name]
     size, batch = config.vision.image_size, per_chip * mesh.shape[parallel.DATA]
     pixels = on_mesh(mesh, (batch, size, size, 3), jnp.float32, ("images", None, None, None))

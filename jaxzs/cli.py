@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from jaxzs import __version__
+from jaxzs._version import __version__
 from jaxzs.commands import FAILED, FINISHED, INTERRUPTED, terminal
 from jaxzs.errors import JaxzsError
 

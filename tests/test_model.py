@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from jaxzs import clip
 from jaxzs.clip.model import position_table, resize_weights
 from jaxzs.clip.params import flatten
 from jaxzs.errors import ConfigError, ImageError, TextError
+from tests.tiny_model import tiny_model
 
 # FlaxCLIPModel in float32 is itself within 1e-5 of float64 on these weights (values of order 1 to 5); two correct
 # float32 implementations that sum in another order stay within 2e-5 of each other.
@@ -304,3 +306,19 @@ def test_old_keywords_name_the_new_one():
     for function in (clip.encode_image, clip.encode_text, clip.vision_tower, clip.text_tower):
         with pytest.raises(ConfigError, match=r"write numerics=clip\.Numerics\(compute_dtype\)"):
             function({}, None, None, compute_dtype=jnp.bfloat16)
+
+
+def test_a_model_is_a_pytree():
+    """Its leaves are the parameters; the same model compiles once, mapped or not, and nothing else of it is lost."""
+    model = tiny_model()
+    count = chex.assert_max_traces(lambda model, x: clip.encode_image(model.params, x, model.config), n=1)
+    jitted, x = jax.jit(count), np.zeros((1, *2 * (model.config.vision.image_size,), 3), np.float32)
+    expected = clip.encode_image(model.params, x, model.config)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, model)
+    for one in (model, jax.tree.map(jnp.asarray, model)):
+        np.testing.assert_array_equal(jitted(one, x), expected)
+    assert (jitted(doubled, x) != expected).all()
+    assert doubled.tokenizer is model.tokenizer
+    assert len(jax.tree.leaves(model)) == len(jax.tree.leaves(model.params))
+    assert len(repr(model)) < 200
+    assert "\n" not in repr(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import chex
@@ -83,7 +84,7 @@ def test_axes_that_cannot_be_split_stay_whole():
 
 
 def test_every_parameter_has_its_axes():
-    axes = dict(flatten(parallel.parameter_axes(CONFIG)))
+    axes = dict(flatten(clip.parameter_axes(CONFIG)))
     for path, leaf in flatten(abstract_params(CONFIG)):
         assert len(axes[path]) == len(leaf.shape), path
     layer = "vision_model/encoder/layers/0"
@@ -97,11 +98,11 @@ def test_every_parameter_has_its_axes():
 def test_heads_are_never_cut():
     """Four heads of 12: eight devices along "model" divide the width 48, but not the heads."""
     mesh = parallel.make_mesh(model=8)
-    tree = parallel.parameter_shardings(CONFIG, mesh, "tensor")["vision_model"]["encoder"]["layers"]
+    tree = clip.parameter_shardings(CONFIG, mesh, "tensor")["vision_model"]["encoder"]["layers"]
     assert tree["0"]["self_attn"]["q_proj"]["kernel"].spec == P(None, None)
     assert tree["0"]["mlp"]["fc1"]["kernel"].spec == P(None, "model")
     with pytest.raises(ConfigError, match="replicated"):
-        parallel.parameter_shardings(CONFIG, mesh, "zero3")
+        clip.parameter_shardings(CONFIG, mesh, "zero3")
 
 
 # --- parameters ---------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def test_heads_are_never_cut():
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_placing_keeps_values(params, placement):
     mesh = parallel.make_mesh(model=2)
-    placed = parallel.place_parameters(params, CONFIG, mesh, placement)
+    placed = clip.place_parameters(params, CONFIG, mesh, placement)
     chex.assert_trees_all_equal(placed, params)
     size = sum(leaf.addressable_data(0).nbytes for _, leaf in flatten(placed))
     whole = sum(leaf.nbytes for _, leaf in flatten(params))
@@ -121,7 +122,7 @@ def test_placing_keeps_values(params, placement):
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_encoders_give_the_same_features(params, placement):
     mesh = parallel.make_mesh(model=2)
-    placed = parallel.place_parameters(params, CONFIG, mesh, placement)
+    placed = clip.place_parameters(params, CONFIG, mesh, placement)
     pixels = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
     ids = np.concatenate([np.arange(60).reshape(12, 5), np.full((12, 1), 63)], 1).astype(np.int32)
 
@@ -150,7 +151,7 @@ def test_a_checkpoint_is_placed_while_it_is_read(params, tmp_path):
             asked.append((self.shape, self.array[index].shape))
             return self.array[index]
 
-    place = parallel.placer(CONFIG, mesh, "tensor_fully_sharded")
+    place = clip.placer(CONFIG, mesh, "tensor_fully_sharded")
     read, _ = clip.read_checkpoint(tmp_path / "model", place=lambda path, array: place(path, Watched(array)))
     chex.assert_trees_all_equal(read, params)
     largest = max(np.prod(got) for shape, got in asked if len(shape) == 2)
@@ -162,7 +163,7 @@ def test_loaded_onto_a_mesh_in_one_line(tiny_checkpoint, placement):
     mesh = parallel.make_mesh(model=2)
     model, alone = (jaxzs.load(tiny_checkpoint, mesh=mesh, placement=placement), jaxzs.load(tiny_checkpoint))
     chex.assert_trees_all_equal(model.params, alone.params)
-    asked = parallel.parameter_shardings(model.config, mesh, placement)
+    asked = clip.parameter_shardings(model.config, mesh, placement)
     assert jax.tree.map(lambda leaf: leaf.sharding, model.params) == asked
     assert model.fingerprint == alone.fingerprint
     pixels = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
@@ -191,7 +192,7 @@ def test_no_second_copy_while_loading(tiny_checkpoint, tmp_path, monkeypatch):
     sizes = [leaf.nbytes for _, leaf in flatten(params)]
     assert sum(sizes) > 50e6
     del params
-    made, grown = parallel.placer, []
+    made, grown = clip.placer, []
 
     def anonymous() -> int:
         return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
@@ -206,7 +207,7 @@ def test_no_second_copy_while_loading(tiny_checkpoint, tmp_path, monkeypatch):
 
         return one
 
-    monkeypatch.setattr(parallel, "placer", watched)
+    monkeypatch.setattr(sys.modules["jaxzs.clip.load"], "placer", watched)
     before = anonymous()
     model = jaxzs.load(tmp_path / "model", mesh=parallel.make_mesh(), placement="fully_sharded")
     assert len(grown) == len(sizes)
@@ -357,7 +358,7 @@ def test_no_collective_grows_with_the_images():
 
 def test_compiled_once_for_all_data_sets(params):
     mesh = parallel.make_mesh()
-    placed = parallel.place_parameters(params, CONFIG, mesh)
+    placed = clip.place_parameters(params, CONFIG, mesh)
 
     @jax.jit
     @chex.assert_max_traces(n=1)

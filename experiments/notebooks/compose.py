@@ -249,7 +249,7 @@ print(f"  proxies learned       {right(zeroshot.predict(features[unseen], learne
 # %%
 mesh = parallel.make_mesh(devices=devices if len(devices) > 1 else jax.devices("cpu"))
 spread, mask = parallel.shard_rows(pixels, mesh)  # padded to a multiple of the devices, and masked
-whole = parallel.place_parameters(params, config, mesh, "replicated")
+whole = clip.place_parameters(params, config, mesh, "replicated")
 print(f"mesh {dict(mesh.shape)}; images {spread.shape} as {spread.sharding.spec}")
 
 encode = jax.jit(lambda params, pixels: clip.encode_image(params, pixels, config))
@@ -292,7 +292,7 @@ print(f"equal predictions: {100 * np.mean(np.asarray(same)):.1f} %")
 
 # %%
 mesh_2d = parallel.make_mesh(model=2, devices=list(mesh.devices.flat))
-split = parallel.place_parameters(params, config, mesh_2d, "tensor")
+split = clip.place_parameters(params, config, mesh_2d, "tensor")
 images, _ = parallel.shard_rows(pixels[:64], mesh_2d)
 program = encode.lower(split, images).compile()
 print("encoding exchanges:", dict(collectives(program)))

@@ -16,6 +16,7 @@ from jaxzs.clip.model import (
 )
 from jaxzs.clip.params import abstract_params, random_params
 from jaxzs.clip.preprocess import ImagePreprocessor
+from jaxzs.clip.sharding import parameter_axes, parameter_shardings, place_parameters, placer
 from jaxzs.clip.tokenizer import Tokenizer
 from jaxzs.clip.weights import fingerprint, read_checkpoint, write_checkpoint
 
@@ -38,6 +39,10 @@ __all__ = [
     "load",
     "logits_per_image",
     "normalize",
+    "parameter_axes",
+    "parameter_shardings",
+    "place_parameters",
+    "placer",
     "random_params",
     "read_checkpoint",
     "text_tower",

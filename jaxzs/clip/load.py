@@ -8,8 +8,9 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -19,16 +20,15 @@ from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.files import read_json
 from jaxzs.clip.hub import find_checkpoint
 from jaxzs.clip.preprocess import ImagePreprocessor
+from jaxzs.clip.sharding import Placement, placer
 from jaxzs.clip.tokenizer import Tokenizer
 from jaxzs.errors import CheckpointError, TextError
 
-if TYPE_CHECKING:
-    from jaxzs.parallel import Placement
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A loaded checkpoint. Not a pytree: pass `model.params` (arrays) and `model.config` (static) to `jit`.
+    """A loaded checkpoint. A pytree: its leaves are the parameters, all else is static, so that `jit(f)(model)` works.
 
     params: HuggingFace's Flax tree, nested dicts of arrays. config: frozen and hashable.
     tokenizer, preprocessor: what `tokenize` and `preprocess` call. name: what was asked for.
@@ -40,6 +40,11 @@ class Model:
     ((1, 48, 48, 3), (1, 5))
     >>> len(model.vocabulary), len(model.fingerprint)
     (135, 64)
+    >>> digit = jax.jit(lambda model, pixels: clip.encode_image(model.params, pixels, model.config))
+    >>> digit(model, np.zeros((1, 48, 48, 3), np.float32)).shape
+    (1, 64)
+    >>> model
+    Model('demo': 799,649 parameters, images of 48 x 48, texts of up to 32 tokens, features of 64)
     """
 
     params: dict[str, Any]
@@ -59,6 +64,25 @@ class Model:
     def preprocess(self, images: Any) -> np.ndarray:
         """PIL images, uint8 arrays, or a list of them -> normalised pixels [B,S,S,3] float32."""
         return self.preprocessor(images)
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """The parameters, and all else as one static value."""
+        static = _Same((self.tokenizer, self.preprocessor, self.name, self.card))
+        return ((jax.tree_util.GetAttrKey("params"), self.params),), (self.config, static)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Any) -> Model:
+        """The inverse."""
+        config, others = static
+        return cls(children[0], config, *others)
+
+    def __repr__(self) -> str:
+        size, config = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(self.params)), self.config
+        side = config.vision.image_size
+        return (
+            f"Model({self.name!r}: {size:,} parameters, images of {side} x {side}, texts of up to "
+            f"{config.text.max_position_embeddings} tokens, features of {config.projection_dim})"
+        )
 
     @property
     def logit_scale(self) -> float:
@@ -88,10 +112,21 @@ class Model:
         )
         if unknown:
             raise TextError(
-                f"the checkpoint {self.name!r} has never seen the words: {', '.join(unknown)}. It "
-                f"knows {len(self.vocabulary)} words (digits, letters, coloured shapes) and would "
-                "guess. Use a real CLIP, e.g. --model openai/clip-vit-base-patch32, or --force"
+                f"the checkpoint {self.name!r} has never seen the words: {', '.join(unknown)}. It knows "
+                f"{len(self.vocabulary)} words (digits, letters, coloured shapes) and would guess",
+                python='load a real CLIP, e.g. "openai/clip-vit-base-patch32"',
+                command="use a real CLIP, e.g. --model openai/clip-vit-base-patch32, or --force",
             )
+
+
+class _Same(tuple[Any, ...]):
+    """Values that are equal only to themselves: a tokenizer cannot be compared, and a card cannot be hashed."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and all(a is b for a, b in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(id, self)))
 
 
 def load(
@@ -114,7 +149,7 @@ def load(
       mesh: devices to put the parameters on (`jaxzs.parallel.make_mesh()`), each leaf shard by shard as it is read: no
         host ever holds a second copy. Default: the first device.
       placement: on the mesh "replicated", "fully_sharded" over its axis "data", "tensor" (heads, MLP and vocabulary
-        over "model") or "tensor_fully_sharded"; see `jaxzs.parallel.parameter_shardings`.
+        over "model") or "tensor_fully_sharded"; see `jaxzs.clip.parameter_shardings`.
 
     Returns:
       A `Model`.
@@ -132,11 +167,7 @@ def load(
     jaxzs.errors.CheckpointError: ./no/such/folder: no such file or folder, and not a hub id (owner/name). ...
     """
     folder = find_checkpoint(name_or_path, revision=revision, local_files_only=local_files_only)
-    place = None
-    if mesh is not None:
-        from jaxzs.parallel import placer  # built upon this package
-
-        place = placer(weights.read_config(folder), mesh, placement)
+    place = None if mesh is None else placer(weights.read_config(folder), mesh, placement)
     params, config = weights.read_checkpoint(folder, dtype=dtype, place=place)
     folder = folder if folder.is_dir() else folder.parent
     return Model(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs import parallel
-from jaxzs.clip import Model
+from jaxzs.clip import Model, place_parameters
 from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.layers import Numerics, dense
 from jaxzs.clip.model import vision_tower
@@ -167,7 +167,7 @@ def _encoder(work: _Work) -> Encode:
     """pixels [B,S,S,3] -> (features [B,E], tokens [B,1+P,D] or None), spread over this process's devices."""
     model, choices, batch_size = work.model, work.choices, work.store.settings["batch_size"]
     mesh = parallel.make_mesh(devices=jax.local_devices())
-    params = parallel.place_parameters(
+    params = place_parameters(
         {name: model.params[name] for name in ("vision_model", "visual_projection")}, model.config, mesh
     )
     where = parallel.sharding(mesh, ("images", None, None, None), (batch_size, 1, 1, 1))

@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-import jaxzs
 from jaxzs import parallel
+from jaxzs._version import __version__
 from jaxzs.clip import Model
 from jaxzs.clip.layers import Numerics
 from jaxzs.data.sources import Source, digest
@@ -81,7 +81,7 @@ def settings_of(model: Model, source: Source, choices: Extraction) -> dict[str, 
     compute_dtype, precision = choices.numerics.compute_dtype, choices.numerics.precision
     return {
         "format": FORMAT,
-        "jaxzs": jaxzs.__version__,
+        "jaxzs": __version__,
         "weights": model.fingerprint,
         "architecture": digest(dataclasses.asdict(model.config)),
         "preprocessing": model.preprocessor.fingerprint,

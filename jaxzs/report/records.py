@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jaxzs
+from jaxzs._version import __version__
 from jaxzs.errors import RecordError
 from jaxzs.files import write_json
 from jaxzs.report import results as shapes
@@ -83,7 +83,7 @@ def environment() -> dict[str, Any]:
     """
     import jax
 
-    versions = {"jaxzs": jaxzs.__version__, "python": platform.python_version()}
+    versions = {"jaxzs": __version__, "python": platform.python_version()}
     for name in _RECORDED:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -228,7 +228,7 @@ def parse_record(raw: Any, path: Path) -> Record:
 
 def git_revision() -> str | None:
     """Revision of the checkout that jaxzs runs from; None for an installed package."""
-    folder = Path(jaxzs.__file__).parent
+    folder = Path(__file__).parents[1]
     if not (folder.parent / ".git").exists():
         return None
     try:
