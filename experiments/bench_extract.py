@@ -177,7 +177,7 @@ def memory_of(num_images: int, chunk: int = 16384, dim: int = 64, classes: int =
 
         jax.block_until_ready(jax.numpy.zeros(()))
         before, start_time = peak(), time.perf_counter()
-        result = proxy.fit_chunks(chunks, text, iterations=2, sinkhorn_iterations=3)
+        result = proxy.fit_chunks(chunks, text, proxy.Settings(iterations=2, sinkhorn_iterations=3))
         result.proxies.block_until_ready()
         return {
             "images": num_images,

@@ -60,7 +60,7 @@ def classify(model: Model, features: Any, labels: np.ndarray, text: Any) -> list
     s = model.logit_scale
     predictions = [zeroshot.predict(features, text)]
     for gamma in (1.0, 0.0):
-        fitted = proxy.fit(features, text, label_temperature=1 / s, temperature=4 / s, gamma=gamma)
+        fitted = proxy.fit(features, text, proxy.Settings(gamma=gamma), logit_scale=s)
         predictions.append(zeroshot.predict(features, fitted.proxies))
     hits = [np.asarray(p) == labels for p in predictions]
     return [100 * float(h.mean()) for h in hits]

@@ -46,6 +46,9 @@ from jaxzs.clip.sharding import Placement
 from jaxzs.files import write_json
 from jaxzs.prompt import Frozen, TextPrompt, VisualPrompt
 from jaxzs.prompt.training import Batches, Run, start, train_chunk
+from jaxzs.proxy.fit import learn as learn_in_memory
+from jaxzs.proxy.rows import Rows
+from jaxzs.proxy.settings import in_float32
 from jaxzs.report import markdown_table
 
 HBM = {"v5e": 16e9, "v6e": 32e9, "v5p": 95e9}  # bytes a chip, as published
@@ -145,7 +148,8 @@ def fit(num_images: int, num_classes: int, mesh: Mesh, dtype: Any, dim: int = 76
     text = on_mesh(mesh, (num_classes, dim), jnp.float32, (None, None))
 
     def run(x: Any, mask: Any, text: Any) -> Any:
-        return proxy.fit(x, text, mask=mask, mesh=mesh, product_dtype=jnp.bfloat16)
+        rows = parallel.sharding(mesh, ("images", None), x.shape)
+        return proxy.fit(x, text, proxy.Settings(product_dtype=jnp.bfloat16, sharding=rows), mask=mask)
 
     kind = jnp.dtype(dtype).name
     title = f"proxy.fit, {num_images:,} images ({kind}), {num_classes:,} classes"
@@ -162,7 +166,8 @@ def learn(num_images: int, num_classes: int, mesh: Mesh, dim: int = 768) -> Prog
     def run(x: Any, mask: Any, text: Any) -> Any:
         similarity = normalize(x) @ normalize(text).T
         labels = proxy.pseudo_labels(similarity, mask=mask)
-        return proxy.learn_proxies(x, text, labels, mask=mask, product_dtype=jnp.bfloat16)
+        settings = in_float32(proxy.Settings(product_dtype=jnp.bfloat16))
+        return learn_in_memory(Rows(mask, features=x), text, labels, settings)
 
     title = f"pseudo_labels and learn_proxies, {num_images:,} images, {num_classes:,} classes"
     return Program(title, run, (x, mask, text), _label_sums(num_classes, dim))

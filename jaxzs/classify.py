@@ -17,7 +17,7 @@ import numpy as np
 from jaxzs import proxy
 from jaxzs.clip import Model
 from jaxzs.errors import DataError, LabelError
-from jaxzs.proxy.solvers import Solver
+from jaxzs.proxy.settings import Solver
 from jaxzs.zeroshot import similarity
 
 Method = Literal["zero-shot", "proxy", "learned"]
@@ -61,7 +61,7 @@ def classify(
         already (`proxy.load_proxies`). One image alone is never learned from, but classified zero-shot.
       gamma: assumed class balance: 0 uniform, 1 as the text proxies predict, "auto" chosen without labels (a
         uniform marginal would turn a folder of cats half into dogs).
-      solver: of `proxy.fit`.
+      solver: of `proxy.Settings`.
       top: number of classes returned for each image.
       seed: of the halves that "auto" compares.
 
@@ -90,11 +90,9 @@ def classify(
         fitted = proxy.fit(
             image_features,
             text_proxies,
-            label_temperature=1 / model.logit_scale,
-            temperature=temperature,
-            gamma=gamma,
-            key=jax.random.key(seed) if gamma == "auto" else None,
-            solver=solver,
+            proxy.Settings(gamma=gamma, solver=solver),
+            logit_scale=model.logit_scale,
+            key=jax.random.key(seed),
         )
         proxies = fitted.proxies
     classes, scores = top_classes(image_features, proxies, temperature=temperature, top=min(top, num_classes))

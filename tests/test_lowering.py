@@ -67,7 +67,7 @@ PROGRAMS = {
         (f32(3, 8, 9), jax.ShapeDtypeStruct((8, 9, 3), jnp.uint8)),
         (3, 8, 9),
     ),
-    "fit": (lambda x, z: proxy.fit(x, z, iterations=3).proxies, (f32(32, 12), f32(6, 12)), (6, 12)),
+    "fit": (lambda x, z: proxy.fit(x, z, proxy.Settings(iterations=3)).proxies, (f32(32, 12), f32(6, 12)), (6, 12)),
 }
 
 

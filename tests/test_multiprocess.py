@@ -53,10 +53,9 @@ SCRIPT = """
     x, mask = parallel.rows_of_processes(local, N, mesh)
     text = clip.normalize(whole.features[:5])
     z = parallel.replicate(text, mesh)
-    result = proxy.fit(x, z, mask=mask, iterations=4, mesh=mesh)
-    streamed = proxy.fit_chunks(
-        partial(store.features, part=process, parts=processes), np.asarray(text), iterations=4
-    )
+    result = proxy.fit(x, z, proxy.Settings(iterations=4), mask=mask)
+    parts = partial(store.features, part=process, parts=processes)
+    streamed = proxy.fit_chunks(parts, np.asarray(text), proxy.Settings(iterations=4))
     proxies = parallel.gather(result.proxies)
 
     def accuracy(x, w, labels, mask):

@@ -320,9 +320,9 @@ def test_proxies_sharded(problem, shape, solver, iterations):
 @pytest.mark.parametrize("iterations", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 10, 15, 47)), 30])
 def test_whole_method_sharded(problem, iterations):
     x, z = problem
-    alone = proxy.fit(x, z, iterations=iterations)
+    alone = proxy.fit(x, z, proxy.Settings(iterations=iterations))
     rows, mask = parallel.shard_rows(x, parallel.make_mesh())
-    result = proxy.fit(rows, z, iterations=iterations, mask=mask)
+    result = proxy.fit(rows, z, proxy.Settings(iterations=iterations), mask=mask)
     check_equal(result, alone)
 
 
@@ -331,9 +331,9 @@ def test_few_images_sharded():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(40, 32)).astype(np.float32)
     x = (z[rng.integers(0, 40, 200)] + 2 * rng.normal(size=(200, 32))).astype(np.float32)
-    alone = proxy.fit(x, z, iterations=30)
+    alone = proxy.fit(x, z, proxy.Settings(iterations=30))
     rows, mask = parallel.shard_rows(x, parallel.make_mesh())
-    result = proxy.fit(rows, z, iterations=30, mask=mask)
+    result = proxy.fit(rows, z, proxy.Settings(iterations=30), mask=mask)
     np.testing.assert_allclose(np.asarray(result.proxies), np.asarray(alone.proxies), atol=2e-5)
 
 
@@ -345,7 +345,8 @@ def test_no_collective_grows_with_the_images():
         shape = (num_images, E)
         rows = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=parallel.sharding(mesh, ("images", None), shape))
         z = jax.ShapeDtypeStruct((C, E), jnp.float32)
-        run = jax.jit(lambda x, z: proxy.fit(x, z, iterations=8, mesh=mesh).proxies)
+        settings = proxy.Settings(iterations=8, sharding=rows.sharding)
+        run = jax.jit(lambda x, z: proxy.fit(x, z, settings).proxies)
         return collectives(run.lower(rows, z).compile().as_text())
 
     found = communication(128)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import chex
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compile_counter import nothing_is_compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
@@ -16,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxzs import proxy
 from jaxzs.errors import ConfigError, DataError
-from jaxzs.proxy.fit import Choices, Numbers, _fit
-from jaxzs.proxy.rows import Products, Rows
+from jaxzs.proxy.fit import _fit, learn
+from jaxzs.proxy.rows import Rows
+from jaxzs.proxy.settings import in_float32
 
 STEPS = 5
 # float32 sums of some hundred rows in another order differ by about 1e-7. The closed form's inverse covariance and
@@ -161,7 +164,7 @@ def test_fit_by_blocks_equals_the_steps_one_by_one(solver, block_size):
     x, z, _ = data()
     options = {"solver": solver, "iterations": STEPS}
     expected = proxy.learn_proxies(x, z, labels_of(x, z), **options)
-    result = proxy.fit(x, z, label_temperature=0.05, block_size=block_size, **options)
+    result = proxy.fit(x, z, proxy.Settings(label_temperature=0.05, block_size=block_size, **options))
     assert relative(result.proxies, expected.proxies) < SAME
     np.testing.assert_allclose(result.objective, expected.objective, rtol=1e-5, atol=1e-5)
 
@@ -172,9 +175,8 @@ def test_fit_with_auto_gamma_equals_the_steps_one_by_one():
     labels = proxy.pseudo_labels(x @ z.T, gamma="auto", temperature=0.05, key=key, image_features=x)
     # 0.2 is the 4 x 0.05 at which `pseudo_labels` compares gammas
     expected = proxy.learn_proxies(x, z, labels, temperature=0.2, iterations=STEPS)
-    result = proxy.fit(
-        x, z, gamma="auto", label_temperature=0.05, temperature=0.2, key=key, iterations=STEPS, block_size=20
-    )
+    settings = proxy.Settings(gamma="auto", iterations=STEPS, block_size=20)
+    result = proxy.fit(x, z, settings, logit_scale=20, key=key)
     assert relative(result.proxies, expected.proxies) < SAME
 
 
@@ -184,8 +186,9 @@ def test_padding_counts_for_nothing_even_if_it_is_not_a_number(solver):
     padded = np.concatenate([x[:50], np.full((7, 16), np.nan, np.float32), x[50:]])
     mask = ~np.isnan(padded).any(1)
     options = {"solver": solver, "iterations": STEPS}
-    expected = proxy.fit(x, z, label_temperature=0.05, **options)
-    result = proxy.fit(padded, z, label_temperature=0.05, mask=mask, **options)
+    settings = proxy.Settings(label_temperature=0.05, **options)
+    expected = proxy.fit(x, z, settings)
+    result = proxy.fit(padded, z, settings, mask=mask)
     assert relative(result.proxies, expected.proxies) < SAME
     labels = labels_of(x, z)
     more = np.concatenate([labels[:50], np.full((7, 4), np.nan, np.float32), labels[50:]])
@@ -201,7 +204,7 @@ def test_vmap_over_temperatures_gamma_and_confidence_in_one_program():
     def solve(p, block_size=None):
         names = ("label_temperature", "temperature", "gamma", "confidence")
         options = dict(zip(names, p, strict=True))
-        return proxy.fit(x, z, iterations=STEPS, block_size=block_size, **options).proxies
+        return proxy.fit(x, z, proxy.Settings(iterations=STEPS, block_size=block_size, **options)).proxies
 
     by_blocks = jax.jit(jax.vmap(lambda p: solve(p, block_size=40)))(grid)
     for proxies, p in zip(by_blocks, grid, strict=True):
@@ -214,8 +217,11 @@ def test_vmap_of_the_solvers_in_memory(solver):
     labels = labels_of(x, z)
     taus = jnp.array([0.03, 0.06])
 
-    def solve(tau):  # far enough for logits to be refreshed
-        return proxy.learn_proxies(x, z, labels, temperature=tau, solver=solver, iterations=12)
+    # "fast": far enough for logits to be refreshed. "reference" leaps about at first, and its rounding with it
+    iterations = 12 if solver == "fast" else STEPS
+
+    def solve(tau):
+        return proxy.learn_proxies(x, z, labels, temperature=tau, solver=solver, iterations=iterations)
 
     batch = jax.jit(jax.vmap(solve))(taus)
     for i, tau in enumerate(taus):
@@ -227,30 +233,20 @@ def test_vmap_of_the_solvers_in_memory(solver):
 def test_one_trace_for_all_values():
     x, z, _ = data(n=32)
     chex.clear_trace_counter()
-    whole = chex.assert_max_traces(_fit.__wrapped__, n=1)
-    whole = jax.jit(whole, static_argnames=("choices", "block_size", "mesh", "data_axis"))
-    choices = Choices(sinkhorn_iterations=20, solver="fast", iterations=3, products=Products())
+    whole = jax.jit(chex.assert_max_traces(_fit.__wrapped__, n=1))
     for tau, alpha in ((0.01, 0.6), (0.02, 0.5)):
-        whole(
-            Rows(jnp.ones(32, bool), features=jnp.asarray(x)),
-            jnp.asarray(z),
-            Numbers(*jnp.float32([tau, 0.04, 0.0, alpha, 1.0, 0.0])),
-            choices,
-            block_size=16,
-            mesh=None,
-            data_axis="data",
-        )
+        settings = proxy.Settings(label_temperature=tau, confidence=alpha, iterations=3, block_size=16)
+        whole(Rows(jnp.ones(32, bool), features=jnp.asarray(x)), jnp.asarray(z), in_float32(settings))
 
 
 @pytest.mark.parametrize("solver", ["fast", "reference"])
 def test_sharded_over_eight_devices(data_mesh, solver):
     x, z, _ = data()
     rows = jax.device_put(x, NamedSharding(data_mesh, P("data")))
-    options = {"solver": solver, "iterations": STEPS, "label_temperature": 0.05}
-    expected = proxy.fit(x, z, **options)
-    result = proxy.fit(rows, z, block_size=5, **options)
+    options = {"solver": solver, "iterations": STEPS}
+    expected = proxy.fit(x, z, proxy.Settings(label_temperature=0.05, **options))
+    result = proxy.fit(rows, z, proxy.Settings(label_temperature=0.05, block_size=5, **options))
     assert relative(result.proxies, expected.proxies) < SAME
-    del options["label_temperature"]
     labels = labels_of(x, z)
     sharded = jax.device_put(labels, NamedSharding(data_mesh, P("data")))
     in_memory = proxy.learn_proxies(rows, z, sharded, **options)
@@ -273,10 +269,12 @@ def test_collectives_do_not_grow_with_the_number_of_images(data_mesh):
     n, c, e = 512, 3, 16
     _, z, _ = data(n=n, e=e, c=c)
 
-    def solve(x):
-        return proxy.fit(x, z, mesh=data_mesh, block_size=32, iterations=STEPS).proxies
-
     rows = jax.ShapeDtypeStruct((n, e), jnp.float32, sharding=NamedSharding(data_mesh, P("data")))
+    settings = proxy.Settings(sharding=rows.sharding, block_size=32, iterations=STEPS)
+
+    def solve(x):
+        return proxy.fit(x, z, settings).proxies
+
     found = collectives(jax.jit(solve).lower(rows).compile().as_text())
     assert {kind for kind, _ in found} == {"all-reduce"}
     # P^T X before the loop, Q^T X at the start and in the loop; X^T X once; everything else [C] or a number
@@ -286,7 +284,7 @@ def test_collectives_do_not_grow_with_the_number_of_images(data_mesh):
 def test_no_array_of_images_by_classes():
     n, c, e, block = 16_384, 7, 16, 32
     x, z, _ = data(n=n, e=e, c=c)
-    program = jax.jit(lambda x: proxy.fit(x, z, block_size=block).proxies)
+    program = jax.jit(lambda x: proxy.fit(x, z, proxy.Settings(block_size=block)).proxies)
     memory = program.lower(x).compile().memory_analysis()
     # a few blocks, gradients and histories, and one mask; one [N,C] array would be 4 n c bytes
     assert memory.temp_size_in_bytes < 100_000 + n < 4 * n * c
@@ -296,19 +294,19 @@ def test_bfloat16_products_reach_nearly_the_same_objective():
     x, z, _ = data(n=400)
     labels = labels_of(x, z)
     full = proxy.learn_proxies(x, z, labels)
-    half = proxy.learn_proxies(x, z, labels, product_dtype=jnp.bfloat16)
+    settings = in_float32(proxy.Settings(product_dtype=jnp.bfloat16))
+    half = learn(Rows(jnp.ones(400, bool), jnp.asarray(x)), jnp.asarray(z), labels, settings)
     difference = objective(x, labels, half.proxies) - objective(x, labels, full.proxies)
     assert 0 < abs(difference) < 1e-3  # the rounding of logits to 8 bits, averaged; 0: no bfloat16 at all
 
 
 def test_tolerance_stops_early_and_histories_repeat_the_last_value():
     x, z, _ = data(n=400)
-    labels = labels_of(x, z)
-    result = proxy.learn_proxies(x, z, labels, tolerance=1e-2)
-    assert result.passes < 20
-    last = int(result.passes)
+    result = proxy.fit(x, z, proxy.Settings(tolerance=1e-2), logit_scale=20)
+    assert result.passes < 40
+    last = int(result.passes) // 2  # two passes a step
     assert np.all(result.objective[last:] == result.objective[-1])
-    full = proxy.learn_proxies(x, z, labels)
+    full = proxy.fit(x, z, logit_scale=20)
     assert result.objective[-1] - full.objective[-1] < 0.05 * full.objective[-1]
 
 
@@ -317,7 +315,9 @@ def test_more_passes_where_images_are_few():
     labels = labels_of(x, z)
     few = proxy.learn_proxies(x, z, labels, mask=np.arange(8) < 7)
     enough = proxy.learn_proxies(x, z, labels)
-    assert (few.passes, enough.passes) == (50, 30)
+    # either may end early, where the gradient is down to its rounding: that differs between versions of the compiler
+    assert 30 < few.passes <= 50
+    assert enough.passes <= 30
 
 
 @settings(max_examples=10)
@@ -326,32 +326,32 @@ def test_scale_and_order_do_not_matter(seed, scale):
     x, z, _ = data(seed=seed)
     rng = np.random.default_rng(seed)
     rows, classes = rng.permutation(len(x)), rng.permutation(len(z))
-    options = {"label_temperature": 0.05, "iterations": STEPS}
-    expected = proxy.fit(x, z, **options)
+    options = proxy.Settings(label_temperature=0.05, iterations=STEPS)
+    expected = proxy.fit(x, z, options)
     scales = np.float32(scale * rng.uniform(0.5, 2, (len(x), 1)))
-    result = proxy.fit((x * scales)[rows], (z * np.float32(scale))[classes], **options)
+    result = proxy.fit((x * scales)[rows], (z * np.float32(scale))[classes], options)
     in_order = np.asarray(result.proxies)[np.argsort(classes)]
     assert_same_solution(x, labels_of(x, z), in_order, expected.proxies)
 
 
 def test_text_that_predicts_one_class_for_all_images():
     x, z, _ = data(gap=0.7)
-    options = {"label_temperature": 0.05, "gamma": 1.0, "iterations": STEPS}
+    options = proxy.Settings(label_temperature=0.05, gamma=1.0, iterations=STEPS)
     labels = labels_of(x, z, gamma=1.0)
     assert np.all(np.asarray(proxy.round_labels(labels)) == [0, 0, 1, 0])
-    result = proxy.fit(x, z, **options)
+    result = proxy.fit(x, z, options)
     # that class keeps its mean instead of rounding errors, and rounding errors of the gradient are not followed
     np.testing.assert_allclose(np.linalg.norm(result.proxies, axis=1), 1, rtol=1e-6)
     assert np.all(np.argmax(x @ result.proxies.T, axis=1) == 2)
     assert result.passes == 1
-    by_blocks = proxy.fit(x[::-1], z, block_size=20, **options)
+    by_blocks = proxy.fit(x[::-1], z, dataclasses.replace(options, block_size=20))
     assert relative(by_blocks.proxies, result.proxies) < SAME
 
 
 def test_it_helps_where_there_is_a_modality_gap(golden):
     stored, _, _, options = golden_case(golden, "case1 sinkhorn_gamma0")
     x, z = stored["image_features"], stored["text_features"]
-    result = proxy.fit(x, z, label_temperature=float(stored["tau_t"]), **options)
+    result = proxy.fit(x, z, proxy.Settings(label_temperature=float(stored["tau_t"]), **options))
     assert accuracy(result.proxies, stored) > stored["text_accuracy"] + 0.1
 
 
@@ -365,13 +365,13 @@ def test_errors_name_what_is_wrong():
         (DataError, "there is 1 class", lambda: proxy.fit(x, z[:1])),
         (DataError, "it is empty", lambda: proxy.fit(x[:0], z)),
         (DataError, "text_proxies holds values", lambda: proxy.fit(x, z * np.float32(np.nan))),
-        (ConfigError, "temperature is -1", lambda: proxy.fit(x, z, temperature=-1)),
-        (ConfigError, "temperature is nan", lambda: proxy.fit(x, z, label_temperature=np.nan)),
-        (ConfigError, "confidence is 2", lambda: proxy.fit(x, z, confidence=2)),
-        (ConfigError, "solver is 'quick'", lambda: proxy.fit(x, z, solver="quick")),
-        (ConfigError, "iterations is 0", lambda: proxy.fit(x, z, iterations=0)),
-        (ConfigError, "ridge is 0", lambda: proxy.fit(x, z, ridge=0)),
-        (ConfigError, "give key", lambda: proxy.fit(x, z, gamma="auto")),
+        (ConfigError, "temperature is -1", lambda: proxy.fit(x, z, proxy.Settings(temperature=-1))),
+        (ConfigError, "temperature is nan", lambda: proxy.fit(x, z, proxy.Settings(label_temperature=np.nan))),
+        (ConfigError, "confidence is 2", lambda: proxy.fit(x, z, proxy.Settings(confidence=2))),
+        (ConfigError, "solver is 'quick'", lambda: proxy.fit(x, z, proxy.Settings(solver="quick"))),
+        (ConfigError, "iterations is 0", lambda: proxy.fit(x, z, proxy.Settings(iterations=0))),
+        (ConfigError, "ridge is 0", lambda: proxy.fit(x, z, proxy.Settings(ridge=0))),
+        (ConfigError, "give key", lambda: proxy.fit(x, z, proxy.Settings(gamma="auto"))),
         (DataError, "mask leaves no row", lambda: proxy.fit(x, z, mask=np.zeros(96, bool))),
     ]:
         with pytest.raises(error, match=message):
@@ -381,13 +381,71 @@ def test_errors_name_what_is_wrong():
 def test_rows_that_do_not_divide_over_the_devices(data_mesh):
     x, z, _ = data(n=90)
     with pytest.raises(DataError, match="90 rows do not divide over the 8 devices"):
-        proxy.fit(x, z, mesh=data_mesh)
+        proxy.fit(x, z, proxy.Settings(sharding=NamedSharding(data_mesh, P("data"))))
 
 
 def test_inside_jit_with_text_proxies_of_the_outside():
     features = jax.random.normal(jax.random.key(0), (64, 8))
-    text = jax.random.normal(jax.random.key(1), (4, 8))
+    text, settings = jax.random.normal(jax.random.key(1), (4, 8)), proxy.Settings(iterations=3)
     for text_proxies in (text, np.asarray(text)):
-        inside = jax.jit(lambda x, z=text_proxies: proxy.fit(x, z, iterations=3).proxies)(features)
-        outside = proxy.fit(features, text_proxies, iterations=3).proxies
+        inside = jax.jit(lambda x, z=text_proxies: proxy.fit(x, z, settings).proxies)(features)
+        outside = proxy.fit(features, text_proxies, settings).proxies
         np.testing.assert_allclose(inside, outside, rtol=0, atol=1e-5)  # three steps, fused anew
+
+
+def test_temperatures_follow_the_logit_scale_unless_set():
+    x, z, _ = data()
+    steps = proxy.Settings(iterations=STEPS)
+    both = dataclasses.replace(steps, label_temperature=0.05, temperature=0.2)
+    expected = proxy.fit(x, z, both).proxies
+    np.testing.assert_array_equal(proxy.fit(x, z, steps, logit_scale=20).proxies, expected)
+    np.testing.assert_array_equal(proxy.fit(x, z, both, logit_scale=3).proxies, expected)
+    at_100 = dataclasses.replace(steps, label_temperature=0.01, temperature=0.04)
+    np.testing.assert_array_equal(proxy.fit(x, z, steps).proxies, proxy.fit(x, z, at_100).proxies)
+
+
+def test_numbers_of_settings_are_leaves():
+    x, z, _ = data()
+    axes = proxy.Settings(gamma=0, label_temperature=0, confidence=None, ridge=None, tolerance=None, iterations=STEPS)
+    both = dataclasses.replace(axes, gamma=jnp.float32([0, 1]), label_temperature=jnp.float32([0.05, 0.1]))
+    both = dataclasses.replace(both, confidence=0.6, ridge=1.0, tolerance=0.0)
+    batch = jax.vmap(lambda settings: proxy.fit(x, z, settings).proxies, in_axes=(axes,))(both)
+    for proxies, gamma, tau in zip(batch, (0, 1), (0.05, 0.1), strict=True):
+        alone = proxy.fit(x, z, proxy.Settings(gamma, tau, iterations=STEPS))
+        assert relative(proxies, alone.proxies) < SAME
+    # "auto" is a choice and no leaf
+    chosen = jax.jit(lambda settings: proxy.fit(x, z, settings, key=jax.random.key(0)).proxies)
+    assert chosen(proxy.Settings(gamma="auto", solver="closed_form")).shape == z.shape
+
+
+def test_old_keywords_name_the_new_spelling():
+    x, z, _ = data()
+    for function in (proxy.fit, proxy.choose_gamma):
+        with pytest.raises(ConfigError, match=r"no argument solver any more; write proxy.Settings\(solver=...\)"):
+            function(x, z, solver="fast")
+    with pytest.raises(ConfigError, match=r"write logit_scale=model.logit_scale, or proxy.Settings\(temperature"):
+        proxy.fit(x, z, temperature=0.1)
+    with pytest.raises(ConfigError, match=r"no argument mesh any more; write proxy.Settings"):
+        proxy.fit_chunks(lambda: [x], z, mesh=None)
+    with pytest.raises(ConfigError, match=r"no argument ridge any more; write proxy.fit\(..., proxy.Settings"):
+        proxy.learn_proxies(x, z, labels_of(x, z), ridge=2.0)
+
+
+def test_a_second_call_compiles_nothing():
+    x, z, _ = data()
+    key, few = jax.random.key(0), proxy.Settings(iterations=STEPS)
+    calls = {
+        "fit": lambda: proxy.fit(x, z, few, logit_scale=20),
+        "auto": lambda: proxy.fit(x, z, proxy.Settings(gamma="auto", solver="closed_form"), key=key),
+        "fit_chunks": lambda: proxy.fit_chunks(lambda: [x[:40], x[40:]], z, few, logit_scale=20),
+        "learn_proxies": lambda: proxy.learn_proxies(x, z, labels_of(x, z), iterations=STEPS),
+        "sinkhorn_potentials": lambda: proxy.sinkhorn_potentials(x, z),
+        "choose_gamma": lambda: proxy.choose_gamma(x, z, key=key),
+    }
+    for name, call in calls.items():
+        call()
+        with nothing_is_compiled(name):
+            call()
+    with nothing_is_compiled("other numbers"):
+        proxy.fit(x, z, dataclasses.replace(few, gamma=0.3, confidence=0.5), logit_scale=30)
+        proxy.fit_chunks(lambda: [x[:40], x[40:]], z, dataclasses.replace(few, gamma=0.3), logit_scale=30)

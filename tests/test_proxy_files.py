@@ -33,7 +33,8 @@ def test_round_trip_is_exact(learned, model, tmp_path):
     again = proxy.load_proxies(path, model)
     np.testing.assert_array_equal(again.proxies, learned.proxies)
     assert again.proxies.dtype == np.float32
-    assert dataclasses.replace(again, proxies=learned.proxies) == learned
+    for field in dataclasses.fields(learned)[1:]:  # proxies are compared above, as == of arrays is no truth value
+        assert getattr(again, field.name) == getattr(learned, field.name)
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # no temporary file is left
 
 

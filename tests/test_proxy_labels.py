@@ -15,8 +15,9 @@ from scipy.special import log_softmax, logsumexp
 
 from jaxzs import proxy
 from jaxzs.errors import ConfigError, DataError
-from jaxzs.proxy.labels import _pseudo_labels
+from jaxzs.proxy.labels import _pseudo_labels, _sinkhorn_potentials
 from jaxzs.proxy.rows import Rows
+from jaxzs.proxy.settings import for_rows, in_float32
 
 
 def plain_sinkhorn(similarity, temperature, gamma, iterations=20):
@@ -130,7 +131,9 @@ def features(n=64, e=16, c=5, seed=0):
 def test_potentials_give_the_labels_whatever_the_blocks_and_the_scale_of_features(block_size):
     x, z = features()
     labels = proxy.pseudo_labels(x @ z.T, gamma=0.2)
-    v = proxy.sinkhorn_potentials(7 * x, 0.1 * z, gamma=0.2, block_size=block_size)
+    settings = in_float32(proxy.Settings(gamma=0.2, block_size=block_size))
+    rows, text = Rows(jnp.ones(len(x), bool), features=jnp.asarray(7 * x)), jnp.asarray(0.1 * z)
+    v = _sinkhorn_potentials(rows, text, for_rows(settings, rows, len(z)))
     assert v.shape == (5,)
     from_v = jax.nn.softmax(x @ z.T / np.float32(0.01) + v[None, :], axis=-1)
     np.testing.assert_allclose(from_v, labels, atol=2e-5)  # similarities round differently
@@ -145,7 +148,7 @@ def test_padding_counts_for_nothing_even_if_it_is_not_a_number():
     np.testing.assert_allclose(labels[:64], proxy.pseudo_labels(s), atol=2e-6)
     np.testing.assert_array_equal(labels[64:], 0)
     padded_x = np.concatenate([x, np.full((16, 16), np.nan, np.float32)])
-    v = proxy.sinkhorn_potentials(padded_x, z, mask=mask, block_size=7)
+    v = proxy.sinkhorn_potentials(padded_x, z, mask=mask)
     np.testing.assert_allclose(v, proxy.sinkhorn_potentials(x, z), atol=1e-4)  # of values around 10
 
 
@@ -162,9 +165,9 @@ def test_jit_vmap_and_a_single_trace():
         np.testing.assert_allclose(labels, proxy.pseudo_labels(s, gamma=gamma, temperature=tau), atol=1e-6)
 
     chex.clear_trace_counter()
-    counted = jax.jit(chex.assert_max_traces(_pseudo_labels.__wrapped__, n=1), static_argnums=3)
+    counted = jax.jit(chex.assert_max_traces(_pseudo_labels.__wrapped__, n=1))
     for gamma in (0.0, 0.5):
-        counted(Rows(jnp.ones(60, bool), similarity=jnp.asarray(s)), *jnp.float32([0.01, gamma]), 20)
+        counted(Rows(jnp.ones(60, bool), similarity=jnp.asarray(s)), in_float32(proxy.Settings(gamma=gamma)))
 
 
 def test_sharded_rows(data_mesh):
@@ -219,7 +222,7 @@ def test_errors_name_what_is_wrong():
         (ConfigError, "temperature is 0", lambda: proxy.pseudo_labels(s, temperature=0)),
         (ConfigError, "iterations is 0", lambda: proxy.pseudo_labels(s, iterations=0)),
         (DataError, "feature sizes", lambda: proxy.sinkhorn_potentials(x, z[:, :4])),
-        (ConfigError, "block_size is 0", lambda: proxy.sinkhorn_potentials(x, z, block_size=0)),
+        (ConfigError, "block_size is 0", lambda: proxy.Settings(block_size=0)),
     ]:
         with pytest.raises(error, match=message):
             call()

@@ -323,7 +323,7 @@ def test_curves_of_the_solvers():
     x, z = rng.normal(size=(60, 8)).astype(np.float32), rng.normal(size=(4, 8)).astype(np.float32)
     for solver, first in (("reference", 0.0), ("fast", 1.0)):
         iterations = 100 if solver == "reference" else None
-        result = proxy.fit(x, z, solver=solver, iterations=iterations)
+        result = proxy.fit(x, z, proxy.Settings(solver=solver, iterations=iterations))
         curve = convergence("d", solver, result, "plain")
         assert curve.passes[0] == first
         assert curve.passes[-1] == pytest.approx(float(result.passes), abs=0.01)

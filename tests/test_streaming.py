@@ -29,17 +29,17 @@ def chunks_of(x, *cuts):
     [
         {"solver": "closed_form"},
         {"solver": "closed_form", "gamma": 0.5},
-        pytest.param({"solver": "fast", "iterations": 4}, marks=pytest.mark.slow),
-        pytest.param({"solver": "reference", "iterations": 10}, marks=pytest.mark.slow),
-        pytest.param({"solver": "closed_form", "gamma": "auto"}, marks=pytest.mark.slow),
+        {"solver": "fast", "iterations": 4},
+        {"solver": "reference", "iterations": 10},
+        {"solver": "closed_form", "gamma": "auto"},
     ],
     ids=str,
 )
 def test_equal_to_fit(problem, options):
     x, z = problem
-    options = {"sinkhorn_iterations": 5, "key": jax.random.key(0), **options}
-    alone = proxy.fit(x, z, **options)
-    streamed = proxy.fit_chunks(chunks_of(x, 40, 41, 200), z, **options)
+    settings, key = proxy.Settings(sinkhorn_iterations=5, **options), jax.random.key(0)
+    alone = proxy.fit(x, z, settings, key=key)
+    streamed = proxy.fit_chunks(chunks_of(x, 40, 41, 200), z, settings, key=key)
     # Sums over chunks in another order: float32 rounding of unit vectors.
     np.testing.assert_allclose(np.asarray(streamed.proxies), np.asarray(alone.proxies), atol=1e-5)
     np.testing.assert_allclose(streamed.objective, alone.objective, rtol=1e-5, atol=1e-5)
@@ -53,7 +53,7 @@ def test_every_pass_asks_for_the_chunks_again(problem):
         asked.append(True)
         yield from np.array_split(x, 3)
 
-    proxy.fit_chunks(chunks, z, solver="closed_form", sinkhorn_iterations=4)
+    proxy.fit_chunks(chunks, z, proxy.Settings(solver="closed_form", sinkhorn_iterations=4))
     # Lengths, four scalings of columns, sums of the closed form, objective and gradient at the end.
     assert len(asked) == 1 + 4 + 1 + 1
 
@@ -73,7 +73,7 @@ def test_unfit_chunks(problem, chunks, message):
 
 def test_unfit_options(problem):
     with pytest.raises(ConfigError, match="solver"):
-        proxy.fit_chunks(chunks_of(problem[0], 100), problem[1], solver="best")
+        proxy.fit_chunks(chunks_of(problem[0], 100), problem[1], proxy.Settings(solver="best"))
 
 
 def test_from_a_feature_store(tmp_path):
@@ -88,7 +88,7 @@ def test_from_a_feature_store(tmp_path):
     np.testing.assert_array_equal(np.concatenate(list(store.features())), x)
     parts = [partial(store.features, part=part, parts=2) for part in range(2)]
     np.testing.assert_array_equal(np.concatenate([c for part in parts for c in part()]), x)
-    options = {"solver": "closed_form", "sinkhorn_iterations": 2}
-    streamed = proxy.fit_chunks(store.features, x[:4], **options)
-    alone = proxy.fit(x, x[:4], **options)
+    settings = proxy.Settings(solver="closed_form", sinkhorn_iterations=2)
+    streamed = proxy.fit_chunks(store.features, x[:4], settings)
+    alone = proxy.fit(x, x[:4], settings)
     np.testing.assert_allclose(np.asarray(streamed.proxies), np.asarray(alone.proxies), atol=1e-5)

@@ -115,7 +115,8 @@ scale = model.logit_scale
 def held_out_accuracy(temperature, gamma, half):
     """Learn on the images of `half` [N] bool, test on the others."""
     traces["held_out_accuracy"] += 1
-    learned = proxy.fit(features, text, label_temperature=1 / scale, temperature=temperature, gamma=gamma, mask=half)
+    settings = proxy.Settings(gamma=gamma, temperature=temperature)
+    learned = proxy.fit(features, text, settings, logit_scale=scale, mask=half)
     right = zeroshot.predict(features, learned.proxies) == labels
     return jnp.sum(right & ~half) / jnp.sum(~half)
 
@@ -231,7 +232,7 @@ def right(predicted):
     return 100 * np.mean(np.asarray(predicted) == labels[unseen])
 
 
-learned = proxy.fit(features[seen], text, label_temperature=1 / scale, temperature=4 / scale)
+learned = proxy.fit(features[seen], text, logit_scale=scale)
 print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f} in {len(losses)} steps; accuracy on {len(unseen)} other images:")
 print(f"  zero-shot             {right(zero_shot[unseen].argmax(1)):.1f} %")
 print(f"  LayerNorms adapted    {right(scores(adapted, pixels[unseen], text).argmax(1)):.1f} %")
@@ -269,7 +270,8 @@ def collectives(compiled):
 
 def fit(features, text, mask):
     """Proxies of features that lie on the mesh."""
-    return proxy.fit(features, text, mask=mask, mesh=mesh, label_temperature=1 / scale, temperature=4 / scale)
+    settings = proxy.Settings(sharding=spread_features.sharding)
+    return proxy.fit(features, text, settings, logit_scale=scale, mask=mask)
 
 
 spread_text = parallel.replicate(text, mesh)
@@ -280,7 +282,7 @@ print("learning proxies exchanges:")
 for operation, count in collectives(compiled).items():
     print(f"  {count} x {operation}")
 
-alone = proxy.fit(features, text, label_temperature=1 / scale, temperature=4 / scale)
+alone = proxy.fit(features, text, logit_scale=scale)
 from_mesh, from_one = parallel.gather(on_mesh.proxies), np.asarray(alone.proxies)
 same = zeroshot.predict(features, from_mesh) == zeroshot.predict(features, from_one)
 print(f"largest difference from one device: {np.abs(from_mesh - from_one).max():.0e}")

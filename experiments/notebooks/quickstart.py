@@ -119,9 +119,9 @@ print(f"zero-shot accuracy {accuracy(before):.1f} %")
 # labelled).
 
 # %%
-temperatures = {"label_temperature": 1 / model.logit_scale, "temperature": 4 / model.logit_scale}
-plain = proxy.fit(images, text, gamma=1.0, **temperatures)
-sinkhorn = proxy.fit(images, text, gamma=0.0, **temperatures)
+s = model.logit_scale
+plain = proxy.fit(images, text, proxy.Settings(gamma=1.0), logit_scale=s)
+sinkhorn = proxy.fit(images, text, proxy.Settings(gamma=0.0), logit_scale=s)
 after = np.asarray(zeroshot.predict(images, sinkhorn.proxies))
 
 rows = [
@@ -194,7 +194,7 @@ plt.show()
 # %%
 order = np.random.default_rng(0).permutation(len(images))
 first, second = order[: len(order) // 2], order[len(order) // 2 :]
-learned = proxy.fit(images[first], text, **temperatures).proxies
+learned = proxy.fit(images[first], text, logit_scale=s).proxies
 for name, proxies in (("zero-shot", text), ("proxies of the first half", learned)):
     hits = np.asarray(zeroshot.predict(images[second], proxies)) == labels[second]
     print(f"second half, {name}: {100 * hits.mean():.1f} %")
@@ -215,7 +215,7 @@ unbalanced = np.flatnonzero(~rare | (np.random.default_rng(0).random(len(labels)
 rows = [["zero-shot", 100 * np.mean(before[unbalanced] == labels[unbalanced])]]
 for gamma in (1.0, 0.0, "auto"):
     key = jax.random.key(0) if gamma == "auto" else None
-    fitted = proxy.fit(images[unbalanced], text, gamma=gamma, key=key, **temperatures)
+    fitted = proxy.fit(images[unbalanced], text, proxy.Settings(gamma=gamma), logit_scale=s, key=key)
     hits = np.asarray(zeroshot.predict(images[unbalanced], fitted.proxies)) == labels[unbalanced]
     rows.append([f"learned, gamma={gamma}", 100 * hits.mean()])
 print(f"{len(unbalanced)} images, classes out of balance 10 to 1")

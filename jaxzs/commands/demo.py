@@ -98,9 +98,7 @@ def classify_digits(images: np.ndarray) -> Classified:
     clock.lap("text proxies")
     curves = []
     for name, gamma in (("proxies, plain", 1.0), ("proxies, Sinkhorn", 0.0)):
-        learned = proxy.fit(
-            features, text, label_temperature=1 / model.logit_scale, temperature=4 / model.logit_scale, gamma=gamma
-        )
+        learned = proxy.fit(features, text, proxy.Settings(gamma=gamma), logit_scale=model.logit_scale)
         predictions[name] = np.asarray(zeroshot.predict(features, learned.proxies))
         curves.append(convergence("scikit-learn digits", "fast", learned, name))
     clock.lap("learn proxies")

@@ -5,13 +5,18 @@ Values are checked where they are there to look at; under `jit` and `vmap` only 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxzs.errors import ConfigError, DataError
+
+SMALLEST = 1e-37  # of a temperature: a tenth of it and float32 is no longer normal, so that S / tau is not a number
+SUM_OF_LABELS = 1e-2  # how far a row of labels may be from a distribution: more than float16 rounds off
 
 
 def concrete(x: Any) -> bool:
@@ -19,9 +24,9 @@ def concrete(x: Any) -> bool:
 
 
 def matrix(x: Any, name: str, axes: str) -> jax.Array:
-    """A floating-point array of rank 2 with at least one row and column."""
+    """A floating-point array of rank 2 with at least one row and column, at most as wide as float32 on the host."""
     if not isinstance(x, jax.Array):
-        x = np.asarray(x)
+        x = _on_host(x, name)
     if x.ndim != 2:
         raise DataError(f"{name} has shape {x.shape}; expected two axes {axes}")
     if 0 in x.shape:
@@ -29,6 +34,24 @@ def matrix(x: Any, name: str, axes: str) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise DataError(f"{name} has dtype {x.dtype}; expected a floating-point type")
     return jnp.asarray(x)
+
+
+def _on_host(x: Any, name: str) -> np.ndarray:
+    """An array of this machine's byte order."""
+    try:
+        x = np.asarray(x)
+    except (TypeError, ValueError) as error:  # rows of several lengths
+        raise DataError(f"{name} is not an array: {error}") from error
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+
+def host_vectors(x: Any, name: str) -> np.ndarray:
+    """An array of which only the directions of its rows matter: wide types do not overflow on their way to float32."""
+    x = _on_host(x, name)
+    if x.ndim != 2 or x.size == 0 or x.dtype.kind != "f" or x.dtype.itemsize <= 4:
+        return x
+    longest = np.max(np.abs(x), axis=-1, keepdims=True, where=np.isfinite(x), initial=0)
+    return (x / np.where(longest > 0, longest, 1)).astype(np.float32)
 
 
 def row_mask(mask: Any, num_rows: int) -> jax.Array:
@@ -47,18 +70,35 @@ def row_mask(mask: Any, num_rows: int) -> jax.Array:
     return mask
 
 
+def _no_row(bad: jax.Array, mask: jax.Array | None, message: str) -> None:
+    """Raise `DataError` if a row that counts is bad [N]; the message is told which."""
+    bad = bad if mask is None else bad & mask
+    if bool(jnp.any(bad)):
+        where = f"first in row {int(jnp.argmax(bad))} ({int(jnp.sum(bad))} rows in all)"
+        raise DataError(f"{message}, {where}; leave those rows out or mask them")
+
+
 def finite(x: jax.Array, name: str, mask: jax.Array | None = None) -> None:
     """No NaN and no infinity, padding aside."""
     if not concrete(x) or (mask is not None and not concrete(mask)):
         return
     with jax.ensure_compile_time_eval():  # the caller may be tracing something else
-        bad = ~jnp.all(jnp.isfinite(x), axis=-1)
-        bad = bad if mask is None else bad & mask
-        if bool(jnp.any(bad)):
-            raise DataError(
-                f"{name} holds values that are not finite, first in row {int(jnp.argmax(bad))} "
-                f"({int(jnp.sum(bad))} rows in all); leave those rows out or mask them"
-            )
+        _no_row(~jnp.all(jnp.isfinite(x), axis=-1), mask, f"{name} holds values that are not finite")
+
+
+def directions(x: jax.Array, name: str, mask: jax.Array | None = None) -> None:
+    """Finite rows, none of zeros: those point nowhere, and would be given to some class without a word."""
+    finite(x, name, mask)
+    if not concrete(x) or (mask is not None and not concrete(mask)):
+        return
+    with jax.ensure_compile_time_eval():
+        nothing = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1) < np.finfo(np.float32).tiny
+        _no_row(nothing, mask, f"{name} holds rows of zeros")
+
+
+def vectors(x: Any, name: str, axes: str) -> jax.Array:
+    """A `matrix` of which only the directions of its rows matter."""
+    return matrix(x if isinstance(x, jax.Array) else host_vectors(x, name), name, axes)
 
 
 def classes(num_classes: int) -> None:
@@ -73,17 +113,23 @@ def same(a: int, b: int, what: str) -> None:
         raise DataError(f"{what} differ: {a} and {b}; do both come from the same model and data?")
 
 
-def positive(value: Any, name: str) -> None:
-    if concrete(value) and not np.all((np.asarray(value) > 0) & np.isfinite(np.asarray(value))):
-        raise ConfigError(f"{name} is {value}; expected a finite number above 0")
-
-
-def between(value: Any, name: str, low: float, high: float) -> None:
-    if not concrete(value):
-        return
-    array = np.asarray(value)
-    if not np.issubdtype(array.dtype, np.number) or not np.all((array >= low) & (array <= high)):
+def between(value: Any, name: str, low: float, high: float) -> jax.Array:
+    """A float32 scalar in that range, or a tracer of one."""
+    try:
+        array = value if isinstance(value, jax.Array) else np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} is {value!r}; expected a number from {low:g} to {high:g}") from error
+    real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+    if not real or array.shape != ():
+        raise ConfigError(f"{name} is {value!r}; expected one number from {low:g} to {high:g}")
+    if concrete(value) and not low <= float(array) <= high:
         raise ConfigError(f"{name} is {value!r}; expected a number from {low:g} to {high:g}")
+    return jnp.asarray(array if isinstance(array, jax.Array) else np.float32(array)).astype(jnp.float32)
+
+
+def scale(value: Any, name: str) -> jax.Array:
+    """A temperature or a logit scale: a float32 scalar above 0 whose inverse float32 holds too."""
+    return between(value, name, SMALLEST, 1 / SMALLEST)
 
 
 def whole_number(value: Any, name: str) -> None:
@@ -91,36 +137,83 @@ def whole_number(value: Any, name: str) -> None:
         raise ConfigError(f"{name} is {value!r}; expected a whole number of at least 1")
 
 
-def scalar(value: Any) -> jax.Array:
-    """A float32 scalar, or a tracer of one."""
-    return jnp.asarray(value).astype(jnp.float32)
+def product_dtype(value: Any) -> np.dtype:
+    """A type that large products may have."""
+    known = ("float32", "bfloat16", "float16")
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or value is None or dtype.name not in known:
+        raise ConfigError(f"product_dtype is {value!r}; expected one of {', '.join(known)}")
+    return dtype
 
 
-def label_options(temperature: Any, gamma: Any, iterations: Any) -> None:
-    positive(temperature, "temperature")
-    if isinstance(gamma, str):
-        if gamma != "auto":
-            raise ConfigError(f'gamma is {gamma!r}; expected a number from 0 to 1, or "auto"')
-    else:
-        between(gamma, "gamma", 0, 1)
-    whole_number(iterations, "iterations")
+def row_sharding(value: Any) -> None:
+    """None, or a sharding whose first axis is spread over a mesh."""
+    if value is None:
+        return
+    if not isinstance(value, NamedSharding) or not value.spec or value.spec[0] is None:
+        raise ConfigError(
+            f"sharding is {value!r}; expected one that spreads rows: NamedSharding(mesh, PartitionSpec('data'))"
+        )
+
+
+def random_key(key: Any) -> jax.Array:
+    """One key of `jax.random.key`, or of the older `jax.random.PRNGKey`."""
+    if isinstance(key, jax.Array | np.ndarray):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+            return jnp.asarray(key)
+        if key.dtype == np.uint32 and key.shape == jax.random.PRNGKey(0).shape:
+            return jnp.asarray(key)
+    raise ConfigError(f"key is {key!r}; expected a random key: jax.random.key(0) or another")
 
 
 def features_and_proxies(image_features: Any, text_proxies: Any, mask: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Checked features [N, E], text proxies [C, E] and mask [N]."""
-    x = matrix(image_features, "image_features", "[N,E]")
-    z = matrix(text_proxies, "text_proxies", "[C,E]")
-    classes(z.shape[0])
-    same(x.shape[1], z.shape[1], "the feature sizes of image_features and text_proxies")
+    x = vectors(image_features, "image_features", "[N,E]")
     rows_mask = row_mask(mask, x.shape[0])
-    finite(x, "image_features", rows_mask)
-    finite(z, "text_proxies")
-    return x, z, rows_mask
+    directions(x, "image_features", rows_mask)
+    return x, text(text_proxies, x.shape[1]), rows_mask
 
 
-def divides(num_rows: int, shards: int, axis: str) -> None:
-    if num_rows % shards:
+def text(text_proxies: Any, width: int) -> jax.Array:
+    """Checked text proxies [C, E] for features of that width."""
+    z = vectors(text_proxies, "text_proxies", "[C,E]")
+    classes(z.shape[0])
+    same(width, z.shape[1], "the feature sizes of image_features and text_proxies")
+    directions(z, "text_proxies")
+    return z
+
+
+def distributions(soft_labels: Any, num_rows: int, num_classes: int, mask: jax.Array) -> jax.Array:
+    """Checked labels [N, C]: each row that counts is one distribution, on which the objective rests."""
+    labels = matrix(soft_labels, "soft_labels", "[N,C]")
+    same(labels.shape[0], num_rows, "the numbers of rows of soft_labels and image_features")
+    same(labels.shape[1], num_classes, "the numbers of classes of soft_labels and text_proxies")
+    finite(labels, "soft_labels", mask)
+    if concrete(labels) and concrete(mask):
+        with jax.ensure_compile_time_eval():
+            p = labels.astype(jnp.float32)
+            off = jnp.abs(jnp.sum(p, axis=-1) - 1) > SUM_OF_LABELS
+            negative = jnp.min(p, axis=-1) < -SUM_OF_LABELS
+            _no_row(off | negative, mask, "soft_labels holds rows that are no distributions (from 0 to 1, sum 1)")
+    return labels
+
+
+def shards(sharding: NamedSharding | None) -> int:
+    """Devices over which rows are spread."""
+    if sharding is None:
+        return 1
+    axes = sharding.spec[0] if isinstance(sharding.spec[0], tuple) else (sharding.spec[0],)
+    return math.prod(sharding.mesh.shape[axis] for axis in axes)
+
+
+def rows_per_device(num_rows: int, sharding: NamedSharding | None) -> int:
+    """Rows on each device, the same number on all."""
+    if num_rows % shards(sharding):
         raise DataError(
-            f"{num_rows} rows do not divide over the {shards} devices of mesh axis {axis!r}; "
-            "pad them and mask the padding"
+            f"{num_rows} rows do not divide over the {shards(sharding)} devices of {sharding}; "
+            "pad them and mask the padding (jaxzs.parallel.shard_rows does)"
         )
+    return num_rows // shards(sharding)

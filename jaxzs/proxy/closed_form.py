@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from jaxzs.proxy.rows import EXACT, Rows, count, normalize
+from jaxzs.proxy.settings import Settings
 from jaxzs.proxy.sinkhorn import round_labels, similarity_of, soft_labels
 
 FROM_THE_MEAN = 1e-5  # a class mean nearer to the overall mean of unit vectors than this is equal to it
@@ -41,34 +41,34 @@ def sums_of(rows: Rows, labels: jax.Array) -> LabelSums:
     return LabelSums(*labelled_sums(rows, labels), *feature_sums(rows))
 
 
-def label_sums(
-    rows: Rows, text: jax.Array | None, potentials: jax.Array, temperature: jax.Array, confidence: jax.Array
-) -> LabelSums:
+def label_sums(rows: Rows, text: jax.Array | None, potentials: jax.Array, settings: Settings) -> LabelSums:
     """`sums_of` with the rounded labels of the block."""
-    labels = soft_labels(similarity_of(rows, text), potentials, temperature)
-    return sums_of(rows, round_labels(labels, confidence))
+    labels = soft_labels(similarity_of(rows, text), potentials, settings.label_temperature)
+    return sums_of(rows, round_labels(labels, settings.confidence))
 
 
-def precondition(sums: LabelSums, ridge: ArrayLike) -> jax.Array:
+@jax.jit
+def precondition(sums: LabelSums, ridge: jax.Array) -> jax.Array:
     """(A / tr A + ridge / E)^-1 with A = X^T X / n: [E, E].
 
     Its condition number is at most 1 + E / ridge, so float32 inverts it to four digits and more.
     """
     dim = sums.total.shape[0]
-    scaled = sums.gram / jnp.maximum(jnp.trace(sums.gram), 1e-24)
+    scaled = sums.gram / jnp.maximum(jnp.trace(sums.gram), 1e-24)  # [E,E] of trace 1
     identity = jnp.eye(dim, dtype=jnp.float32)
-    factor = jnp.linalg.cholesky(scaled + jnp.asarray(ridge, jnp.float32) / dim * identity)
+    factor = jnp.linalg.cholesky(scaled + ridge / dim * identity)
     # L^-1 and one product take half the time of solving with L and then with L^T
     inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
     return jnp.matmul(inverse.T, inverse, precision=EXACT.precision)
 
 
+@jax.jit
 def closed_form(sums: LabelSums, inverse: jax.Array) -> jax.Array:
     """Class means of the labelled features, less the overall mean, times the inverse covariance: [C, E].
 
     Discriminant analysis on pseudo labels. `inverse` is `precondition(sums, ...)`.
     """
-    means = sums.labelled / jnp.maximum(sums.mass, 1e-12)[:, None]
+    means = sums.labelled / jnp.maximum(sums.mass, 1e-12)[:, None]  # [C,E]
     centred = means - (sums.total / jnp.maximum(sums.num_images, 1))[None, :]
     # of a class that holds all the images only rounding errors would be left: it keeps its mean
     away = jnp.linalg.norm(centred, axis=-1, keepdims=True) > FROM_THE_MEAN

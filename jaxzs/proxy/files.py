@@ -16,7 +16,7 @@ from jaxzs.files import read_arrays, write_arrays
 FORMAT = "jaxzs.proxies/1"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # == of arrays is no truth value
 class LearnedProxies:
     """Proxies and what is needed to use them on other images.
 

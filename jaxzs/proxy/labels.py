@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxzs.errors import ConfigError
+from jaxzs.errors import ConfigError, renamed
 from jaxzs.proxy import checks
-from jaxzs.proxy.gamma import Gamma, held_out_gamma, is_auto, random_halves
-from jaxzs.proxy.rows import Rows, block_rows, count, in_blocks, normalize, prepare, whole
-from jaxzs.proxy.sinkhorn import sinkhorn, soft_labels
+from jaxzs.proxy.fit import IN_SETTINGS, task_of
+from jaxzs.proxy.gamma import held_out_gamma, random_halves
+from jaxzs.proxy.rows import Rows, Whole, count, prepare, where_rows_lie
+from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Gamma, Settings, for_rows, in_float32
+from jaxzs.proxy.sinkhorn import Task, sinkhorn, soft_labels
 
 
+@renamed(block_size="nothing: blocks have about four million similarities")
 def sinkhorn_potentials(
     image_features: ArrayLike,
     text_proxies: ArrayLike,
@@ -23,7 +24,6 @@ def sinkhorn_potentials(
     gamma: ArrayLike = 0.0,
     iterations: int = 20,
     mask: ArrayLike | None = None,
-    block_size: int | None = None,
 ) -> jax.Array:
     """Class potentials v of Sinkhorn: labels are softmax(X Z^T / tau_t + v); X Z^T is made by blocks only.
 
@@ -36,13 +36,12 @@ def sinkhorn_potentials(
       gamma: 0 to 1; 0 forces a uniform class marginal, 1 leaves the one that the text proxies predict (v = 0).
       iterations: scalings of columns and rows; 20 in the paper.
       mask: [N] bool, False for padding.
-      block_size: images of a block; by default such that it has about four million similarities.
 
     Returns:
       v [C] float32.
 
     Raises:
-      DataError: shapes that do not fit, values that are not finite.
+      DataError: shapes that do not fit, values that are not finite, rows of zeros.
       ConfigError: options out of range.
 
     >>> x, z = jnp.array([[1.0, 0.2], [1.0, 0.3], [0.9, 0.4], [0.6, 0.5]]), jnp.eye(2)
@@ -52,57 +51,53 @@ def sinkhorn_potentials(
     [0.5 0.5]
     """
     x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
-    checks.label_options(temperature, gamma, iterations)
-    size = block_rows(block_size, x.shape[0], z.shape[0])
+    settings = _label_settings(temperature, checks.between(gamma, "gamma", 0, 1), iterations)
     rows = Rows(rows_mask, features=x)
-    return _sinkhorn_potentials(rows, z, checks.scalar(temperature), checks.scalar(gamma), iterations, size)
+    return _sinkhorn_potentials(rows, z, for_rows(settings, rows, z.shape[0]))
 
 
-@partial(jax.jit, static_argnums=(4, 5))
-def _sinkhorn_potentials(
-    rows: Rows, text: jax.Array, temperature: jax.Array, gamma: jax.Array, iterations: int, block_size: int
-) -> jax.Array:
-    return sinkhorn(
-        in_blocks(rows, block_size),
-        normalize(text),
-        count(rows),
-        text.shape[0],
-        temperature=temperature,
-        gammas=gamma[None],
-        iterations=iterations,
-    )[0]
+def _label_settings(temperature: ArrayLike, gamma: Gamma, iterations: int) -> Settings:
+    """Options of labels alone; gamma="auto" compares its candidates at the paper's 4 tau_t."""
+    checks.whole_number(iterations, "iterations")
+    tau = checks.scale(temperature, "temperature")
+    return in_float32(Settings(gamma, label_temperature=tau, temperature=4 * tau, sinkhorn_iterations=iterations))
 
 
+@jax.jit
+def _sinkhorn_potentials(rows: Rows, text: jax.Array, settings: Settings) -> jax.Array:
+    def run(rows: Rows, text: jax.Array, settings: Settings) -> jax.Array:
+        return sinkhorn(task_of(rows, text, settings), settings.gamma[None], settings)[0]
+
+    return where_rows_lie(run, settings.sharding)(rows, text, settings)
+
+
+@renamed(
+    **(IN_SETTINGS | {"proxy_temperature": IN_SETTINGS["temperature"], "temperature": IN_SETTINGS["label_temperature"]})
+)
 def choose_gamma(
     image_features: ArrayLike,
     text_proxies: ArrayLike,
+    settings: Settings = DEFAULTS,
     *,
-    key: jax.Array | None,
-    temperature: ArrayLike = 0.01,
-    proxy_temperature: ArrayLike = 0.04,
-    confidence: ArrayLike = 0.6,
-    iterations: int = 20,
+    logit_scale: ArrayLike = PAPER_LOGIT_SCALE,
     mask: ArrayLike | None = None,
-    block_size: int | None = None,
+    key: jax.Array | None = None,
 ) -> jax.Array:
     """What gamma="auto" chooses: two-fold held-out cross-entropy of the closed form over `GAMMAS`. Not in the paper.
 
     Args:
       image_features: [N,E], any float type; L2-normalised here.
       text_proxies: [C,E], any float type; L2-normalised here.
-      key: random key that splits the images into halves.
-      temperature: tau_t of the labels.
-      proxy_temperature: tau_i of the proxies.
-      confidence: as in `learn_proxies`.
-      iterations: as in `sinkhorn_potentials`.
+      settings: `Settings`; its gamma and solver do not matter.
+      logit_scale: as in `proxy.fit`.
       mask: [N] bool, False for padding.
-      block_size: as in `sinkhorn_potentials`.
+      key: random key that splits the images into halves.
 
     Returns:
       gamma, [] float32: one of 0, 0.25, 0.5, 0.75, 1.
 
     Raises:
-      DataError: shapes that do not fit, values that are not finite.
+      DataError: shapes that do not fit, values that are not finite, rows of zeros.
       ConfigError: options out of range.
 
     >>> x, z = jnp.tile(jnp.eye(4), (8, 1)), jnp.eye(4)
@@ -110,34 +105,17 @@ def choose_gamma(
     0.0
     """
     x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
-    checks.label_options(temperature, "auto", iterations)
-    checks.positive(proxy_temperature, "proxy_temperature")
-    checks.between(confidence, "confidence", 0, 1)
+    settings = in_float32(settings, logit_scale)
     rows = Rows(rows_mask, features=x, fold=random_halves(key, x.shape[0]))
-    return _choose_gamma(
-        rows,
-        z,
-        checks.scalar(temperature),
-        checks.scalar(proxy_temperature),
-        checks.scalar(confidence),
-        iterations,
-        block_rows(block_size, x.shape[0], z.shape[0]),
-    )
+    return _choose_gamma(rows, z, for_rows(settings, rows, z.shape[0]))
 
 
-@partial(jax.jit, static_argnums=(5, 6))
-def _choose_gamma(
-    rows: Rows,
-    text: jax.Array,
-    temperature: jax.Array,
-    proxy_temperature: jax.Array,
-    confidence: jax.Array,
-    iterations: int,
-    block_size: int,
-) -> jax.Array:
-    reduce, text = in_blocks(rows, block_size), normalize(text)
-    scale = partial(sinkhorn, reduce, text, count(rows), text.shape[0], temperature=temperature, iterations=iterations)
-    return held_out_gamma(reduce, text, scale, temperature, proxy_temperature, confidence)
+@jax.jit
+def _choose_gamma(rows: Rows, text: jax.Array, settings: Settings) -> jax.Array:
+    def run(rows: Rows, text: jax.Array, settings: Settings) -> jax.Array:
+        return held_out_gamma(task_of(rows, text, settings), settings)
+
+    return where_rows_lie(run, settings.sharding)(rows, text, settings)
 
 
 def pseudo_labels(
@@ -180,27 +158,23 @@ def pseudo_labels(
     checks.classes(s.shape[1])
     rows_mask = checks.row_mask(mask, s.shape[0])
     checks.finite(s, "similarity", rows_mask)
-    checks.label_options(temperature, gamma, iterations)
+    settings = _label_settings(temperature, gamma, iterations)
     rows = Rows(rows_mask, similarity=s)
-    if is_auto(gamma):
+    if settings.auto:
         if image_features is None:
             raise ConfigError('gamma="auto" needs image_features=[N,E] beside the similarities')
-        x = checks.matrix(image_features, "image_features", "[N,E]")
+        x = checks.vectors(image_features, "image_features", "[N,E]")
         checks.same(x.shape[0], s.shape[0], "the numbers of rows of image_features and similarity")
-        checks.finite(x, "image_features", rows_mask)
+        checks.directions(x, "image_features", rows_mask)
         rows = rows._replace(features=x, fold=random_halves(key, x.shape[0]))
-    return _pseudo_labels(
-        rows, checks.scalar(temperature), None if is_auto(gamma) else checks.scalar(gamma), iterations
-    )
+    return _pseudo_labels(rows, settings)
 
 
-@partial(jax.jit, static_argnums=3)
-def _pseudo_labels(rows: Rows, temperature: jax.Array, gamma: jax.Array | None, iterations: int) -> jax.Array:
-    num_images, num_classes = count(rows), rows.similarity.shape[1]
-    scale = partial(
-        sinkhorn, whole(rows), None, num_images, num_classes, temperature=temperature, iterations=iterations
-    )
-    if gamma is None:
-        gamma = held_out_gamma(whole(rows), None, scale, temperature, 4 * temperature, jnp.float32(0.6))
-    labels = soft_labels(prepare(rows).similarity, scale(gammas=gamma[None])[0], temperature)
+@jax.jit
+def _pseudo_labels(rows: Rows, settings: Settings) -> jax.Array:
+    prepared = prepare(rows)
+    task = Task(Whole(prepared), count(rows), rows.similarity.shape[1])
+    gamma = held_out_gamma(task, settings) if settings.auto else settings.gamma
+    potentials = sinkhorn(task, gamma[None], settings)[0]  # [C]
+    labels = soft_labels(prepared.similarity, potentials, settings.label_temperature)  # [N,C]
     return jnp.where(rows.mask[:, None], labels, jnp.float32(0))

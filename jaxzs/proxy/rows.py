@@ -13,28 +13,47 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-
-from jaxzs.proxy import checks
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 
 class Rows(NamedTuple):
     """Images of one block: arrays that all start with the axis of images, or None where not needed."""
 
     mask: jax.Array  # [N] bool, False for padding
-    features: Any = None  # [N, E], normalised where a function receives a block
-    similarity: Any = None  # [N, C] X Z^T, where it is there already
+    features: Any = None  # [N,E], normalised where a function receives a block
+    similarity: Any = None  # [N,C] X Z^T, where it is there already
     fold: Any = None  # [N] bool, the half a row belongs to (gamma="auto")
+
+
+class Loops(NamedTuple):
+    """How steps that ask for sums are repeated: as `jax.lax.while_loop` and `jax.lax.fori_loop` do."""
+
+    while_loop: Callable[..., Any] = jax.lax.while_loop
+    fori_loop: Callable[..., Any] = jax.lax.fori_loop
+
+
+COMPILED = Loops()
 
 
 class Reduce(Protocol):
     """`reduce(function, *args, log=False)`: the sum of `function(rows, *args)` over all blocks of rows.
 
-    With `log` the function returns logarithms, and the logarithm of the sum is returned.
+    With `log` the function returns logarithms, and the logarithm of the sum is returned. `function` is one of a
+    module, so that programs made of it are found again.
     """
+
+    @property
+    def loops(self) -> Loops: ...
 
     def __call__(self, function: Callable[..., Any], *args: Any, log: bool = False) -> Any: ...
 
 
+FLOAT32 = np.dtype(np.float32)
+
+
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Products:
     """The two matrix products that cost all the time: their operand type and precision.
@@ -42,7 +61,7 @@ class Products:
     With bfloat16 operands the products accumulate and return float32.
     """
 
-    dtype: Any = jnp.float32
+    dtype: np.dtype = FLOAT32
     precision: Any = jax.lax.Precision.HIGHEST
 
     def logits(self, features: jax.Array, proxies: jax.Array) -> jax.Array:
@@ -69,7 +88,10 @@ EXACT = Products()
 def normalize(x: jax.Array) -> jax.Array:
     """Rows of unit length in float32; rows of zeros stay zero."""
     x = x.astype(jnp.float32)
-    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # squares of very long or short rows leave float32: brought near 1 first, which changes no direction
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)  # [.,1]
+    x = x / jax.lax.stop_gradient(jnp.where(largest < jnp.finfo(jnp.float32).tiny, jnp.float32(1), largest))
+    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)  # [.,1], 1 to E, or 0
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
 
 
@@ -83,60 +105,68 @@ def prepare(rows: Rows) -> Rows:
     return rows._replace(features=None if features is None else normalize(features), similarity=clean(rows.similarity))
 
 
-def whole(rows: Rows) -> Reduce:
+@dataclass(frozen=True)
+class Whole:
     """All rows at once; where they are sharded, the compiler adds the all-reduces."""
-    prepared = prepare(rows)
 
-    def reduce(function: Callable[..., Any], *args: Any, log: bool = False) -> Any:
-        return function(prepared, *args)
+    rows: Rows  # prepared
+    loops: Loops = COMPILED
 
-    return reduce
+    def __call__(self, function: Callable[..., Any], *args: Any, log: bool = False) -> Any:
+        return function(self.rows, *args)
 
 
-def in_blocks(rows: Rows, block_size: int, axis_name: str | None = None) -> Reduce:
-    """Block after block of `block_size` rows in a compiled loop, then summed over the mesh axis, if any.
+@dataclass(frozen=True)
+class Blocks:
+    """Block after block of `block_size` rows in a compiled loop, then summed over the mesh axes, if any.
 
     The last block starts early enough to be full; rows counted before are masked. Nothing is copied.
     """
-    num_rows = rows.mask.shape[0]
-    size = min(block_size, num_rows)
 
-    def block(i: jax.Array) -> Rows:
+    rows: Rows
+    block_size: int
+    axes: Any = None
+    loops: Loops = COMPILED
+
+    def block(self, i: jax.Array) -> Rows:
+        num_rows, size = self.rows.mask.shape[0], self.block_size
         start = jnp.minimum(i * size, num_rows - size)
-        rows_i = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), rows)
+        rows = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), self.rows)
         new = start + jnp.arange(size, dtype=start.dtype) >= i * size
-        return prepare(rows_i._replace(mask=rows_i.mask & new))
+        return prepare(rows._replace(mask=rows.mask & new))
 
-    def reduce(function: Callable[..., Any], *args: Any, log: bool = False) -> Any:
+    def __call__(self, function: Callable[..., Any], *args: Any, log: bool = False) -> Any:
         first = jnp.zeros((), jnp.int32)
-        shapes = jax.eval_shape(lambda: function(block(first), *args))
+        shapes = jax.eval_shape(lambda: function(self.block(first), *args))
         empty = jax.tree.map(lambda s: jnp.full(s.shape, -jnp.inf if log else 0, s.dtype), shapes)
         add = jnp.logaddexp if log else jnp.add
 
         def body(i: jax.Array, total: Any) -> Any:
-            return jax.tree.map(add, total, function(block(i), *args))
+            return jax.tree.map(add, total, function(self.block(i), *args))
 
-        total = jax.lax.fori_loop(0, -(-num_rows // size), body, empty)
-        if axis_name is None:
+        num_blocks = -(-self.rows.mask.shape[0] // self.block_size)
+        total = jax.lax.fori_loop(0, num_blocks, body, empty)
+        if self.axes is None:
             return total
-        if log:
-            return jax.tree.map(lambda x: _log_psum(x, axis_name), total)
-        return jax.lax.psum(total, axis_name)
-
-    return reduce
+        return jax.tree.map(lambda x: _log_psum(x, self.axes), total) if log else jax.lax.psum(total, self.axes)
 
 
-def _log_psum(x: jax.Array, axis_name: str) -> jax.Array:
-    top = jax.lax.pmax(x, axis_name)
-    return top + jnp.log(jax.lax.psum(jnp.exp(x - top), axis_name))
+def _log_psum(x: jax.Array, axes: Any) -> jax.Array:
+    top = jax.lax.pmax(x, axes)
+    return top + jnp.log(jax.lax.psum(jnp.exp(x - top), axes))
 
 
-def block_rows(block_size: int | None, num_rows: int, num_classes: int) -> int:
-    """Images in a block: as asked, or such that [block, C] holds about four million numbers."""
-    if block_size is None:
-        block_size = max(2**22 // num_classes, 256)
-    checks.whole_number(block_size, "block_size")
-    return min(block_size, num_rows)
+def where_rows_lie(function: Callable[..., Any], sharding: NamedSharding | None) -> Callable[..., Any]:
+    """`function(rows, *args)` run on the devices over which rows are spread, each with its part; sums end in a psum."""
+    if sharding is None:
+        return function
+
+    def spread(rows: Rows, *args: Any) -> Any:
+        specs = (P(sharding.spec[0]), *[P()] * len(args))
+        # check_vma: results are equal on all devices, since every sum over rows ends in a psum
+        return jax.shard_map(function, mesh=sharding.mesh, in_specs=specs, out_specs=P(), check_vma=False)(rows, *args)
+
+    return spread
 
 
 def count(rows: Rows) -> jax.Array:

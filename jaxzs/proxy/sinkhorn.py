@@ -7,16 +7,28 @@ underflows (a class that nobody predicts), and labels of any block of images can
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxzs.proxy.rows import EXACT, Reduce, Rows
+from jaxzs.proxy.settings import Settings
 
 
-def soft_labels(similarity: jax.Array, potentials: jax.Array, temperature: jax.Array) -> jax.Array:
+class Task(NamedTuple):
+    """Images, seen through sums over them, and the classes they may belong to."""
+
+    reduce: Reduce
+    num_images: jax.Array  # [] padding left out
+    num_classes: int
+    text: jax.Array | None = None  # [C,E] normalised, or None where the rows bring their similarities
+
+
+def soft_labels(similarity: jax.Array, potentials: jax.Array, label_temperature: jax.Array) -> jax.Array:
     """softmax(S / tau_t + potentials): [N, C], [C] -> [N, C]."""
-    return jax.nn.softmax(similarity / temperature + potentials[None, :], axis=-1)
+    return jax.nn.softmax(similarity / label_temperature + potentials[None, :], axis=-1)
 
 
 def round_labels(labels: jax.Array, confidence: ArrayLike = 0.6) -> jax.Array:
@@ -42,39 +54,32 @@ def similarity_of(rows: Rows, text: jax.Array | None) -> jax.Array:
     return EXACT.logits(rows.features, text)
 
 
-def log_masses(rows: Rows, text: jax.Array | None, potentials: jax.Array, temperature: jax.Array) -> jax.Array:
+def log_masses(rows: Rows, text: jax.Array | None, potentials: jax.Array, label_temperature: jax.Array) -> jax.Array:
     """log of the column sums of a block's labels, for several potentials [G, C]: -> [G, C]."""
-    similarity = similarity_of(rows, text)
+    similarity = similarity_of(rows, text)  # [N,C]
 
     def one(potentials: jax.Array) -> jax.Array:
-        logits = similarity / temperature + potentials[None, :]
-        log_labels = jax.nn.log_softmax(logits, axis=-1)
-        return jax.nn.logsumexp(log_labels, axis=0, where=rows.mask[:, None])
+        logits = similarity / label_temperature + potentials[None, :]
+        log_labels = jax.nn.log_softmax(logits, axis=-1)  # [N,C]
+        return jax.nn.logsumexp(log_labels, axis=0, where=rows.mask[:, None])  # [C]
 
     return jax.lax.map(one, potentials)
 
 
-def sinkhorn(
-    reduce: Reduce,
-    text: jax.Array | None,
-    num_images: jax.Array,
-    num_classes: int,
-    *,
-    temperature: jax.Array,
-    gammas: jax.Array,
-    iterations: int,
-) -> jax.Array:
+def sinkhorn(task: Task, gammas: jax.Array, settings: Settings) -> jax.Array:
     """Class potentials [G, C] for each gamma [G]: columns scaled to their target, rows to one, in turn."""
 
-    def column_log_means(potentials: jax.Array) -> jax.Array:
-        return reduce(log_masses, text, potentials, temperature, log=True) - jnp.log(num_images)
+    def column_log_means(potentials: jax.Array) -> jax.Array:  # [G,C]
+        masses = task.reduce(log_masses, task.text, potentials, settings.label_temperature, log=True)
+        return masses - jnp.log(task.num_images)
 
-    first = column_log_means(jnp.zeros((gammas.shape[0], num_classes), jnp.float32))
+    first = column_log_means(jnp.zeros((gammas.shape[0], task.num_classes), jnp.float32))
     target = jax.nn.log_softmax(gammas[:, None] * first, axis=-1)  # q_j ~ (sum_i P_ij)^gamma
 
     def scale(_: jax.Array, potentials: jax.Array) -> jax.Array:
         return potentials + target - column_log_means(potentials)
 
-    potentials = jax.lax.fori_loop(1, iterations, scale, target - first)
+    # from potentials of 0 the first scaling of columns needs no further pass
+    potentials = task.reduce.loops.fori_loop(1, settings.sinkhorn_iterations, scale, target - first)
     # gamma = 1 asks for the marginal that is there already: exactly plain softmax, no rounding errors
     return jnp.where(gammas[:, None] == 1, jnp.float32(0), potentials)

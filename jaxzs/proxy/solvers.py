@@ -7,18 +7,17 @@ P^T X is known, no solver looks at the labels again.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxzs.errors import ConfigError
-from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import LabelSums, closed_form, precondition
 from jaxzs.proxy.rows import EXACT, normalize
-from jaxzs.proxy.sweeps import REFRESH, Sweeps, stretch
+from jaxzs.proxy.settings import Settings
+from jaxzs.proxy.sweeps import REFRESH, Line, Sweeps, stretch
 
-Solver = Literal["fast", "reference", "closed_form"]
 REFERENCE_ITERATIONS = 2000
 LEARNING_RATE = 10.0
 # One pass to start, one a step, half a pass for each refresh: at most 30 passes, or 50 where images are few.
@@ -50,113 +49,125 @@ def tangent(x: jax.Array, proxies: jax.Array) -> jax.Array:
     return x - jnp.sum(x * proxies, axis=-1, keepdims=True) * proxies
 
 
-def _evaluate(
-    sweeps: Sweeps, cache: Any, proxies: jax.Array, sums: LabelSums, temperature: jax.Array
+@jax.jit
+def _cross_entropy(
+    sums_over_images: tuple[jax.Array, jax.Array], proxies: jax.Array, sums: LabelSums, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Objective [] and its gradient [C, E], not yet projected."""
-    total, predicted = sweeps.gradient(cache, proxies)
+    """Objective [] and its gradient [C, E], not yet projected, from `Sweeps.gradient`."""
+    total, predicted = sums_over_images
     scale = 1 / (sums.num_images * temperature)
     objective = total / sums.num_images - jnp.sum(sums.labelled * proxies) * scale
     return objective, (predicted - sums.labelled) * scale
 
 
-def solve(
-    sweeps: Sweeps,
-    sums: LabelSums,
-    text: jax.Array,
-    temperature: jax.Array,
-    ridge: jax.Array,
-    tolerance: jax.Array,
-    solver: Solver,
-    iterations: int | None,
-) -> ProxyResult:
-    """Proxies of the labels whose sums are given, by one of the solvers; "reference" starts from `text` [C, E]."""
-    if solver == "reference":
-        steps = REFERENCE_ITERATIONS if iterations is None else iterations
-        return reference(sweeps, sums, normalize(text), temperature, steps)
-    inverse = precondition(sums, ridge)
+def solve(sweeps: Sweeps, sums: LabelSums, text: jax.Array, settings: Settings) -> ProxyResult:
+    """Proxies of the labels whose sums are given; "reference" starts from `text` [C, E]."""
+    if settings.solver == "reference":
+        return reference(sweeps, sums, normalize(text), settings)
+    inverse = precondition(sums, settings.ridge)
     proxies = closed_form(sums, inverse)
-    if solver == "closed_form":
-        return evaluate_at(sweeps, proxies, sums, temperature)
-    return fast(sweeps, sums, proxies, inverse, temperature, tolerance, iterations)
-
-
-def check_options(temperature: Any, confidence: Any, solver: str, iterations: int | None, ridge: float) -> None:
-    """Raise `ConfigError` unless these are options of `solve`."""
-    checks.positive(temperature, "temperature")
-    checks.between(confidence, "confidence", 0, 1)
-    checks.positive(ridge, "ridge")
-    if solver not in get_args(Solver):
-        raise ConfigError(f"solver is {solver!r}; expected one of {', '.join(get_args(Solver))}")
-    if iterations is not None:
-        checks.whole_number(iterations, "iterations")
+    if settings.solver == "closed_form":
+        return evaluate_at(sweeps, proxies, sums, settings.temperature)
+    return fast(sweeps, sums, proxies, inverse, settings)
 
 
 def evaluate_at(sweeps: Sweeps, proxies: jax.Array, sums: LabelSums, temperature: jax.Array) -> ProxyResult:
     """A `ProxyResult` of given proxies: histories of one entry, no passes."""
-    objective, gradient = _evaluate(sweeps, sweeps.start(proxies), proxies, sums, temperature)
+    found = sweeps.gradient(sweeps.start(proxies), proxies)
+    objective, gradient = _cross_entropy(found, proxies, sums, temperature)
     norm = jnp.linalg.norm(tangent(gradient, proxies))
     return ProxyResult(proxies, objective[None], norm[None], jnp.zeros((), jnp.float32))
 
 
-def reference(
-    sweeps: Sweeps, sums: LabelSums, start: jax.Array, temperature: jax.Array, iterations: int = REFERENCE_ITERATIONS
-) -> ProxyResult:
+class _Descent(NamedTuple):
+    """State of "reference"."""
+
+    proxies: jax.Array  # [C,E]
+    rate: jax.Array  # [] eta
+    norm: jax.Array  # [] of the last gradient
+    objectives: jax.Array  # [iterations]
+    norms: jax.Array  # [iterations] on the spheres
+
+
+def reference(sweeps: Sweeps, sums: LabelSums, start: jax.Array, settings: Settings) -> ProxyResult:
     """Gradient descent as InMaP describes it: eta = 10, halved whenever the norm of the gradient grew.
 
     The gradient is not projected; rows are normalised after each step.
     """
+    steps = REFERENCE_ITERATIONS if settings.iterations is None else settings.iterations
 
-    def descend(state: tuple[jax.Array, ...], _: None) -> tuple[Any, Any]:
-        proxies, rate, previous = state
-        objective, gradient = _evaluate(sweeps, sweeps.start(proxies), proxies, sums, temperature)
-        norm = jnp.linalg.norm(gradient)
-        rate = jnp.where(norm > previous, rate / 2, rate)
-        on_spheres = jnp.linalg.norm(tangent(gradient, proxies))
-        return (normalize(proxies - rate * gradient), rate, norm), (objective, on_spheres)
+    def descend(i: jax.Array, state: _Descent) -> _Descent:
+        found = sweeps.gradient(sweeps.start(state.proxies), state.proxies)
+        return _descend(i, state, found, sums, settings.temperature)
 
-    first = (start, jnp.float32(LEARNING_RATE), jnp.float32(jnp.inf))
-    (proxies, _, _), (objectives, norms) = jax.lax.scan(descend, first, length=iterations)
-    last = evaluate_at(sweeps, proxies, sums, temperature)
+    nothing = jnp.zeros((steps,), jnp.float32)
+    first = _Descent(start, jnp.float32(LEARNING_RATE), jnp.float32(jnp.inf), nothing, nothing)
+    descent = sweeps.loops.fori_loop(0, steps, descend, first)
+    last = evaluate_at(sweeps, descent.proxies, sums, settings.temperature)
     return ProxyResult(
-        proxies,
-        jnp.concatenate([objectives, last.objective]),
-        jnp.concatenate([norms, last.gradient_norm]),
-        jnp.float32(iterations),
+        descent.proxies,
+        jnp.concatenate([descent.objectives, last.objective]),
+        jnp.concatenate([descent.norms, last.gradient_norm]),
+        jnp.float32(steps),
+    )
+
+
+@jax.jit
+def _descend(
+    i: jax.Array, state: _Descent, found: tuple[jax.Array, jax.Array], sums: LabelSums, temperature: jax.Array
+) -> _Descent:
+    """One step of "reference" from the sums that it found at its proxies."""
+    objective, gradient = _cross_entropy(found, state.proxies, sums, temperature)
+    norm = jnp.linalg.norm(gradient)
+    rate = jnp.where(norm > state.norm, state.rate / 2, state.rate)
+    return _Descent(
+        normalize(state.proxies - rate * gradient),
+        rate,
+        norm,
+        state.objectives.at[i].set(objective),
+        state.norms.at[i].set(jnp.linalg.norm(tangent(gradient, state.proxies))),
     )
 
 
 class _Point(NamedTuple):
     """Proxies on the spheres and what is known there."""
 
-    proxies: jax.Array  # [C, E]
+    proxies: jax.Array  # [C,E]
     cache: Any  # of the sweeps
     objective: jax.Array  # []
     radial: jax.Array  # [C] the part of the gradient along each proxy
-    gradient: jax.Array  # [C, E] the part on the spheres
-    preconditioned: jax.Array  # [C, E]
+    gradient: jax.Array  # [C,E] the part on the spheres
+    preconditioned: jax.Array  # [C,E]
 
 
 class _FastState(NamedTuple):
+    """State of "fast"."""
+
     step: jax.Array
     done: jax.Array
     point: _Point
-    direction: jax.Array  # [C, E]
+    direction: jax.Array  # [C,E]
     damping: jax.Array  # of the next step: 1, less after a step that failed
-    objectives: jax.Array
-    norms: jax.Array
+    objectives: jax.Array  # [longest + 1]
+    norms: jax.Array  # [longest + 1]
     passes: jax.Array
 
 
-def fast(
-    sweeps: Sweeps,
-    sums: LabelSums,
-    start: jax.Array,
-    inverse: jax.Array,
-    temperature: jax.Array,
-    tolerance: jax.Array,
-    steps: int | None = None,
-) -> ProxyResult:
+class _Given(NamedTuple):
+    """What stays as it is while "fast" runs."""
+
+    sums: LabelSums
+    inverse: jax.Array  # [E,E] the preconditioner
+    temperature: jax.Array
+    tolerance: jax.Array
+
+    @property
+    def noise(self) -> jax.Array:
+        """Rounding of an objective made of logits up to 1 / tau, and of its gradient (Q - P)^T X / (n tau)."""
+        return jnp.finfo(jnp.float32).eps / self.temperature
+
+
+def fast(sweeps: Sweeps, sums: LabelSums, start: jax.Array, inverse: jax.Array, settings: Settings) -> ProxyResult:
     """Preconditioned Riemannian conjugate gradient (Polak-Ribiere+) on the product of spheres.
 
     `start` [C, E] is the closed form and `inverse` [E, E] its preconditioner. Each step goes to the minimum of
@@ -165,91 +176,106 @@ def fast(
     drown in it after ten steps and make equal runs part: so would the Armijo condition. A step is kept by the slope at
     its end (the approximate Wolfe condition of Hager and Zhang 2005, equation 4.1 there), as long as the objective does
     not rise by more than rounding; else it is taken back and damped. Equal runs on any number of devices thus take
-    equal decisions. Stops after `steps`, once the gradient is no longer than its own rounding errors, or
+    equal decisions. Stops after `iterations`, once the gradient is no longer than its own rounding errors, or
     once a step gains no more than `tolerance` of the objective, if that is above 0.
     """
-    longest = FAST_STEPS_FEW_IMAGES if steps is None else steps
-    limit = jnp.int32(longest)
-    if steps is None:
-        few = sums.num_images < 2 * start.shape[0]
-        limit = jnp.where(few, jnp.int32(FAST_STEPS_FEW_IMAGES), jnp.int32(FAST_STEPS))
-    # rounding of an objective made of logits up to 1 / tau, and of its gradient (Q - P)^T X / (n tau)
-    noise = jnp.finfo(jnp.float32).eps / temperature
+    given = _Given(sums, inverse, settings.temperature, settings.tolerance)
+    limit = _limit(sums, start.shape[0], settings.iterations)
+    longest = FAST_STEPS_FEW_IMAGES if settings.iterations is None else settings.iterations
 
     def at(proxies: jax.Array, cache: Any) -> _Point:
-        objective, gradient = _evaluate(sweeps, cache, proxies, sums, temperature)
-        radial = jnp.sum(gradient * proxies, axis=-1)
-        gradient = tangent(gradient, proxies)
-        preconditioned = jnp.matmul(gradient, inverse, precision=EXACT.precision)
-        return _Point(proxies, cache, objective, radial, gradient, tangent(preconditioned, proxies))
+        return _point(sweeps.gradient(cache, proxies), proxies, cache, given)
 
     def running(state: _FastState) -> jax.Array:
         return (state.step < limit) & ~state.done
 
     def descend(state: _FastState) -> _FastState:
-        step, old, direction = state.step + 1, state.point, state.direction
-        along = sweeps.along(direction)
-        slope = jnp.sum(old.gradient * direction)
-        t = state.damping * _newton_step(sweeps, old, direction, along, slope, sums, temperature)
-
-        proxies = normalize(old.proxies + t * direction)
-        new = at(proxies, sweeps.advance(old.cache, along, proxies, direction, t, step))
-        gain = old.objective - new.objective
-        slope_there = jnp.sum(new.gradient * direction / stretch(direction, t)[:, None])
-        accepted = (slope_there <= -SLOPE_LEFT * slope) & (gain >= -10 * noise)
-        damped = jnp.clip(slope / (slope - jnp.maximum(slope_there, 0)), 0.1, 0.5)  # secant
-
-        point = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
-        norm = jnp.linalg.norm(point.gradient)
-        stalled = (tolerance > 0) & accepted & (gain <= tolerance * jnp.abs(new.objective))
-        after = jnp.arange(longest + 1) >= step
-        return _FastState(
-            step=step,
-            done=stalled | (norm <= noise),
-            point=point,
-            direction=jnp.where(accepted, _conjugate(old, new, direction), direction),
-            damping=jnp.where(accepted, jnp.float32(1), state.damping * damped),
-            objectives=jnp.where(after, point.objective, state.objectives),
-            norms=jnp.where(after, norm, state.norms),
-            passes=state.passes + _passes_of_step(sweeps, step),
-        )
+        old = state.point
+        line = Line(old.proxies, state.direction, old.cache, sweeps.along(state.direction))
+        t, proxies = _move(state, sweeps.spread(line), given)
+        new = at(proxies, sweeps.advance(line, proxies, t, state.step + 1))
+        state = state._replace(passes=state.passes + _passes_of_step(sweeps, state.step + 1))
+        return _judge(state, new, t, given)
 
     first = at(start, sweeps.start(start))
-    norm = jnp.linalg.norm(first.gradient)
-    last = jax.lax.while_loop(
-        running,
-        descend,
-        _FastState(
-            step=jnp.zeros((), jnp.int32),
-            done=norm <= noise,
-            point=first,
-            direction=-first.preconditioned,
-            damping=jnp.ones((), jnp.float32),
-            objectives=jnp.full((longest + 1,), first.objective),
-            norms=jnp.full((longest + 1,), norm),
-            passes=jnp.ones((), jnp.float32),
-        ),
-    )
+    last = sweeps.loops.while_loop(running, descend, _first_state(first, longest, given))
     return ProxyResult(last.point.proxies, last.objectives, last.norms, last.passes)
 
 
-def _newton_step(
-    sweeps: Sweeps,
-    point: _Point,
-    direction: jax.Array,
-    along: Any,
-    slope: jax.Array,
-    sums: LabelSums,
-    temperature: jax.Array,
-) -> jax.Array:
+def _limit(sums: LabelSums, num_classes: int, iterations: int | None) -> jax.Array:
+    """Steps that "fast" may take: as asked, or more of them where there are few images."""
+    if iterations is not None:
+        return jnp.int32(iterations)
+    few = sums.num_images < 2 * num_classes
+    return jnp.where(few, jnp.int32(FAST_STEPS_FEW_IMAGES), jnp.int32(FAST_STEPS))
+
+
+@jax.jit
+def _point(found: tuple[jax.Array, jax.Array], proxies: jax.Array, cache: Any, given: _Given) -> _Point:
+    """All that is known at proxies, from the sums found there."""
+    objective, gradient = _cross_entropy(found, proxies, given.sums, given.temperature)
+    radial = jnp.sum(gradient * proxies, axis=-1)  # [C]
+    gradient = tangent(gradient, proxies)
+    preconditioned = jnp.matmul(gradient, given.inverse, precision=EXACT.precision)  # [C,E]
+    return _Point(proxies, cache, objective, radial, gradient, tangent(preconditioned, proxies))
+
+
+@partial(jax.jit, static_argnames="longest")
+def _first_state(point: _Point, longest: int, given: _Given) -> _FastState:
+    norm = jnp.linalg.norm(point.gradient)
+    return _FastState(
+        step=jnp.zeros((), jnp.int32),
+        done=norm <= given.noise,
+        point=point,
+        direction=-point.preconditioned,
+        damping=jnp.ones((), jnp.float32),
+        objectives=jnp.full((longest + 1,), point.objective),
+        norms=jnp.full((longest + 1,), norm),
+        passes=jnp.ones((), jnp.float32),
+    )
+
+
+@jax.jit
+def _move(state: _FastState, variance: jax.Array, given: _Given) -> tuple[jax.Array, jax.Array]:
+    """Length t of the step [] and the proxies rownorm(W + t D) [C, E] at its end."""
+    t = state.damping * _newton_step(state.point, state.direction, variance, given)
+    return t, normalize(state.point.proxies + t * state.direction)
+
+
+def _newton_step(point: _Point, direction: jax.Array, variance: jax.Array, given: _Given) -> jax.Array:
     """-slope / curvature of t -> objective(rownorm(W + t D)) at 0, for D orthogonal to W: []."""
-    squared = jnp.sum(jnp.square(direction), axis=-1)
-    variance = sweeps.spread(point.cache, along, point.proxies, direction)
+    squared = jnp.sum(jnp.square(direction), axis=-1)  # [C]
     # the second term comes from the spheres: rownorm bends W + t D back by t^2 |D_j|^2 / 2
-    curvature = variance / (sums.num_images * jnp.square(temperature)) - jnp.sum(squared * point.radial)
+    curvature = variance / given.sums.num_images / given.temperature / given.temperature
+    curvature = curvature - jnp.sum(squared * point.radial)
     furthest = LONGEST_STEP / jnp.maximum(jnp.sqrt(jnp.mean(squared)), 1e-30)
-    newton = -slope / jnp.maximum(curvature, 1e-30)
+    newton = -jnp.sum(point.gradient * direction) / jnp.maximum(curvature, 1e-30)
     return jnp.where(curvature > 0, jnp.minimum(newton, furthest), furthest)
+
+
+@jax.jit
+def _judge(state: _FastState, new: _Point, t: jax.Array, given: _Given) -> _FastState:
+    """The state after a step of length t to `new`: kept, or taken back and damped."""
+    step, old, direction = state.step + 1, state.point, state.direction
+    slope = jnp.sum(old.gradient * direction)
+    gain = old.objective - new.objective
+    slope_there = jnp.sum(new.gradient * direction / stretch(direction, t)[:, None])
+    accepted = (slope_there <= -SLOPE_LEFT * slope) & (gain >= -10 * given.noise)
+    damped = jnp.clip(slope / (slope - jnp.maximum(slope_there, 0)), 0.1, 0.5)  # secant
+
+    point = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
+    norm = jnp.linalg.norm(point.gradient)
+    stalled = (given.tolerance > 0) & accepted & (gain <= given.tolerance * jnp.abs(new.objective))
+    after = jnp.arange(len(state.norms)) >= step  # an early stop repeats its last entry
+    return state._replace(
+        step=step,
+        done=stalled | (norm <= given.noise),
+        point=point,
+        direction=jnp.where(accepted, _conjugate(old, new, direction), direction),
+        damping=jnp.where(accepted, jnp.float32(1), state.damping * damped),
+        objectives=jnp.where(after, point.objective, state.objectives),
+        norms=jnp.where(after, norm, state.norms),
+    )
 
 
 def _conjugate(old: _Point, new: _Point, direction: jax.Array) -> jax.Array:

@@ -6,14 +6,24 @@ images block by block and holds nothing.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from jaxzs.proxy.rows import Products, Reduce, Rows, prepare
+from jaxzs.proxy.rows import COMPILED, Loops, Products, Reduce, Rows, prepare
+from jaxzs.proxy.settings import Settings
 
 REFRESH = 10  # kept logits are computed anew every so many steps
+
+
+class Line(NamedTuple):
+    """A direction D at proxies W, orthogonal to them row by row, and what is kept of both."""
+
+    proxies: jax.Array  # [C,E] W
+    direction: jax.Array  # [C,E] D
+    cache: Any  # of W
+    along: Any = ()  # of D
 
 
 class Sweeps(Protocol):
@@ -23,6 +33,7 @@ class Sweeps(Protocol):
     """
 
     keeps_logits: bool
+    loops: Loops
 
     def start(self, proxies: jax.Array) -> Any: ...
 
@@ -32,13 +43,11 @@ class Sweeps(Protocol):
 
     def along(self, direction: jax.Array) -> Any: ...
 
-    def spread(self, cache: Any, along: Any, proxies: jax.Array, direction: jax.Array) -> jax.Array:
+    def spread(self, line: Line) -> jax.Array:
         """sum_i Var_q(x_i D_j), the variance over classes j under Q(W): []."""
         ...
 
-    def advance(
-        self, cache: Any, along: Any, proxies: jax.Array, direction: jax.Array, t: jax.Array, step: jax.Array
-    ) -> Any:
+    def advance(self, line: Line, proxies: jax.Array, t: jax.Array, step: jax.Array) -> Any:
         """The cache of W(t), given as `proxies`."""
         ...
 
@@ -50,17 +59,18 @@ def stretch(direction: jax.Array, t: jax.Array) -> jax.Array:
 
 def spread_sum(logits: jax.Array, along: jax.Array, mask: jax.Array, temperature: jax.Array) -> jax.Array:
     """Sum over images of the variance of `along` [N, C] under softmax(logits / tau): []."""
-    q = jax.nn.softmax(logits / temperature, axis=-1)
-    centred = along - jnp.sum(q * along, axis=-1, keepdims=True)
-    variance = jnp.sum(q * jnp.square(centred), axis=-1)
+    q = jax.nn.softmax(logits / temperature, axis=-1)  # [N,C]
+    centred = along - jnp.sum(q * along, axis=-1, keepdims=True)  # [N,C]
+    variance = jnp.sum(q * jnp.square(centred), axis=-1)  # [N]
     return jnp.sum(jnp.where(mask, variance, jnp.float32(0)))
 
 
 def gradient_sums(
     products: Products, rows: Rows, logits: jax.Array, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    normaliser = jax.nn.logsumexp(logits / temperature, axis=-1)
-    q = jnp.exp(logits / temperature - normaliser[:, None])
+    """What `Sweeps.gradient` is of a block with those logits [N, C]."""
+    normaliser = jax.nn.logsumexp(logits / temperature, axis=-1)  # [N]
+    q = jnp.exp(logits / temperature - normaliser[:, None])  # [N,C]
     q = jnp.where(rows.mask[:, None], q, jnp.float32(0))
     total = jnp.sum(jnp.where(rows.mask, normaliser, jnp.float32(0)))
     return total, products.by_class(q, rows.features)
@@ -70,11 +80,12 @@ class Kept:
     """`Sweeps` with the logits of all images in memory: two products a step."""
 
     keeps_logits = True
+    loops = COMPILED
 
-    def __init__(self, rows: Rows, temperature: jax.Array, products: Products):
-        self.rows, self.temperature, self.products = prepare(rows), temperature, products
+    def __init__(self, rows: Rows, settings: Settings):
+        self.rows, self.temperature, self.products = prepare(rows), settings.temperature, settings.products
         # bfloat16 operands are rounded once, not in every product
-        self.rows = self.rows._replace(features=self.rows.features.astype(products.dtype))
+        self.rows = self.rows._replace(features=self.rows.features.astype(self.products.dtype))
 
     def start(self, proxies: jax.Array) -> jax.Array:
         return self.products.logits(self.rows.features, proxies)
@@ -85,22 +96,15 @@ class Kept:
     def along(self, direction: jax.Array) -> jax.Array:
         return self.products.logits(self.rows.features, direction)
 
-    def spread(self, cache: jax.Array, along: jax.Array, proxies: jax.Array, direction: jax.Array) -> jax.Array:
-        return spread_sum(cache, along, self.rows.mask, self.temperature)
+    def spread(self, line: Line) -> jax.Array:
+        return spread_sum(line.cache, line.along, self.rows.mask, self.temperature)
 
-    def advance(
-        self,
-        cache: jax.Array,
-        along: jax.Array,
-        proxies: jax.Array,
-        direction: jax.Array,
-        t: jax.Array,
-        step: jax.Array,
-    ) -> jax.Array:
+    def advance(self, line: Line, proxies: jax.Array, t: jax.Array, step: jax.Array) -> jax.Array:
+        # the products are linear in D, so logits of W(t) need no new one; rounding adds up until the next refresh
         return jax.lax.cond(
             step % REFRESH == 0,
             lambda: self.start(proxies),
-            lambda: (cache + t * along) / stretch(direction, t)[None, :],
+            lambda: (line.cache + t * line.along) / stretch(line.direction, t)[None, :],  # [N,C]
         )
 
 
@@ -109,37 +113,36 @@ class Recomputed:
 
     keeps_logits = False
 
-    def __init__(self, reduce: Reduce, temperature: jax.Array, products: Products):
-        self.reduce, self.temperature, self.products = reduce, temperature, products
+    def __init__(self, reduce: Reduce, settings: Settings):
+        self.reduce, self.temperature, self.products = reduce, settings.temperature, settings.products
+        self.loops = reduce.loops
 
     def start(self, proxies: jax.Array) -> tuple[()]:
         return ()
 
     def gradient(self, cache: tuple[()], proxies: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self.reduce(self._block_gradient, proxies, self.temperature)
+        return self.reduce(block_gradient, proxies, self.temperature, self.products)
 
     def along(self, direction: jax.Array) -> tuple[()]:
         return ()
 
-    def spread(self, cache: tuple[()], along: tuple[()], proxies: jax.Array, direction: jax.Array) -> jax.Array:
-        return self.reduce(self._block_spread, proxies, direction, self.temperature)
+    def spread(self, line: Line) -> jax.Array:
+        return self.reduce(block_spread, line.proxies, line.direction, self.temperature, self.products)
 
-    def advance(
-        self,
-        cache: tuple[()],
-        along: tuple[()],
-        proxies: jax.Array,
-        direction: jax.Array,
-        t: jax.Array,
-        step: jax.Array,
-    ) -> tuple[()]:
+    def advance(self, line: Line, proxies: jax.Array, t: jax.Array, step: jax.Array) -> tuple[()]:
         return ()
 
-    def _block_gradient(self, rows: Rows, proxies: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = self.products.logits(rows.features, proxies)
-        return gradient_sums(self.products, rows, logits, temperature)
 
-    def _block_spread(self, rows: Rows, proxies: jax.Array, direction: jax.Array, temperature: jax.Array) -> jax.Array:
-        logits = self.products.logits(rows.features, proxies)
-        along = self.products.logits(rows.features, direction)
-        return spread_sum(logits, along, rows.mask, temperature)
+def block_gradient(
+    rows: Rows, proxies: jax.Array, temperature: jax.Array, products: Products
+) -> tuple[jax.Array, jax.Array]:
+    """`Sweeps.gradient` of one block."""
+    return gradient_sums(products, rows, products.logits(rows.features, proxies), temperature)
+
+
+def block_spread(
+    rows: Rows, proxies: jax.Array, direction: jax.Array, temperature: jax.Array, products: Products
+) -> jax.Array:
+    """`Sweeps.spread` of one block."""
+    logits = products.logits(rows.features, proxies)
+    return spread_sum(logits, products.logits(rows.features, direction), rows.mask, temperature)
