@@ -11,7 +11,7 @@ from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import label_sums, sums_of
 from jaxzs.proxy.gamma import held_out_gamma, random_halves
 from jaxzs.proxy.rows import Blocks, Rows, count, normalize, prepare, where_rows_lie
-from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Settings, Solver, for_rows, in_float32
+from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Checked, Settings, Solver, for_rows, in_float32
 from jaxzs.proxy.sinkhorn import Task, round_labels, sinkhorn
 from jaxzs.proxy.solvers import ProxyResult, solve
 from jaxzs.proxy.sweeps import Kept, Recomputed
@@ -80,13 +80,13 @@ def learn_proxies(
 
 
 @jax.jit
-def learn(rows: Rows, text: jax.Array, labels: jax.Array, settings: Settings) -> ProxyResult:
+def learn(rows: Rows, text: jax.Array, labels: jax.Array, settings: Checked) -> ProxyResult:
     """`learn_proxies` without its checks; settings `in_float32`."""
     sums = sums_of(prepare(rows), round_labels(labels.astype(jnp.float32), settings.confidence))
     return solve(Kept(rows, settings), sums, text, settings)
 
 
-def whole_method(task: Task, settings: Settings) -> ProxyResult:
+def whole_method(task: Task, settings: Checked) -> ProxyResult:
     """Sinkhorn, labels and proxies, from sums over the images alone."""
     gamma = held_out_gamma(task, settings) if settings.auto else settings.gamma
     potentials = sinkhorn(task, gamma[None], settings)[0]  # [C]
@@ -136,20 +136,20 @@ def fit(
     (3, 2, 2)
     """
     x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
-    settings = in_float32(settings, logit_scale)
+    checked = in_float32(settings, logit_scale)
     rows = Rows(rows_mask, features=x, fold=random_halves(key, x.shape[0]) if settings.auto else None)
-    return _fit(rows, z, for_rows(settings, rows, z.shape[0]))
+    return _fit(rows, z, for_rows(checked, rows, z.shape[0]))
 
 
 @jax.jit
-def _fit(rows: Rows, text: jax.Array, settings: Settings) -> ProxyResult:
-    def run(rows: Rows, text: jax.Array, settings: Settings) -> ProxyResult:
+def _fit(rows: Rows, text: jax.Array, settings: Checked) -> ProxyResult:
+    def run(rows: Rows, text: jax.Array, settings: Checked) -> ProxyResult:
         return whole_method(task_of(rows, text, settings), settings)
 
     return where_rows_lie(run, settings.sharding)(rows, text, settings)
 
 
-def task_of(rows: Rows, text: jax.Array, settings: Settings) -> Task:
+def task_of(rows: Rows, text: jax.Array, settings: Checked) -> Task:
     """The rows of a device seen block by block, with classes [C, E]."""
     reduce = Blocks(rows, settings.block_size, settings.row_axes)
     return Task(reduce, reduce(count), text.shape[0], normalize(text))

@@ -11,7 +11,7 @@ from jaxzs.errors import ConfigError
 from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import LabelSums, closed_form, feature_sums, labelled_sums, precondition
 from jaxzs.proxy.rows import EXACT, Rows
-from jaxzs.proxy.settings import Settings
+from jaxzs.proxy.settings import Checked
 from jaxzs.proxy.sinkhorn import Task, round_labels, similarity_of, sinkhorn, soft_labels
 
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -24,12 +24,12 @@ def random_halves(key: Any, num_rows: int) -> jax.Array:
     return jax.random.bernoulli(checks.random_key(key), 0.5, (num_rows,))
 
 
-def rounded(similarity: jax.Array, potentials: jax.Array, settings: Settings) -> jax.Array:
+def rounded(similarity: jax.Array, potentials: jax.Array, settings: Checked) -> jax.Array:
     """Rounded labels [N, C] of similarities [N, C] and potentials [C]."""
     return round_labels(soft_labels(similarity, potentials, settings.label_temperature), settings.confidence)
 
 
-def sums_by_half(rows: Rows, text: jax.Array | None, potentials: jax.Array, settings: Settings) -> LabelSums:
+def sums_by_half(rows: Rows, text: jax.Array | None, potentials: jax.Array, settings: Checked) -> LabelSums:
     """Label sums of a block for each half and potentials [G, C]: leaves [2, ...], labelled and mass [2, G, ...]."""
 
     def half(second: jax.Array) -> LabelSums:
@@ -43,7 +43,7 @@ def sums_by_half(rows: Rows, text: jax.Array | None, potentials: jax.Array, sett
 
 
 def held_out_loss(
-    rows: Rows, text: jax.Array | None, potentials: jax.Array, proxies: jax.Array, settings: Settings
+    rows: Rows, text: jax.Array | None, potentials: jax.Array, proxies: jax.Array, settings: Checked
 ) -> jax.Array:
     """Cross-entropy of a block's labels with the proxies [2, G, C, E] fitted on the other half: [G]."""
     similarity = similarity_of(rows, text)
@@ -73,7 +73,7 @@ def closed_forms(sums: LabelSums, ridge: jax.Array) -> jax.Array:
     return jax.vmap(one)(sums.labelled, sums.mass)
 
 
-def held_out_gamma(task: Task, settings: Settings) -> jax.Array:
+def held_out_gamma(task: Task, settings: Checked) -> jax.Array:
     """The gamma of `GAMMAS` whose labels the closed form, fitted on one half, predicts best on the other: []."""
     gammas = jnp.array(GAMMAS, jnp.float32)
     potentials = sinkhorn(task, gammas, settings)  # [G,C]

@@ -11,7 +11,7 @@ from jaxzs.proxy import checks
 from jaxzs.proxy.fit import IN_SETTINGS, task_of
 from jaxzs.proxy.gamma import held_out_gamma, random_halves
 from jaxzs.proxy.rows import Rows, Whole, count, prepare, where_rows_lie
-from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Gamma, Settings, for_rows, in_float32
+from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Checked, Gamma, Settings, for_rows, in_float32
 from jaxzs.proxy.sinkhorn import Task, sinkhorn, soft_labels
 
 
@@ -56,7 +56,7 @@ def sinkhorn_potentials(
     return _sinkhorn_potentials(rows, z, for_rows(settings, rows, z.shape[0]))
 
 
-def _label_settings(temperature: ArrayLike, gamma: Gamma, iterations: int) -> Settings:
+def _label_settings(temperature: ArrayLike, gamma: Gamma, iterations: int) -> Checked:
     """Options of labels alone; gamma="auto" compares its candidates at the paper's 4 tau_t."""
     checks.whole_number(iterations, "iterations")
     tau = checks.scale(temperature, "temperature")
@@ -64,8 +64,8 @@ def _label_settings(temperature: ArrayLike, gamma: Gamma, iterations: int) -> Se
 
 
 @jax.jit
-def _sinkhorn_potentials(rows: Rows, text: jax.Array, settings: Settings) -> jax.Array:
-    def run(rows: Rows, text: jax.Array, settings: Settings) -> jax.Array:
+def _sinkhorn_potentials(rows: Rows, text: jax.Array, settings: Checked) -> jax.Array:
+    def run(rows: Rows, text: jax.Array, settings: Checked) -> jax.Array:
         return sinkhorn(task_of(rows, text, settings), settings.gamma[None], settings)[0]
 
     return where_rows_lie(run, settings.sharding)(rows, text, settings)
@@ -105,14 +105,14 @@ def choose_gamma(
     0.0
     """
     x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
-    settings = in_float32(settings, logit_scale)
+    checked = in_float32(settings, logit_scale)
     rows = Rows(rows_mask, features=x, fold=random_halves(key, x.shape[0]))
-    return _choose_gamma(rows, z, for_rows(settings, rows, z.shape[0]))
+    return _choose_gamma(rows, z, for_rows(checked, rows, z.shape[0]))
 
 
 @jax.jit
-def _choose_gamma(rows: Rows, text: jax.Array, settings: Settings) -> jax.Array:
-    def run(rows: Rows, text: jax.Array, settings: Settings) -> jax.Array:
+def _choose_gamma(rows: Rows, text: jax.Array, settings: Checked) -> jax.Array:
+    def run(rows: Rows, text: jax.Array, settings: Checked) -> jax.Array:
         return held_out_gamma(task_of(rows, text, settings), settings)
 
     return where_rows_lie(run, settings.sharding)(rows, text, settings)
@@ -171,7 +171,7 @@ def pseudo_labels(
 
 
 @jax.jit
-def _pseudo_labels(rows: Rows, settings: Settings) -> jax.Array:
+def _pseudo_labels(rows: Rows, settings: Checked) -> jax.Array:
     prepared = prepare(rows)
     task = Task(Whole(prepared), count(rows), rows.similarity.shape[1])
     gamma = held_out_gamma(task, settings) if settings.auto else settings.gamma

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -111,8 +111,23 @@ class Settings:
 
 DEFAULTS = Settings()
 
+if TYPE_CHECKING:
 
-def in_float32(settings: Settings, logit_scale: ArrayLike = PAPER_LOGIT_SCALE) -> Settings:
+    class Checked(Settings):
+        """Settings as `in_float32` and `for_rows` return them: every number is there, and an array."""
+
+        gamma: jax.Array
+        label_temperature: jax.Array
+        temperature: jax.Array
+        confidence: jax.Array
+        ridge: jax.Array
+        tolerance: jax.Array
+        block_size: int
+else:
+    Checked = Settings
+
+
+def in_float32(settings: Settings, logit_scale: ArrayLike = PAPER_LOGIT_SCALE) -> Checked:
     """The settings with every number checked and a float32 scalar, temperatures filled in."""
     if not isinstance(settings, Settings):
         raise ConfigError(f"settings is {settings!r}; expected proxy.Settings(...)")
@@ -120,7 +135,7 @@ def in_float32(settings: Settings, logit_scale: ArrayLike = PAPER_LOGIT_SCALE) -
     given = settings.label_temperature, settings.temperature
     label_temperature = 1 / scale if given[0] is None else checks.scale(given[0], "label_temperature")
     temperature = VISION_OVER_TEXT / scale if given[1] is None else checks.scale(given[1], "temperature")
-    return dataclasses.replace(
+    return dataclasses.replace(  # type: ignore[return-value]
         settings,
         gamma=settings.gamma if settings.auto else checks.between(settings.gamma, "gamma", 0, 1),
         label_temperature=label_temperature,
@@ -132,7 +147,7 @@ def in_float32(settings: Settings, logit_scale: ArrayLike = PAPER_LOGIT_SCALE) -
     )
 
 
-def for_rows(settings: Settings, rows: Rows, num_classes: int) -> Settings:
+def for_rows(settings: Checked, rows: Rows, num_classes: int) -> Checked:
     """The settings with the sharding and the block size that these rows have."""
     sharding = _sharding_of(rows.features) if settings.sharding is None else settings.sharding
     size = block_rows(settings, checks.rows_per_device(rows.features.shape[0], sharding), num_classes)

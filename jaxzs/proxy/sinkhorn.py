@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxzs.proxy.rows import EXACT, Reduce, Rows
-from jaxzs.proxy.settings import Settings
+from jaxzs.proxy.settings import Checked
 
 
 class Task(NamedTuple):
@@ -66,7 +66,7 @@ def log_masses(rows: Rows, text: jax.Array | None, potentials: jax.Array, label_
     return jax.lax.map(one, potentials)
 
 
-def sinkhorn(task: Task, gammas: jax.Array, settings: Settings) -> jax.Array:
+def sinkhorn(task: Task, gammas: jax.Array, settings: Checked) -> jax.Array:
     """Class potentials [G, C] for each gamma [G]: columns scaled to their target, rows to one, in turn."""
 
     def column_log_means(potentials: jax.Array) -> jax.Array:  # [G,C]

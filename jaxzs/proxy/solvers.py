@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxzs.proxy.closed_form import LabelSums, closed_form, precondition
 from jaxzs.proxy.rows import EXACT, normalize
-from jaxzs.proxy.settings import Settings
+from jaxzs.proxy.settings import Checked
 from jaxzs.proxy.sweeps import REFRESH, Line, Sweeps, stretch
 
 REFERENCE_ITERATIONS = 2000
@@ -60,9 +60,10 @@ def _cross_entropy(
     return objective, (predicted - sums.labelled) * scale
 
 
-def solve(sweeps: Sweeps, sums: LabelSums, text: jax.Array, settings: Settings) -> ProxyResult:
+def solve(sweeps: Sweeps, sums: LabelSums, text: jax.Array | None, settings: Checked) -> ProxyResult:
     """Proxies of the labels whose sums are given; "reference" starts from `text` [C, E]."""
     if settings.solver == "reference":
+        assert text is not None
         return reference(sweeps, sums, normalize(text), settings)
     inverse = precondition(sums, settings.ridge)
     proxies = closed_form(sums, inverse)
@@ -89,7 +90,7 @@ class _Descent(NamedTuple):
     norms: jax.Array  # [iterations] on the spheres
 
 
-def reference(sweeps: Sweeps, sums: LabelSums, start: jax.Array, settings: Settings) -> ProxyResult:
+def reference(sweeps: Sweeps, sums: LabelSums, start: jax.Array, settings: Checked) -> ProxyResult:
     """Gradient descent as InMaP describes it: eta = 10, halved whenever the norm of the gradient grew.
 
     The gradient is not projected; rows are normalised after each step.
@@ -167,7 +168,7 @@ class _Given(NamedTuple):
         return jnp.finfo(jnp.float32).eps / self.temperature
 
 
-def fast(sweeps: Sweeps, sums: LabelSums, start: jax.Array, inverse: jax.Array, settings: Settings) -> ProxyResult:
+def fast(sweeps: Sweeps, sums: LabelSums, start: jax.Array, inverse: jax.Array, settings: Checked) -> ProxyResult:
     """Preconditioned Riemannian conjugate gradient (Polak-Ribiere+) on the product of spheres.
 
     `start` [C, E] is the closed form and `inverse` [E, E] its preconditioner. Each step goes to the minimum of

@@ -68,13 +68,13 @@ def fit_chunks(
     >>> zeroshot.predict(x, result.proxies).tolist()
     [0, 0, 1, 1]
     """
-    settings = in_float32(settings, logit_scale)
+    checked = in_float32(settings, logit_scale)
     text = checks.text(text_proxies, np.shape(text_proxies)[-1] if np.ndim(text_proxies) else 0)
     passes = _Passes(chunks, text, settings)
     if settings.auto:
         passes.fold = np.asarray(random_halves(key, passes.num_images))
     task = Task(passes, jnp.float32(passes.num_images), text.shape[0], normalize(text))
-    return whole_method(task, settings)
+    return whole_method(task, checked)
 
 
 def _while(running: Callable[[Any], Any], step: Callable[[Any], Any], state: Any) -> Any:
@@ -130,7 +130,7 @@ class _Passes:
             if self.fold is not None:
                 fold, _ = parallel.pad_rows(self.fold[start : start + len(chunk)], self.length)
             start += len(chunk)
-            yield jax.device_put(Rows(mask, features, None, fold), self.sharding)
+            yield jax.device_put(Rows(mask, features, None, fold), self.sharding)  # type: ignore[arg-type]
 
 
 @partial(jax.jit, static_argnames=("function", "log", "block_size", "sharding"))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxzs.proxy.rows import COMPILED, Loops, Products, Reduce, Rows, prepare
-from jaxzs.proxy.settings import Settings
+from jaxzs.proxy.settings import Checked
 
 REFRESH = 10  # kept logits are computed anew every so many steps
 
@@ -82,7 +82,7 @@ class Kept:
     keeps_logits = True
     loops = COMPILED
 
-    def __init__(self, rows: Rows, settings: Settings):
+    def __init__(self, rows: Rows, settings: Checked):
         self.rows, self.temperature, self.products = prepare(rows), settings.temperature, settings.products
         # bfloat16 operands are rounded once, not in every product
         self.rows = self.rows._replace(features=self.rows.features.astype(self.products.dtype))
@@ -113,7 +113,7 @@ class Recomputed:
 
     keeps_logits = False
 
-    def __init__(self, reduce: Reduce, settings: Settings):
+    def __init__(self, reduce: Reduce, settings: Checked):
         self.reduce, self.temperature, self.products = reduce, settings.temperature, settings.products
         self.loops = reduce.loops
 
