@@ -99,6 +99,8 @@ def _warnings_as_notices(name: str, *, quiet: bool) -> Iterator[None]:
 def _run(name: str, arguments: list[str]) -> int:
     import tyro
 
+    from jaxzs.commands.computing import computing
+
     module = importlib.import_module(f"jaxzs.commands.{name}")
     options = tyro.cli(
         getattr(module, f"{name.title()}Options"),
@@ -107,7 +109,8 @@ def _run(name: str, arguments: list[str]) -> int:
         description=COMMANDS[name][0].upper() + COMMANDS[name][1:] + ".",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    return module.run(options)
+    with computing(options):
+        return module.run(options)
 
 
 def _overview() -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 
-from jaxzs.commands.options import OutputOptions, check_output_folder
+from jaxzs.commands.options import ComputeOptions, OutputOptions, check_output_folder
 from jaxzs.commands.run import Run
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ METHODS = ("zero-shot", "proxies, plain", "proxies, Sinkhorn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DemoOptions(OutputOptions):
+class DemoOptions(OutputOptions, ComputeOptions):
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("jaxzs-demo")
     """Folder for the picture and the record."""
 

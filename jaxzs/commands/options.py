@@ -7,7 +7,7 @@ import json as json_format
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -69,7 +69,17 @@ class OutputOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ComputeOptions:
+    """What is computed on, and whether compiled programs are kept."""
+
+    device: Annotated[Literal["cpu", "gpu", "tpu"] | None, shown_as("{cpu,gpu,tpu}")] = None
+    """What to compute on; by default the fastest that jax finds."""
+    no_cache: Flag = False
+    """Keep no compiled programs and texts; else they are in JAXZS_CACHE, by default jaxzs/ in your cache folder."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions(ComputeOptions):
     """Which checkpoint, and how it computes."""
 
     model: str = "demo"

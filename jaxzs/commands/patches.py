@@ -115,7 +115,7 @@ def text_features(options: PatchOptions, model: Model, names: Names) -> jax.Arra
     from jaxzs.files import cache_folder
     from jaxzs.patch.texts import tag_texts
 
-    return tag_texts(model, *names, cache=cache_folder(), progress=not options.quiet)
+    return tag_texts(model, *names, cache=None if options.no_cache else cache_folder(), progress=not options.quiet)
 
 
 def tagged_images(
