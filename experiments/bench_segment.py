@@ -20,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs import clip, patch
+from jaxzs.patch import CRF, dense_crf, segment
 from jaxzs.patch.cam import class_activation_maps
-from jaxzs.patch.crf import dense_crf
-from jaxzs.patch.segmentation import segment
 from jaxzs.report import markdown_table, write_record
 
 try:  # run as a file, or as a module of experiments
@@ -159,7 +158,7 @@ def main() -> None:
         photo = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
         scores = rng.random((3, *shape), np.float32)
         calls = {
-            f"CRF, stride {stride}": lambda stride=stride: dense_crf(scores, photo, stride=stride)  # noqa: B023
+            f"CRF, stride {stride}": lambda stride=stride: dense_crf(scores, photo, CRF(stride=stride))  # noqa: B023
             for stride in options.crf_strides
         }
         for name, values in in_turn(calls, options.rounds).items():

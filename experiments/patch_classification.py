@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 import jaxzs
 from jaxzs import report
+from jaxzs.clip import Numerics
 from jaxzs.data import DatasetInfo, dataset_info, open_image
 from jaxzs.errors import DataError, LabelError
 from jaxzs.files import cache_folder
-from jaxzs.patch import Batching, default_attention_layers, tag_images
+from jaxzs.patch import Batching, Tagging, default_attention_layers, tag_images
 from jaxzs.patch.metrics import tag_report
 from jaxzs.patch.texts import tag_texts
 from jaxzs.report.published import published_values
@@ -106,12 +107,14 @@ def tag_all(
         model,
         map(open_image, paths),
         texts,
+        Tagging(
+            attention_layers=default_attention_layers(model.config.vision.num_hidden_layers, setting.attention),
+            relative_threshold=setting.relative_threshold,
+            exact=not options.padded,
+        ),
         num_foreground=info.num_classes,
         batching=Batching(options.batch),
-        attention_layers=default_attention_layers(model.config.vision.num_hidden_layers, setting.attention),
-        relative_threshold=setting.relative_threshold,
-        exact=not options.padded,
-        compute_dtype=jnp.bfloat16 if options.bfloat16 else None,
+        numerics=Numerics(jnp.bfloat16 if options.bfloat16 else None),
     )
     for tagged in tqdm(found, total=len(paths), unit="image", disable=None):
         scores[tagged.number], tags[tagged.number] = tagged.scores, tagged.tags

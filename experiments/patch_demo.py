@@ -29,7 +29,7 @@ from experiments.demo_world import Scenes, scenes
 from experiments.demo_world.captions import BACKGROUND_NAMES, SHAPES
 from jaxzs import report
 from jaxzs.clip import encode_image
-from jaxzs.patch import Batching, tag_images
+from jaxzs.patch import Batching, Tagging, tag_images
 from jaxzs.patch.local import class_probabilities
 from jaxzs.patch.metrics import calibrate_thresholds, tag_report
 from jaxzs.patch.overlay import write_overlay
@@ -43,9 +43,9 @@ WORLDS = {  # image size -> objects in a scene
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "the paper": {},
-    "boxes reach the border": {"keep_border": True},
-    "attention renormalised": {"renormalize": True},
-    "both": {"keep_border": True, "renormalize": True},
+    "boxes reach the border": {"settings": Tagging(keep_border=True)},
+    "attention renormalised": {"settings": Tagging(renormalize=True)},
+    "both": {"settings": Tagging(keep_border=True, renormalize=True)},
     "two scales (1, 1.5)": {"batching": Batching(batch_size=16, scales=(1.0, 1.5))},
 }
 
@@ -99,7 +99,7 @@ def options_table(model: jaxzs.Model, world: Scenes, held_out: Scenes, texts: jn
         rows[name] = figures(scores, tags, world)
     calibrating = np.stack([tagged.scores for tagged in tag_all(model, held_out, texts)])
     thresholds = calibrate_thresholds(calibrating, held_out.tags)
-    found = tag_all(model, world, texts, tag_threshold=thresholds)
+    found = tag_all(model, world, texts, settings=Tagging(tag_threshold=thresholds))
     scores, tags = (np.stack([getattr(t, key) for t in found]) for key in ("scores", "tags"))
     rows["calibrated thresholds"] = figures(scores, tags, world)
     return rows

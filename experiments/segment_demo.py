@@ -25,7 +25,7 @@ from experiments.demo_world import Scenes, scenes
 from experiments.demo_world.captions import BACKGROUND_NAMES, SHAPES
 from experiments.patch_demo import RESULTS, WORLDS, scenes_entry, tag_all
 from jaxzs import report
-from jaxzs.patch import Batching
+from jaxzs.patch import CRF, Batching, Segmenting
 from jaxzs.patch.masks import pixel_labels, score_maps, segment_images
 from jaxzs.patch.metrics import segmentation_report
 from jaxzs.patch.overlay import write_mask_overlay
@@ -46,7 +46,7 @@ def patch_argmax(found: list, size: int) -> np.ndarray:
 
 
 def by_steps(
-    model: jaxzs.Model, world: Scenes, found: list, tags: list[list[int]], texts: Any, crf: dict[str, Any]
+    model: jaxzs.Model, world: Scenes, found: list, tags: list[list[int]], texts: Any, sharpened: Segmenting
 ) -> dict[str, np.ndarray]:
     """Label maps [N,H,W] after each step: CLIP-ES, then the refined patch scores of the tags in its place."""
     F = len(SHAPES)
@@ -57,9 +57,9 @@ def by_steps(
         scores = score_maps(tagged, mask.tags)
         steps["CAM"].append(pixel_labels(image, mask.activation, mask.tags))
         steps["CAM + affinity"].append(mask.labels)
-        steps["CAM + affinity + CRF"].append(pixel_labels(image, mask.maps, mask.tags, crf=crf))
+        steps["CAM + affinity + CRF"].append(pixel_labels(image, mask.maps, mask.tags, sharpened))
         steps["scores"].append(pixel_labels(image, scores, mask.tags))
-        steps["scores + CRF"].append(pixel_labels(image, scores, mask.tags, crf=crf))
+        steps["scores + CRF"].append(pixel_labels(image, scores, mask.tags, sharpened))
     return {name: np.stack(labels) for name, labels in steps.items()}
 
 
@@ -69,7 +69,7 @@ def segmented(
     name: str,
     kind: str,
     texts: Any,
-    crf: dict[str, Any],
+    sharpened: Segmenting,
     pictures: int,
     folder: Path,
 ) -> report.Results:
@@ -78,7 +78,7 @@ def segmented(
     tags = [np.flatnonzero(row).tolist() for row in world.tags]
     if kind == "found":
         tags = [np.flatnonzero(tagged.tags).tolist() for tagged in found]
-    steps = by_steps(model, world, found, tags, texts, crf)
+    steps = by_steps(model, world, found, tags, texts, sharpened)
     if kind == "found":
         steps = {"patch argmax": patch_argmax(found, world.images.shape[1]), **steps}
     for number in range(pictures):
@@ -111,12 +111,12 @@ def main() -> None:
     name = "96 px, 3 to 5 objects"
     world = scenes(arguments.images, seed=arguments.seed, **WORLDS[name])
     texts = tag_texts(model, SHAPES, BACKGROUND_NAMES)
-    crf = {"stride": arguments.crf_stride}
+    sharpened = Segmenting(crf=CRF(stride=arguments.crf_stride))
     command = shlex.join(["python", "experiments/segment_demo.py", *sys.argv[1:]])
     sweep = report.Sweep(
         arguments.out / "segment_demo.json",
         command=command,
-        settings={"images": arguments.images, "seed": arguments.seed, "crf": crf},
+        settings={"images": arguments.images, "seed": arguments.seed, "crf": {"stride": arguments.crf_stride}},
         model=model,
         data=scenes_entry(name, world),
         skip_existing=arguments.skip_existing,
@@ -124,7 +124,7 @@ def main() -> None:
     folder = arguments.out / "segment_demo"
     figures = {}
     for kind in ("found", "true"):
-        compute = functools.partial(segmented, model, world, name, kind, texts, crf, arguments.pictures, folder)
+        compute = functools.partial(segmented, model, world, name, kind, texts, sharpened, arguments.pictures, folder)
         for step, row in sweep.cell(f"{kind} tags", compute).metrics.items():
             figures["none" if step == "patch argmax" else kind, step] = row
     sweep.finish()

@@ -26,10 +26,10 @@ from jaxzs import report
 from jaxzs.data import DatasetInfo, dataset_info, open_image
 from jaxzs.errors import DataError
 from jaxzs.files import cache_folder
-from jaxzs.patch import Batching, default_attention_layers, tag_images
+from jaxzs.patch import CRF, Batching, Segmenting, Tagging, default_affinity_layers, default_attention_layers
+from jaxzs.patch.images import tag_images
 from jaxzs.patch.masks import segment_images
 from jaxzs.patch.metrics import segmentation_report
-from jaxzs.patch.segmentation import default_affinity_layers
 from jaxzs.patch.texts import tag_texts
 from jaxzs.report.published import published_values
 
@@ -85,11 +85,13 @@ def tags_of(
         model,
         (open_image(path) for path, _ in pairs),
         texts,
+        Tagging(
+            attention_layers=default_attention_layers(depth, "all" if setting.stuff else "last"),
+            relative_threshold=0.1 if setting.stuff else 0.5,
+            exact=True,
+        ),
         num_foreground=F,
         batching=Batching(options.batch),
-        attention_layers=default_attention_layers(depth, "all" if setting.stuff else "last"),
-        relative_threshold=0.1 if setting.stuff else 0.5,
-        exact=True,
     )
     return {
         tagged.number: np.flatnonzero(tagged.tags).tolist()
@@ -114,12 +116,14 @@ def segment_all(
         tags,
         texts[:F],
         texts[F:],
-        background=not setting.stuff,
-        crf={"stride": options.crf_stride} if options.crf else None,
+        Segmenting(
+            background=not setting.stuff,
+            crf=CRF(stride=options.crf_stride) if options.crf else None,
+            box_threshold=setting.box_threshold,
+            affinity_layers=default_affinity_layers(depth, last=setting.last_layer),
+            exact=True,
+        ),
         batching=Batching(options.batch),
-        box_threshold=setting.box_threshold,
-        affinity_layers=default_affinity_layers(depth, last=setting.last_layer),
-        exact=True,
     )
     predicted: list[Any] = [None] * len(pairs)
     for mask in tqdm(masks, total=len(pairs), unit="image", desc="masks", disable=None):

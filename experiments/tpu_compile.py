@@ -224,7 +224,7 @@ def tag(mesh: Mesh, per_chip: int = 8, grid: tuple[int, int] = (24, 32)) -> Prog
     def run(shared: Any, pixels: Any, mask: Any) -> Any:
         params, texts = shared
         return patch.tag(
-            params, pixels, texts, config, num_foreground=foreground, mask=mask, compute_dtype=jnp.bfloat16
+            params, pixels, texts, config, num_foreground=foreground, mask=mask, numerics=clip.Numerics(jnp.bfloat16)
         )
 
     shared = on_all(mesh, (abstract_params(config, jnp.bfloat16), texts))
@@ -242,7 +242,9 @@ def segment(mesh: Mesh, per_chip: int = 4, grid: tuple[int, int] = (24, 32)) -> 
 
     def run(shared: Any, pixels: Any, tags: Any, mask: Any) -> Any:
         params, texts, others = shared
-        return patch.segment(params, pixels, texts, others, tags, config, mask=mask, compute_dtype=jnp.bfloat16)
+        return patch.segment(
+            params, pixels, texts, others, tags, config, mask=mask, numerics=clip.Numerics(jnp.bfloat16)
+        )
 
     shared = on_all(mesh, (abstract_params(config, jnp.bfloat16), texts, others))
     arguments = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -94,3 +96,25 @@ def pixels(num: int, rows: int, columns: int, seed: int = 0) -> np.ndarray:
 
 
 TEXTS = np.random.default_rng(1).normal(size=(C, 16)).astype(np.float32)
+
+
+# --- what is compiled -------------------------------------------------------------------------------
+
+_compiled: list[str] = []
+
+
+@functools.cache
+def _watch() -> None:
+    """Listeners cannot be taken back by public means: one serves all tests."""
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: _compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """What was compiled inside, programs of the persistent cache included."""
+    _watch()
+    before, found = len(_compiled), []
+    yield found
+    found += _compiled[before:]

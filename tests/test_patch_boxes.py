@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from scipy import ndimage
 from jaxzs.clip.model import resize_weights
 from jaxzs.patch.boxes import component_reach, min_max, tight_boxes, union_of_boxes
 from jaxzs.patch.grid import full_grid, grid_from_mask
+from jaxzs.patch.refine import dual_masking
 from jaxzs.patch.reidentify import crop_pixels, crop_region, nearest_indices
 
 
@@ -65,6 +68,42 @@ def test_boxes_end_at_the_true_grid():
 def test_constant_map_is_zero():
     patches = jnp.ones((1, 4), bool)
     np.testing.assert_array_equal(min_max(jnp.full((1, 4, 2), 0.3), patches), np.zeros((1, 4, 2)))
+
+
+@functools.cache
+def min_max_as(kind: str):
+    """`min_max` of [B,P,C] scores: op by op, compiled, or image by image."""
+    one_by_one = jax.vmap(lambda scores, patches: min_max(scores[None], patches[None])[0])
+    return {"eager": min_max, "compiled": jax.jit(min_max), "vmapped": jax.jit(one_by_one)}[kind]
+
+
+@pytest.mark.parametrize("kind", ["eager", "compiled", "vmapped"])
+@pytest.mark.parametrize("shape", [(3, 2, 1), (1, 9, 30), (2, 2000, 200), (4, 63, 7)])
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=8)
+def test_the_largest_is_one(kind, shape, seed):
+    """To the last bit: the grey level of the largest is 255 and not 254, and every value is the true quotient."""
+    random = np.random.default_rng(seed)
+    scores = (random.random(shape) * random.choice([1e-6, 0.3, 40.0], shape[-1])).astype(np.float32)
+    patches = np.arange(shape[1]) < random.integers(2, shape[1] + 1, (shape[0], 1))  # [B,P] some are padding
+    found = np.asarray(min_max_as(kind)(jnp.asarray(scores), jnp.asarray(patches)))
+    inside = patches[:, :, None]
+    shifted = np.where(inside, scores - np.where(inside, scores, np.inf).min(1, keepdims=True), 0).astype(np.float32)
+    np.testing.assert_array_equal(found, shifted / shifted.max(1, keepdims=True))
+    assert (found.max(1) == 1).all()
+    assert (np.asarray(jax.jit(lambda u: (255.0 * u).astype(jnp.int32))(found)).max(1) == 255).all()
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (5, 17), (3, 17)])
+def test_mean_of_dual_masking_is_the_quotient(grid):
+    """k of n patches at 1: 255 k / n is a whole number, which the product with 1/n would miss and truncation drop."""
+    num = grid[0] * grid[1]
+    coarse = (np.arange(num)[:, None] < np.arange(1, num)[None]).astype(np.float32)[None]  # [1,P,C], k ones each
+    refined = jax.jit(dual_masking)(jnp.eye(num)[None], jnp.asarray(coarse), full_grid(1, *grid))
+    exact = np.trunc(255 * (coarse.sum(1, dtype=np.float32) / np.float32(num)))
+    foreground = (255 * coarse) > exact[:, None]
+    expected = [boxes_by_scipy(foreground[0, :, c].reshape(grid)).ravel() for c in range(num - 1)]
+    np.testing.assert_array_equal(refined.box_mask[0], np.array(expected))
 
 
 @pytest.mark.parametrize("box", [(0, 6, 0, 8), (1, 3, 2, 7), (4, 5, 7, 8), (0, 6, 3, 4)])

@@ -11,6 +11,7 @@ import pytest
 from patch_golden import CASES, MEAN, STD, assert_close, case, checkpoint, grid_of, pixels_of, settings, unit
 
 from jaxzs.patch import (
+    Tagging,
     attention_votes,
     coarse_scores,
     dual_masking,
@@ -51,7 +52,7 @@ def test_pixels(name):
 def test_positions(name):
     params, config = checkpoint()
     expected = case(name)
-    table = local_positions(params["vision_model"], config.vision, grid_of(expected), half=True)
+    table = local_positions(params["vision_model"], config.vision, grid_of(expected), "half")
     # Where the float32 value lies halfway between two halves, its last bit decides: one half's spacing apart.
     different = np.asarray(table[0]) != expected["pos_embed_used"]
     assert different.mean() < 2e-4
@@ -168,11 +169,10 @@ def test_tags(name):
         pixels_of(expected),
         expected["text_features"],
         config,
+        Tagging(
+            attention_layers=options["layers"], relative_threshold=options["relative_threshold"], exact=True, capacity=2
+        ),
         num_foreground=int(expected["num_classes"]),
-        attention_layers=options["layers"],
-        relative_threshold=options["relative_threshold"],
-        exact=True,
-        capacity=2,
     )
     assert_close(tags.coarse[0], expected["scores_coarse"])
     assert_close(tags.refined[0], expected["dmar_scores"])

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
-from patch_golden import CONFIG, FOLDER, TEXTS, F, params
+from hypothesis import given
+from hypothesis import strategies as st
+from patch_golden import CONFIG, FOLDER, TEXTS, F, compilations, params
 from PIL import Image
 
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.errors import DataError, ImageError
-from jaxzs.patch import Batching, prepare_image, tag, tag_images
-from jaxzs.patch.batching import patch_aligned_size
-from jaxzs.patch.tags import _tag
+from jaxzs.patch import Batching, Tagging, prepare_image, tag, tag_images
+from jaxzs.patch.batching import fitting_size, merged, patch_aligned_size, stacks
+from jaxzs.patch.images import _on_device
 
 PREPROCESS = ImagePreprocessor()
 
@@ -48,9 +52,9 @@ def test_every_image_as_if_alone(model):
     sizes = [(60, 41), (64, 64), (33, 58), (47, 52)]
     images = [photo(*size, seed) for seed, size in enumerate(sizes)]
     batching = Batching(batch_size=3, step=8)
-    before = _tag._cache_size()
+    before = _on_device._cache_size()
     found = list(tag_images(model, images, TEXTS, num_foreground=F, batching=batching))
-    assert _tag._cache_size() == before + 1
+    assert _on_device._cache_size() == before + 1
     assert [tagged.number for tagged in found] == [0, 1, 2, 3]
     assert [tagged.size for tagged in found] == sizes
     for tagged, image in zip(found, images, strict=True):
@@ -73,14 +77,14 @@ def test_scales_are_averaged(model):
         next(
             tag_images(
                 model, [image], TEXTS, num_foreground=F,
-                batching=Batching(1, scales=(scale,)), relative_threshold=0.4,
+                batching=Batching(1, scales=(scale,)), settings=Tagging(relative_threshold=0.4),
             )
         )
         for scale in scales
     ]  # fmt: skip
     [both] = tag_images(
         model, [image], TEXTS, num_foreground=F,
-        batching=Batching(1, scales=scales), relative_threshold=0.4,
+        batching=Batching(1, scales=scales), settings=Tagging(relative_threshold=0.4),
     )  # fmt: skip
     mean = np.mean([tagged.scores for tagged in single], axis=0)
     np.testing.assert_allclose(both.scores, mean, rtol=1e-6)
@@ -111,7 +115,7 @@ def test_divided_over_devices(model, data_mesh):
     ],
 )
 def test_unusable_images(model, image, match):
-    batching = Batching(max_patches=1000)
+    batching = Batching(max_patches=1000, resize=False)
     with pytest.raises(ImageError, match="image 0: .*" + match):
         list(tag_images(model, [image], TEXTS, num_foreground=F, batching=batching))
 
@@ -134,3 +138,81 @@ def test_batching_is_checked():
         Batching(batch_size=0)
     with pytest.raises(DataError, match="scales"):
         dataclasses.replace(Batching(), scales=())
+
+
+# Heights and widths of 27 images that strangers had in one folder.
+MIXED = [
+    (422, 550), (201, 346), (64, 224), (49, 85), (527, 145), (587, 429), (403, 342), (477, 622), (366, 419),
+    (601, 375), (529, 206), (41, 442), (554, 276), (60, 372), (477, 498), (145, 547), (557, 93), (364, 53),
+    (219, 88), (293, 328), (56, 281), (114, 43), (442, 44), (428, 355), (1, 1), (60, 3000), (900, 20),
+]  # fmt: skip
+
+
+def test_many_sizes_are_few_programs(model):
+    """One program for each of 26 sizes took minutes of compiling; every image still is in its place, whole."""
+    lines: list[str] = []
+    errors: dict[int, ImageError] = {}
+    images = [np.full((*size, 3), number, np.uint8) for number, size in enumerate(MIXED)]
+    found = list(stacks(model, images, Batching(notice=lines.append), on_error=errors.__setitem__))
+    shapes = {stack.pixels.shape for stack in found}
+    assert len(shapes) <= 5
+    assert [line.split()[0] for line in lines] == ["image", *["compiling"] * len(shapes)]
+    assert lines[0] == "image 7 of 622x477 pixels is looked at in 576x448, as 4096 patches hold"
+    assert list(errors) == [24]
+    assert sorted(piece.number for stack in found for piece in stack.pieces) == [n for n in range(27) if n != 24]
+    for stack in found:
+        for piece, (rows, columns), mask in zip(stack.pieces, stack.grids, stack.mask, strict=False):
+            assert piece.pixels.shape[:2] == (8 * rows, 8 * columns)
+            assert mask.sum() == rows * columns == mask[:rows, :columns].sum()
+        assert not stack.mask[len(stack.pieces) :].any()
+        assert stack.mask[0].size <= 2 * 4096
+
+
+@given(
+    st.dictionaries(st.tuples(st.integers(2, 300), st.integers(2, 300)), st.integers(1, 9), max_size=40),
+    st.integers(4, 9000),
+)
+def test_merged_groups_hold_all_of_theirs(sizes, max_patches):
+    waiting = {grid: [grid] * count for grid, count in sizes.items()}
+    groups = merged(waiting, set(), max_patches)
+    assert sorted(grid for members in groups.values() for grid in members) == sorted(itertools.chain(*waiting.values()))
+    for (rows, columns), members in groups.items():
+        assert all(own[0] <= rows and own[1] <= columns for own in members)
+        assert rows * columns <= max(max_patches, *(own[0] * own[1] for own in members))
+
+
+@given(st.integers(1, 6000), st.integers(1, 6000), st.integers(4, 5000), st.sampled_from([8, 14, 16]))
+def test_large_photos_are_made_to_fit(height, width, max_patches, size):
+    height, width = patch_aligned_size(height, width, size)
+    rows, columns = (side // size for side in fitting_size(height, width, size, max_patches))
+    assert min(rows, columns) >= 2
+    assert rows * columns <= max_patches
+    if min(height, width) / max(height, width) > 0.2 and max_patches > 1000:  # about the shape it had
+        assert abs(np.log(rows / columns) - np.log(height / width)) < 0.1
+
+
+def test_photos_of_any_size(model):
+    """Scaled to fit, with a line that says so; places come back in the photo's own size."""
+    lines: list[str] = []
+    image = photo(300, 500)
+    batching = Batching(batch_size=1, max_patches=64, notice=lines.append)
+    [found] = tag_images(model, [image], TEXTS, num_foreground=F, batching=batching)
+    assert found.size == (300, 500)
+    assert found.refined.shape[0] * found.refined.shape[1] <= 64
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= 1).all()
+    assert "image 0 of 500x300 pixels is looked at in 80x48, as 64 patches hold" in lines[0]
+
+
+def test_a_second_call_compiles_nothing(model, data_mesh):
+    images = [photo(60, 60, seed) for seed in range(3)]
+    for mesh in (None, data_mesh):
+        batching = Batching(batch_size=8)
+        list(tag_images(model, images, TEXTS, Tagging(votes=1), num_foreground=F, batching=batching, mesh=mesh))
+        with compilations() as compiled:
+            settings = Tagging(votes=2, relative_threshold=0.4)
+            list(tag_images(model, images, TEXTS, settings, num_foreground=F, batching=batching, mesh=mesh))
+        assert not compiled
+    with compilations() as compiled:
+        jax.jit(lambda x: 2 * x + 17)(1.0)
+    assert compiled, "the counter counts"

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from patch_golden import CONFIG, TEXTS, params
+from patch_golden import CONFIG, TEXTS, compilations, params
 
 from jaxzs import parallel
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.errors import DataError
-from jaxzs.patch import Batching, prepare_image, segment, segment_images
+from jaxzs.patch import CRF, Batching, Segmenting, prepare_image, segment, segment_images
 
 NAMES, BACKGROUND = TEXTS[:5], TEXTS[5:]
 TAGS = [[0, 3], [1], [], [4, 2, 0], [3], [2, 1], [0], [4], [1, 2, 3], [0], [2]]
@@ -34,9 +34,8 @@ def images():
     ]
 
 
-def masks_of(model, images, mesh=None, **options):
-    options = {"batching": Batching(batch_size=8), **options}
-    found = list(segment_images(model, images, TAGS, NAMES, BACKGROUND, mesh=mesh, **options))
+def masks_of(model, images, mesh=None, settings=Segmenting(), batching=Batching(batch_size=8)):  # noqa: B008
+    found = list(segment_images(model, images, TAGS, NAMES, BACKGROUND, settings, mesh=mesh, batching=batching))
     return sorted(found, key=lambda mask: mask.number)
 
 
@@ -74,16 +73,24 @@ def test_divided_over_devices(model, images, shape):
 
 def test_nothing_is_padded_where_the_original_is_followed(model, images):
     """On eight devices the batch of one is filled up, and nothing else changes."""
-    options = {"exact": True, "batching": Batching(batch_size=1)}
+    options = {"settings": Segmenting(exact=True), "batching": Batching(batch_size=1)}
     few = images[:1]
     mesh = parallel.make_mesh()
     assert_equal(masks_of(model, few, mesh, **options), masks_of(model, few, **options), 1e-3)
 
 
 def test_sharpened_maps_divided_over_devices(model, images):
-    crf = {"stride": 4, "iterations": 2}
-    found = masks_of(model, images[:1], parallel.make_mesh(), crf=crf)
-    assert_equal(found, masks_of(model, images[:1], crf=crf), 1e-3)
+    settings = Segmenting(crf=CRF(stride=4, iterations=2))
+    found = masks_of(model, images[:1], parallel.make_mesh(), settings)
+    assert_equal(found, masks_of(model, images[:1], settings=settings), 1e-3)
+
+
+def test_a_second_call_compiles_nothing(model, images):
+    mesh = parallel.make_mesh()
+    masks_of(model, images[:3], mesh)
+    with compilations() as compiled:
+        masks_of(model, images[:3], mesh, Segmenting(box_threshold=0.3))
+    assert not compiled
 
 
 @pytest.mark.parametrize("mesh", [False, True])

@@ -10,7 +10,14 @@ from patch_golden import FOLDER
 from sklearn.metrics import average_precision_score, f1_score
 
 from jaxzs.errors import DataError, LabelError
-from jaxzs.patch.metrics import average_precision, calibrate_thresholds, f1, mean_average_precision, tag_report
+from jaxzs.patch.metrics import (
+    average_precision,
+    calibrate_thresholds,
+    f1,
+    mean_average_precision,
+    segmentation_report,
+    tag_report,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +62,44 @@ def test_scikit_learn_agrees_without_ties(seed):
     assert f1(tags, labels).f1 == pytest.approx(f1_score(labels, tags, average="micro"), abs=1e-8)
 
 
-def test_nothing_right_is_not_a_number():
-    assert np.isnan(f1(np.array([[True, False]]), np.array([[0, 1]])).f1)
+def test_nothing_right_is_zero():
+    assert f1(np.array([[True, False]]), np.array([[0, 1]])) == (0.0, 0.0, 0.0)
+
+
+def test_nothing_to_evaluate_is_named():
+    scores, nothing = np.random.default_rng(0).random((3, 2)), np.zeros((3, 2), int)
+    for call in (mean_average_precision, lambda *both: tag_report(both[0], both[1], both[1], ["a", "b"])):
+        with pytest.raises(LabelError, match="nothing to evaluate"):
+            call(scores, nothing)
+    with pytest.raises(LabelError, match="more than once: a"):
+        tag_report(scores, nothing, nothing + 1, ["a", "a"])
+    with pytest.raises(DataError, match="no pixel has a true label"):
+        segmentation_report([np.zeros((2, 2), int)], [np.full((2, 2), 255)], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "match"),
+    [
+        ([[0, 1]], [[0, 2]], "true labels must be 0 to 1.*found 2"),
+        ([[0, 1]], [[0, -1]], "true labels must be 0 to 1.*found -1"),
+        ([[0, 3]], [[0, 1]], "predicted labels must be 0 to 1.*found 3"),
+        ([[0, -1]], [[0, 1]], "predicted labels must be 0 to 1.*found -1"),
+        ([[0.5, 1]], [[0, 1]], "whole numbers"),
+        ([[0, 1]], [[0, np.nan]], "whole numbers"),
+        ([[0, 1], [0, 1]], [[0, 1]], "2 label maps for 1"),
+        ([[0, 1]], [[0]], "a label map is"),
+    ],
+)
+def test_labels_outside_of_the_classes(predicted, truth, match):
+    """A true label that no class has is a mistake, not void."""
+    with pytest.raises((LabelError, DataError), match=match):
+        segmentation_report(list(map(np.array, predicted)), list(map(np.array, truth)), ["a", "b"])
+
+
+def test_void_is_ignored():
+    report = segmentation_report([np.array([0, 1, 1])], [np.array([0, 1, 255])], ["a", "b"])
+    assert report["mIoU"] == 1
+    assert segmentation_report([np.array([0, 1])], [np.array([0, -1])], ["a", "b"], void=-1)["pixel_accuracy"] == 1
 
 
 def test_report_names_both_definitions(unit):
@@ -92,5 +135,5 @@ def test_bad_input_is_named():
         f1(np.zeros((2, 3)), np.full((2, 3), 255))
     with pytest.raises(DataError, match="image 1 are not finite"):
         average_precision(np.array([[0.0], [np.nan]]), np.ones((2, 1)))
-    with pytest.raises(ValueError, match="overall, category, sample"):
+    with pytest.raises(DataError, match="overall, category, sample"):
         f1(np.zeros((1, 1)), np.zeros((1, 1)), "macro")

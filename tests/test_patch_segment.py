@@ -11,11 +11,11 @@ import pytest
 from patch_golden import FOLDER, assert_close, case, checkpoint, pixels_of, unit
 
 from jaxzs.errors import DataError, ImageError
-from jaxzs.patch import default_attention_layers
+from jaxzs.patch import CRF, Segmenting, default_affinity_layers, default_attention_layers
 from jaxzs.patch.crf import _kernel_product, clip_es_colours, dense_crf
 from jaxzs.patch.grid import grid_from_mask
 from jaxzs.patch.metrics import segmentation_report
-from jaxzs.patch.segmentation import affinity, default_affinity_layers, enlarge, label_map, segment
+from jaxzs.patch.segmentation import affinity, enlarge, label_map, segment
 
 CASES = ("0", "1", "4")
 
@@ -37,9 +37,9 @@ def segmented(number: str):
         expected["cam_bg_text"],
         expected["cam_tags"][None],
         config,
-        box_threshold=0.4 if voc else 0.7,
-        affinity_layers=default_affinity_layers(12, last=not voc),
-        exact=True,
+        Segmenting(
+            box_threshold=0.4 if voc else 0.7, affinity_layers=default_affinity_layers(12, last=not voc), exact=True
+        ),
     )
 
 
@@ -83,8 +83,8 @@ def test_padding_and_absent_tags_change_nothing():
     tags = np.concatenate([expected["cam_tags"], [-1]])[None]
     found = segment(
         params, pixels, tagging["text_features"], expected["cam_bg_text"], tags, config,
-        box_threshold=0.7, affinity_layers=default_affinity_layers(12, last=True),
-        exact=True, mask=mask,
+        Segmenting(box_threshold=0.7, affinity_layers=default_affinity_layers(12, last=True), exact=True),
+        mask=mask,
     )  # fmt: skip
     assert_close(found.maps[0, :-1, :rows, :columns], np.asarray(alone.maps[0]))
     assert not np.asarray(found.maps[0, -1]).any()
@@ -184,7 +184,7 @@ def test_crf_blocks_change_nothing(monkeypatch):
 
 def test_crf_strided_is_close():
     probabilities, image = scene()
-    exact, strided = dense_crf(probabilities, image), dense_crf(probabilities, image, stride=2)
+    exact, strided = dense_crf(probabilities, image), dense_crf(probabilities, image, CRF(stride=2))
     assert (exact.argmax(0) == strided.argmax(0)).mean() > 0.95
 
 
@@ -202,12 +202,12 @@ def test_crf_labels_as_the_permutohedral_lattice_does():
 
 def test_crf_has_a_gradient():
     probabilities, image = scene(6, 7)
-    slope = jax.grad(lambda p: dense_crf(p, image, iterations=2)[1].sum())(jnp.asarray(probabilities))
+    slope = jax.grad(lambda p: dense_crf(p, image, CRF(iterations=2))[1].sum())(jnp.asarray(probabilities))
     step = np.zeros_like(probabilities)
     step[1, 3, 3] = 1e-3
     difference = (
-        dense_crf(probabilities + step, image, iterations=2)[1].sum()
-        - dense_crf(probabilities - step, image, iterations=2)[1].sum()
+        dense_crf(probabilities + step, image, CRF(iterations=2))[1].sum()
+        - dense_crf(probabilities - step, image, CRF(iterations=2))[1].sum()
     ) / 2e-3
     assert float(slope[1, 3, 3]) == pytest.approx(float(difference), rel=0.02)
 
@@ -216,7 +216,7 @@ def test_crf_rejects_what_does_not_fit():
     with pytest.raises(ImageError, match="same height and width"):
         dense_crf(np.ones((2, 3, 4), np.float32), np.zeros((4, 3, 3), np.uint8))
     with pytest.raises(DataError, match="stride at least 1"):
-        dense_crf(np.ones((2, 3, 4), np.float32), np.zeros((3, 4, 3), np.uint8), stride=0)
+        dense_crf(np.ones((2, 3, 4), np.float32), np.zeros((3, 4, 3), np.uint8), CRF(stride=0))
 
 
 def test_wrapped_colours():

@@ -238,11 +238,11 @@ print(report.markdown_table(["scores", "mAP, %", "F1, %", "tags a scene"], rows,
 # %%
 few = world.images[:12]
 true_tags = [np.flatnonzero(row) for row in world.tags[:12]]
-crf = {"stride": max(1, round(size / 48))}  # every second row and column at 96 px
-activation = patch.segment_images(model, few, true_tags, shape_texts[:F], shape_texts[F:], crf=crf)
+sharpened = patch.Segmenting(crf=patch.CRF(stride=max(1, round(size / 48))))  # every second row and column at 96 px
+activation = patch.segment_images(model, few, true_tags, shape_texts[:F], shape_texts[F:], sharpened)
 activation = [one.labels for one in sorted(activation, key=lambda one: one.number)]
 scored = [
-    patch.pixel_labels(image, patch.score_maps(one, tags), tags, crf=crf)
+    patch.pixel_labels(image, patch.score_maps(one, tags), tags, sharpened)
     for image, one, tags in zip(few, tagged_scenes, true_tags, strict=False)
 ]
 labels = ["background", *SHAPES]

@@ -165,7 +165,7 @@ def _prompt(model: _Model, options: BenchOptions) -> _Measured:
 
 
 def _tag(model: _Model, options: BenchOptions) -> _Measured:
-    from jaxzs import patch
+    from jaxzs import clip, patch
 
     pixels = _normal((options.batch_size, *_image_shape(model.config)))
     texts = _normal((_TAG_NAMES, model.config.projection_dim), seed=1)
@@ -176,7 +176,7 @@ def _tag(model: _Model, options: BenchOptions) -> _Measured:
         texts,
         model.config,
         num_foreground=_TAG_FOREGROUND,
-        compute_dtype=options.compute_dtype,
+        numerics=clip.Numerics(options.compute_dtype),
     )
     return _Measured(lambda: tag().scores, options.batch_size, "image")
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from jaxzs.clip import Model
     from jaxzs.commands.run import Run
-    from jaxzs.patch import ImageTags
+    from jaxzs.patch import Batching, ImageTags
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,21 @@ class PatchOptions(OutputOptions, ModelOptions, LabelOptions):
     batch_size: int = 8
     """Images worked on at once."""
     max_patches: int = 4096
-    """Refuse images of more patches: memory grows with the square."""
+    """Scale images of more patches to fit: memory grows with the square."""
+    no_resize: Flag = False
+    """Refuse such images instead. Boxes and masks are in an image's own pixels either way."""
+
+    def batching(self, num_images: int, scales: tuple[float, ...] = (1.0,)) -> Batching:
+        """How so many images are put together, with a word of what is scaled and compiled on the way."""
+        from jaxzs.patch import Batching
+
+        return Batching(
+            batch_size=min(self.batch_size, max(1, num_images)),
+            scales=scales,
+            max_patches=self.max_patches,
+            resize=not self.no_resize,
+            notice=self.notice,
+        )
 
 
 def check_options(options: PatchOptions) -> None:
@@ -119,29 +133,25 @@ def text_features(options: PatchOptions, model: Model, names: Names) -> jax.Arra
 
 
 def tagged_images(
-    run: Run, model: Model, paths: Sequence[Path], names: Names, **more: Any
+    run: Run, model: Model, paths: Sequence[Path], names: Names, scales: tuple[float, ...] = (1.0,), **more: Any
 ) -> Iterator[tuple[Path, ImageTags]]:
-    """Path and tags of each usable image, as they are found. more: options of `patch.tag`, and `scales`."""
-    from jaxzs.patch import Batching, tag_images
+    """Path and tags of each usable image, as they are found. more: of `patch.Tagging`."""
+    from jaxzs.clip import Numerics
+    from jaxzs.patch import Tagging, tag_images
 
     options, opening = run.options, Opening(run, paths)
-    batching = Batching(
-        batch_size=min(options.batch_size, len(paths)),
-        max_patches=options.max_patches,
-        scales=more.pop("scales", (1.0,)),
+    settings = Tagging(
+        relative_threshold=options.threshold, exact=options.exact, keep_border=options.keep_border, **more
     )
     found = tag_images(
         model,
         opening,
         text_features(options, model, names),
+        settings,
         num_foreground=len(names.foreground),
-        batching=batching,
+        batching=options.batching(len(paths), scales),
         on_error=opening.failed,
-        relative_threshold=options.threshold,
-        exact=options.exact,
-        keep_border=options.keep_border,
-        compute_dtype=options.compute_dtype,
-        **more,
+        numerics=Numerics(options.compute_dtype),
     )
     for tagged in found:
         yield opening.opened[tagged.number], tagged

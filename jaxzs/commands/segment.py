@@ -29,6 +29,7 @@ from jaxzs.errors import DataError, LabelError
 
 if TYPE_CHECKING:
     from jaxzs.clip import Model
+    from jaxzs.patch import CRF, Segmenting
 
 _CPU_KERNEL = 2e9  # kernel elements an iteration that a CPU is given: seconds for a photo
 _CLIP_ES_TEMPLATE = "a clean origami {}."
@@ -99,7 +100,16 @@ class _Job(NamedTuple):
     paths: Sequence[Path]
     names: Names
     given: dict[Path, list[int]] | None
-    crf: dict[str, int] | None
+    crf: CRF | None
+
+    def settings(self) -> Segmenting:
+        """As the options ask for."""
+        from jaxzs.patch import Segmenting
+
+        options = self.run.options
+        return Segmenting(
+            box_threshold=options.box_threshold, exact=options.exact, keep_border=options.keep_border, crf=self.crf
+        )
 
 
 _Found = Iterator[tuple[Path, np.ndarray, np.ndarray]]  # path, tags and labels of each usable image
@@ -108,17 +118,18 @@ _Found = Iterator[tuple[Path, np.ndarray, np.ndarray]]  # path, tags and labels 
 def _by_scores(job: _Job) -> _Found:
     """From the scores of patches."""
     from jaxzs.data import open_image
-    from jaxzs.patch.masks import pixel_labels, score_maps
+    from jaxzs.patch import pixel_labels, score_maps
 
     for path, tagged in tagged_images(job.run, job.model, job.paths, job.names):
         tags = np.asarray(np.flatnonzero(tagged.tags) if job.given is None else job.given[path], int)
         maps = score_maps(tagged, tags)
-        yield path, tags, pixel_labels(open_image(path), maps, tags, crf=job.crf, exact=job.run.options.exact)
+        yield path, tags, pixel_labels(open_image(path), maps, tags, job.settings())
 
 
 def _by_activation(job: _Job) -> _Found:
     """From activation maps (CLIP-ES)."""
-    from jaxzs.patch import Batching, segment_images
+    from jaxzs.clip import Numerics
+    from jaxzs.patch import segment_images
 
     options, tags = job.run.options, _tags(job)
     # One name at least must compete with the tags.
@@ -131,13 +142,10 @@ def _by_activation(job: _Job) -> _Found:
         _InOrderOfOpening(tags, opening.opened),
         texts[: len(names.foreground)],
         texts[len(names.foreground) :],
-        crf=job.crf,
-        batching=Batching(batch_size=min(options.batch_size, max(1, len(tags))), max_patches=options.max_patches),
+        job.settings(),
+        batching=options.batching(len(tags)),
         on_error=opening.failed,
-        box_threshold=options.box_threshold,
-        exact=options.exact,
-        keep_border=options.keep_border,
-        compute_dtype=options.compute_dtype,
+        numerics=Numerics(options.compute_dtype),
     )
     for mask in masks:
         yield opening.opened[mask.number], mask.tags, mask.labels
@@ -220,17 +228,19 @@ def _read_tags(file: Path, paths: Sequence[Path], foreground: Sequence[str]) -> 
     return tags
 
 
-def _crf(options: SegmentOptions, paths: Sequence[Path]) -> dict[str, int] | None:
+def _crf(options: SegmentOptions, paths: Sequence[Path]) -> CRF | None:
     """Stride as asked for; else exact on an accelerator, and on a CPU what takes seconds for the largest image."""
     import jax
+
+    from jaxzs.patch import CRF
 
     if not options.crf:
         return None
     if options.crf_stride is not None:
-        return {"stride": options.crf_stride}
+        return CRF(stride=options.crf_stride)
     if jax.default_backend() != "cpu":
-        return {"stride": 1}
-    return {"stride": max(1, round(max(_pixels(paths), default=1) / _CPU_KERNEL**0.5))}
+        return CRF()
+    return CRF(stride=max(1, round(max(_pixels(paths), default=1) / _CPU_KERNEL**0.5)))
 
 
 def _pixels(paths: Sequence[Path]) -> Iterator[int]:

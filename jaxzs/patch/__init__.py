@@ -17,11 +17,13 @@ from jaxzs.patch.local import (
 from jaxzs.patch.masks import ImageMask, pixel_labels, score_maps, segment_images
 from jaxzs.patch.refine import Refined, dual_masking
 from jaxzs.patch.reidentify import Candidates, find_candidates, reidentify
-from jaxzs.patch.segmentation import Segmentation, affinity, default_affinity_layers, enlarge, label_map, segment
+from jaxzs.patch.segmentation import Segmentation, affinity, enlarge, label_map, segment
+from jaxzs.patch.settings import CRF, Segmenting, Tagging, default_affinity_layers
 from jaxzs.patch.tags import Tags, decide, fuse_scores, tag
 from jaxzs.patch.texts import tag_texts
 
 __all__ = [
+    "CRF",
     "Batching",
     "CamOutput",
     "Candidates",
@@ -31,6 +33,8 @@ __all__ = [
     "LocalOutput",
     "Refined",
     "Segmentation",
+    "Segmenting",
+    "Tagging",
     "Tags",
     "affinity",
     "attention_votes",

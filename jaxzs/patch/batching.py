@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _ATTENTION_BYTES = 2 * 2**30  # of one layer's attention maps, which bounds what a batch takes
+_STEPS = 4  # an octave: sides are padded by less than a quarter
+_WASTE = 1.5  # patches of a program that is there already, for each of an image's own
+_PROGRAM = 2**15  # patches whose encoding takes about as long as compiling another program
+
+Sides = tuple[int, int]  # rows and columns of patches
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +30,13 @@ class Batching:
     """How images are put together.
 
     batch_size: images per program call, at most; fewer where their attention would not fit.
-    step: grids are padded to multiples of so many patches, so that few shapes are compiled; 1 pads nothing, and only
-      images of equal size share a batch.
+    step: grids are padded to multiples of so many patches, long sides to a quarter of an octave, and images that never
+      fill a batch share grids, so that few shapes are compiled; 1 pads nothing, and only images of equal size share a
+      batch.
     scales: sizes of each image relative to its own, whose scores are averaged. The paper has one, 1.0.
-    max_patches: an image of more patches is refused.
+    max_patches: an image of more patches is scaled to fit, or refused.
+    resize: whether it is scaled. Boxes and masks come back in the image's own size.
+    notice: told, in a line, of images that are scaled and of shapes that are compiled, which takes seconds each.
 
     >>> patch.Batching(batch_size=4, scales=(1.0, 1.5)).max_patches
     4096
@@ -40,12 +49,21 @@ class Batching:
     step: int = 8
     scales: tuple[float, ...] = (1.0,)
     max_patches: int = 4096
+    resize: bool = True
+    notice: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.step, self.max_patches) < 1:
-            raise DataError("batch_size, step and max_patches must be at least 1")
+        if min(self.batch_size, self.step) < 1:
+            raise DataError("batch_size and step must be at least 1")
+        if self.max_patches < 4:
+            raise DataError(f"max_patches is {self.max_patches}, expected at least 4, a grid of 2x2")
         if not self.scales or not all(0 < scale <= 16 for scale in self.scales):
             raise DataError(f"scales are {self.scales}, expected numbers above 0, at most 16")
+
+    def say(self, line: str) -> None:
+        """Pass a line to whoever wants to know."""
+        if self.notice is not None:
+            self.notice(line)
 
 
 DEFAULT_BATCHING = Batching()
@@ -62,16 +80,25 @@ def patch_aligned_size(height: int, width: int, patch_size: int, scale: float = 
 
 
 def prepare_image(
-    image: Any, preprocessor: ImagePreprocessor, patch_size: int, *, scale: float = 1.0, max_patches: int = 4096
+    image: Any,
+    preprocessor: ImagePreprocessor,
+    patch_size: int,
+    *,
+    scale: float = 1.0,
+    max_patches: int = 4096,
+    resize: bool = True,
 ) -> np.ndarray:
     """One image as pixels [H,W,3] float32 whose sides are multiples of the patch size, normalised.
 
     image: PIL image or array as `model.preprocess` takes them; resized by Pillow's bicubic filter on 8 bits, sides
-    rounded up. Raises `ImageError` for an image without area, below two patches a side, or above `max_patches`.
+    rounded up. An image of more than `max_patches` patches is made smaller, or refused where `resize` is False.
+    Raises `ImageError` for that, for an image without area, and below two patches a side.
 
     >>> model = jaxzs.load("demo")
     >>> patch.prepare_image(np.zeros((60, 90, 3), np.uint8), model.preprocessor, patch_size=8).shape
     (64, 96, 3)
+    >>> patch.prepare_image(np.zeros((3000, 4000, 3), np.uint8), model.preprocessor, patch_size=8).shape
+    (440, 584, 3)
     """
     from PIL import Image
 
@@ -81,19 +108,42 @@ def prepare_image(
     if min(rows, columns) < 2:
         raise ImageError(
             f"{rgb.height}x{rgb.width} pixels are {rows}x{columns} patches of {patch_size}; at least "
-            f"2x2 are needed to tell places apart: enlarge it, or raise the scale"
+            f"2x2 are needed to tell places apart: enlarge it",
+            python="or raise the scale",
+            command="or raise --scales",
         )
     if rows * columns > max_patches:
-        attention = (rows * columns) ** 2 * 4 / 2**30
-        raise ImageError(
-            f"{rgb.height}x{rgb.width} pixels are {rows * columns} patches, more than {max_patches}; each "
-            f"attention map would take {attention:.1f} GiB. Scale the image by "
-            f"{math.floor(100 * math.sqrt(max_patches / (rows * columns))) / 100:.2f}, cut it into "
-            "pieces, or raise max_patches"
-        )
+        if not resize:
+            raise _too_large(rgb, rows * columns, max_patches)
+        height, width = fitting_size(height, width, patch_size, max_patches)
     if (height, width) != (rgb.height, rgb.width):
         rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
     return preprocessor.normalize(np.asarray(rgb))
+
+
+def fitting_size(height: int, width: int, patch_size: int, max_patches: int) -> Sides:
+    """The largest sides of about this shape, whole patches and at least two, that hold `max_patches` at most.
+
+    >>> fitting_size(3008, 4000, 16, 4096)
+    (880, 1168)
+    """
+    rows, columns = height / patch_size, width / patch_size
+    shrink = math.sqrt(max_patches / (rows * columns))
+    short = max(2, math.floor(min(rows, columns) * shrink))
+    long = min(max_patches // short, max(2, math.floor(max(rows, columns) * shrink)))
+    sides = (short, long) if rows <= columns else (long, short)
+    return sides[0] * patch_size, sides[1] * patch_size
+
+
+def _too_large(rgb: Image.Image, patches: int, max_patches: int) -> ImageError:
+    attention = patches**2 * 4 / 2**30
+    scale = math.floor(100 * math.sqrt(max_patches / patches)) / 100
+    return ImageError(
+        f"{rgb.height}x{rgb.width} pixels are {patches} patches, more than {max_patches}; each attention map would "
+        f"take {attention:.1f} GiB. Scale the image by {scale:.2f}, or cut it into pieces",
+        python="or raise max_patches, or let it be resized",
+        command="or raise --max-patches, or leave --no-resize out",
+    )
 
 
 class Piece(NamedTuple):
@@ -108,6 +158,10 @@ class Piece(NamedTuple):
     def size(self) -> tuple[int, int]:
         """Height and width as given."""
         return self.image.height, self.image.width
+
+    def grid(self, patch_size: int) -> Sides:
+        """Rows and columns of its patches."""
+        return self.pixels.shape[0] // patch_size, self.pixels.shape[1] // patch_size
 
 
 class Stack(NamedTuple):
@@ -136,17 +190,95 @@ def stacks(
     padded: False lets only images of equal grids share a batch. multiple: of which the batch sizes are.
     on_error: told the number of each image that cannot be used, which is then left out; without it, it raises.
     """
-    patch_size, step = model.config.vision.patch_size, batching.step if padded else 1
-    waiting: dict[tuple[int, int], list[Piece]] = {}
+    pads = padded and batching.step > 1
+    waiting: dict[Sides, list[Piece]] = {}
+    filled: set[Sides] = set()  # grids whose full batch is compiled
+    shapes = _Shapes(model, batching, multiple)
     for piece in _pieces(model, images, batching, on_error):
-        height, width, _ = piece.pixels.shape
-        grid = (step * math.ceil(height / patch_size / step), step * math.ceil(width / patch_size / step))
+        own = piece.grid(model.config.vision.patch_size)
+        grid = _shared_grid(own, batching.step, filled) if pads else own
         waiting.setdefault(grid, []).append(piece)
-        size = _batch_size(grid, model, batching, multiple)
-        if len(waiting[grid]) == size:
-            yield _stack(waiting.pop(grid), grid, size, patch_size)
-    for grid, pieces in waiting.items():
-        yield _stack(pieces, grid, _batch_size(grid, model, batching, multiple), patch_size)
+        if len(waiting[grid]) == shapes.full(grid):
+            filled.add(grid)
+            yield shapes.stack(waiting.pop(grid), grid, shapes.full(grid))
+    for grid, pieces in (merged(waiting, filled, batching.max_patches) if pads else waiting).items():
+        full = shapes.full(grid)
+        for start in range(0, len(pieces), full):
+            some = pieces[start : start + full]
+            once = grid not in filled and len(pieces) <= full  # few images of a shape of their own: a small batch
+            yield shapes.stack(some, grid, shapes.fewest(len(some), full) if once else full)
+
+
+class _Shapes:
+    """Sizes of batches, and which shapes were met before."""
+
+    def __init__(self, model: Model, batching: Batching, multiple: int) -> None:
+        vision = model.config.vision
+        self.heads, self.patch_size = vision.num_attention_heads, vision.patch_size
+        self.batching, self.multiple = batching, multiple
+        self.met: set[tuple[Sides, int]] = set()
+
+    def full(self, grid: Sides) -> int:
+        """Images per call on this grid: fewer than asked for where the attention maps of all heads would not fit."""
+        maps = self.heads * (1 + grid[0] * grid[1]) ** 2 * 4
+        return self._whole(max(1, min(self.batching.batch_size, _ATTENTION_BYTES // maps)))
+
+    def fewest(self, images: int, full: int) -> int:
+        """The next power of two: padding a batch costs, and so does every other size of it."""
+        return min(full, self._whole(1 << (images - 1).bit_length()))
+
+    def _whole(self, size: int) -> int:
+        return self.multiple * math.ceil(size / self.multiple)
+
+    def stack(self, pieces: list[Piece], grid: Sides, size: int) -> Stack:
+        """The pieces as a batch; a shape that was not met before is announced, since it will be compiled."""
+        if (grid, size) not in self.met:
+            self.met.add((grid, size))
+            images = "1 image" if size == 1 else f"{size} images at once"
+            self.batching.say(f"compiling for {grid[0]}x{grid[1]} patches, {images} (shape {len(self.met)})")
+        return _stack(pieces, grid, size, self.patch_size)
+
+
+def padded_side(side: int, step: int) -> int:
+    """A side rounded up to a multiple of the step, and of a quarter of the octave it is in.
+
+    >>> [padded_side(side, 8) for side in (5, 24, 33, 70, 130)]
+    [8, 24, 40, 80, 160]
+    """
+    octave = 1 << max(0, (side - 1).bit_length() - 1)
+    step = max(step, octave // _STEPS)
+    return step * math.ceil(side / step)
+
+
+def _shared_grid(own: Sides, step: int, filled: set[Sides]) -> Sides:
+    """The padded grid of an image: one whose program is there, if it wastes little, or that of its rounded sides."""
+    holds = [g for g in filled if g[0] >= own[0] and g[1] >= own[1] and g[0] * g[1] <= _WASTE * own[0] * own[1]]
+    return min(holds, key=math.prod) if holds else (padded_side(own[0], step), padded_side(own[1], step))
+
+
+def merged(waiting: Mapping[Sides, list[_T]], filled: Set[Sides], max_patches: int) -> dict[Sides, list[_T]]:
+    """Groups that never filled a batch, put together where padding them costs less than compiling another program.
+
+    Largest grids first; each group joins the grid that it makes the least dearer, which may grow for it, or starts
+    its own. Of 27 images of 26 sizes from 40 to 3000 pixels four grids are made.
+
+    >>> merged({(8, 16): [1], (16, 8): [2, 3], (2, 400): [4]}, set(), 4096)
+    {(8, 400): [4, 1], (16, 8): [2, 3]}
+    """
+    groups: dict[Sides, list[_T]] = {}
+    for grid, pieces in sorted(waiting.items(), key=lambda group: (-math.prod(group[0]), group[0])):
+        alone = len(pieces) * math.prod(grid) + (0 if grid in filled else _PROGRAM)
+        options = [(alone, grid, grid)]
+        for other, members in groups.items():
+            joint = max(other[0], grid[0]), max(other[1], grid[1])
+            if other in filled and joint != other:
+                continue  # its program is there for this size only
+            if math.prod(joint) <= max(max_patches, math.prod(other)):
+                dearer = (len(members) + len(pieces)) * math.prod(joint) - len(members) * math.prod(other)
+                options.append((dearer, joint, other))
+        _, joint, other = min(options, key=lambda option: option[0])
+        groups[joint] = [*groups.pop(other, []), *groups.pop(joint, []), *pieces]
+    return groups
 
 
 def _pieces(
@@ -154,31 +286,31 @@ def _pieces(
 ) -> Iterator[Piece]:
     for number, image in enumerate(images):
         try:
-            rgb = to_rgb(image)
-            pixels = [
-                prepare_image(
-                    rgb,
-                    model.preprocessor,
-                    model.config.vision.patch_size,
-                    scale=scale,
-                    max_patches=batching.max_patches,
-                )
-                for scale in batching.scales
-            ]
+            pieces = _at_scales(model, number, to_rgb(image), batching)
         except ImageError as error:
             if on_error is None:
                 raise ImageError(f"image {number}: {error}") from error
             on_error(number, error)
             continue
-        for place, at_scale in enumerate(pixels):
-            yield Piece(number, place, rgb, at_scale)
+        yield from pieces
 
 
-def _batch_size(grid: tuple[int, int], model: Model, batching: Batching, multiple: int) -> int:
-    """Images per call on this grid: fewer than asked for where the attention maps of all heads would be too much."""
-    maps = model.config.vision.num_attention_heads * (1 + grid[0] * grid[1]) ** 2 * 4
-    size = max(1, min(batching.batch_size, _ATTENTION_BYTES // maps))
-    return multiple * math.ceil(size / multiple)
+def _at_scales(model: Model, number: int, rgb: Image.Image, batching: Batching) -> list[Piece]:
+    patch_size = model.config.vision.patch_size
+    pieces = []
+    for place, scale in enumerate(batching.scales):
+        pixels = prepare_image(
+            rgb, model.preprocessor, patch_size, scale=scale, max_patches=batching.max_patches, resize=batching.resize
+        )
+        full = patch_aligned_size(rgb.height, rgb.width, patch_size, scale)
+        if pixels.shape[:2] != full:
+            asked = "" if scale == 1 else f" at scale {scale}"
+            batching.say(
+                f"image {number} of {rgb.width}x{rgb.height} pixels{asked} is looked at in "
+                f"{pixels.shape[1]}x{pixels.shape[0]}, as {batching.max_patches} patches hold"
+            )
+        pieces.append(Piece(number, place, rgb, pixels))
+    return pieces
 
 
 def _stack(pieces: list[Piece], grid: tuple[int, int], size: int, patch_size: int) -> Stack:
@@ -188,7 +320,7 @@ def _stack(pieces: list[Piece], grid: tuple[int, int], size: int, patch_size: in
     grids = []
     for row, piece in enumerate(pieces):
         height, width, _ = piece.pixels.shape
-        grids.append((height // patch_size, width // patch_size))
+        grids.append(piece.grid(patch_size))
         pixels[row, :height, :width] = piece.pixels
         mask[row, : grids[row][0], : grids[row][1]] = True
     return Stack(pieces, grids, pixels, mask)

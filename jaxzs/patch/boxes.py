@@ -9,16 +9,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxzs.patch.grid import Grid
+from jaxzs.patch.grid import Grid, divide
 
 
 def min_max(scores: jax.Array, patches: jax.Array) -> jax.Array:
-    """Each map to 0..1 over its valid patches: scores [B,P,...], patches [B,P] bool. A constant map becomes 0."""
+    """Each map to 0..1 over its valid patches: scores [B,P,...], patches [B,P] bool. A constant map becomes 0.
+
+    The largest is exactly 1, on machines whose division is not correctly rounded, too.
+    """
     inside = patches.reshape(patches.shape + (1,) * (scores.ndim - 2))
     lowest = jnp.where(inside, scores, jnp.inf).min(1, keepdims=True)
     shifted = jnp.where(inside, scores - lowest, 0.0)
     highest = shifted.max(1, keepdims=True)
-    return jnp.where(highest > 0, shifted / jnp.where(highest > 0, highest, 1.0), 0.0)
+    relative = jnp.where(shifted >= highest, 1.0, divide(shifted, jnp.where(highest > 0, highest, 1.0)))
+    return jnp.where(highest > 0, relative, 0.0)
 
 
 def above_threshold(maps: jax.Array, threshold: jax.Array) -> jax.Array:

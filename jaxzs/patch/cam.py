@@ -24,8 +24,8 @@ from jaxzs.clip.layers import (
     project_qkv,
 )  # fmt: skip
 from jaxzs.clip.model import normalize, vision_output
-from jaxzs.patch.grid import Grid
-from jaxzs.patch.tower import attend_by_head, embed_images
+from jaxzs.patch.grid import Grid, divide
+from jaxzs.patch.tower import Positions, attend_by_head, embed_images
 
 
 class CamOutput(NamedTuple):
@@ -49,7 +49,6 @@ def class_activation_maps(
     config: CLIPConfig,
     grid: Grid,
     *,
-    padded: bool = False,
     half_positions: bool = False,
     numerics: Numerics = Numerics(),
 ) -> CamOutput:
@@ -61,7 +60,7 @@ def class_activation_maps(
       texts: [B,K+M,E] text features of each image's K tags, then of M background names; L2-normalised here.
       present: [B,K] bool, False where an image has fewer than K tags.
       config: of the checkpoint.
-      grid: the true grids. padded: False promises that every grid is full.
+      grid: the true grids.
       half_positions: round positions to half precision, also on the native grid, as the original does.
       numerics: how products are computed.
 
@@ -77,16 +76,8 @@ def class_activation_maps(
     ((1, 2, 36), (1, 3))
     """
     vision = config.vision
-    x, bias = embed_images(
-        params,
-        pixels,
-        config,
-        grid,
-        padded=padded,
-        half_positions=half_positions,
-        half_native=half_positions,
-        numerics=numerics,
-    )
+    positions: Positions = "all_half" if half_positions else "bilinear"
+    x, bias = embed_images(params, pixels, config, grid, positions, numerics)
     attention = []
     *before, last = layers_of(params["vision_model"], vision)
     for layer in before:
@@ -131,4 +122,4 @@ def min_max_with_epsilon(maps: jax.Array, grid: Grid) -> jax.Array:
     inside = grid.patches[:, None]
     lowest = jnp.where(inside, maps, jnp.inf).min(-1, keepdims=True)
     shifted = jnp.where(inside, maps - lowest, 0.0)
-    return shifted / (1e-7 + shifted.max(-1, keepdims=True))
+    return divide(shifted, 1e-7 + shifted.max(-1, keepdims=True))

@@ -8,46 +8,27 @@ Axis letters: N = H*W pixels, S of them as sources, C labels.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs.errors import DataError, ImageError
+from jaxzs.errors import ImageError, renamed
+from jaxzs.patch.settings import CRF, is_known
 
 _BLOCK_ELEMENTS = 2**24  # of the kernel held at once, 64 MiB
 _CLIP_ES_MEAN = (104.008, 116.669, 122.675)  # of BGR
 
 
-def dense_crf(
-    probabilities: jax.Array | np.ndarray,
-    image: jax.Array | np.ndarray,
-    *,
-    iterations: int = 10,
-    smooth_weight: float = 3.0,
-    smooth_sigma: float = 1.0,
-    bilateral_weight: float = 4.0,
-    bilateral_sigma: float = 67.0,
-    colour_sigma: float = 3.0,
-    stride: int = 1,
-    precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
-) -> jax.Array:
+@renamed(**{name: f"settings=patch.CRF({name}=...)" for name in CRF.__dataclass_fields__})
+def dense_crf(probabilities: jax.Array | np.ndarray, image: jax.Array | np.ndarray, settings: CRF = CRF()) -> jax.Array:
     """Label probabilities sharpened along the edges of the photo: [C,H,W] float32, summing to 1 over C.
 
     Args:
       probabilities: [C,H,W], 0 to 1, need not sum to 1; the unary term is -log(clip(p, 1e-5, 1)).
       image: [H,W,3] with levels 0 to 255.
-      iterations: of the mean field.
-      smooth_weight: of the Gaussian over positions.
-      smooth_sigma: its width in pixels.
-      bilateral_weight: of the Gaussian over positions and colours.
-      bilateral_sigma: its width in pixels.
-      colour_sigma: its width in levels of 0 to 255.
-      stride: 1 is exact and costs N^2 an iteration. Above 1, an approximation for slow machines: the bilateral term
-        takes only every stride-th row and column of pixels as its sources, each standing for stride^2.
-      precision: XLA precision of the distances; they are large, and lower ones blur colours.
+      settings: `CRF`, by default the values of CLIP-ES.
 
     Returns:
       The mean field. Differentiable in `probabilities` and `image`.
@@ -68,46 +49,31 @@ def dense_crf(
             f"probabilities have shape {shape} and the image {tuple(image.shape)}, expected [C,H,W] "
             "and [H,W,3] of the same height and width"
         )
-    if iterations < 0 or stride < 1 or min(smooth_sigma, bilateral_sigma, colour_sigma) <= 0:
-        raise DataError("iterations must be at least 0, stride at least 1, and sigmas above 0")
-    return _mean_field(
-        jnp.asarray(probabilities, jnp.float32),
-        jnp.asarray(image).astype(jnp.float32),
-        jnp.asarray([smooth_weight, bilateral_weight], jnp.float32),
-        jnp.asarray([smooth_sigma, bilateral_sigma, colour_sigma], jnp.float32),
-        iterations=iterations,
-        stride=stride,
-        precision=precision,
-    )
+    for name, values in (("probabilities", probabilities), ("the image's levels", image)):
+        if is_known(values) and not np.isfinite(np.asarray(values, np.float32)).all():
+            raise ImageError(f"{name} are not all finite")
+    return _mean_field(jnp.asarray(probabilities, jnp.float32), jnp.asarray(image).astype(jnp.float32), settings)
 
 
-@functools.partial(jax.jit, static_argnames=("iterations", "stride", "precision"))
-def _mean_field(
-    probabilities: jax.Array,
-    image: jax.Array,
-    weights: jax.Array,
-    sigmas: jax.Array,
-    *,
-    iterations: int,
-    stride: int,
-    precision: jax.lax.PrecisionLike,
-) -> jax.Array:
+@jax.jit
+def _mean_field(probabilities: jax.Array, image: jax.Array, settings: CRF) -> jax.Array:
     C, height, width = probabilities.shape
     unary = -jnp.log(jnp.clip(probabilities, 1e-5, 1.0)).reshape(C, -1).T  # [N,C]
-    features = bilateral_features(image, sigmas[1], sigmas[2])  # [H,W,5]
+    features = bilateral_features(image, settings.bilateral_sigma, settings.colour_sigma)  # [H,W,5]
     targets = features.reshape(-1, 5)
-    sources = features[::stride, ::stride].reshape(-1, 5)
-    every = jnp.arange(height * width).reshape(height, width)[::stride, ::stride].reshape(-1)
+    sources = features[:: settings.stride, :: settings.stride].reshape(-1, 5)
+    every = jnp.arange(height * width).reshape(height, width)[:: settings.stride, :: settings.stride].reshape(-1)
 
     def smooth(values: jax.Array) -> jax.Array:
         """Sum over the neighbourhood of each pixel: [N,C] -> [N,C]."""
-        return _smooth(values, height, width, sigmas[0])
+        return _smooth(values, height, width, settings.smooth_sigma)
 
     def bilateral(values: jax.Array) -> jax.Array:
         """Sum over sources, each for the pixels around it: [N,C] -> [N,C]."""
-        return float(stride**2) * _kernel_product(targets, sources, values[every], precision)
+        return float(settings.stride**2) * _kernel_product(targets, sources, values[every], settings.precision)
 
     ones = jnp.ones((height * width, 1), jnp.float32)
+    weights = settings.smooth_weight, settings.bilateral_weight
     norms = [jax.lax.rsqrt(term(ones) + 1e-20) for term in (smooth, bilateral)]
 
     def step(field: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -116,7 +82,7 @@ def _mean_field(
             logits = logits + weight * norm * term(norm * field)
         return jax.nn.softmax(logits, axis=1), None
 
-    field, _ = jax.lax.scan(step, jax.nn.softmax(-unary, axis=1), length=iterations)
+    field, _ = jax.lax.scan(step, jax.nn.softmax(-unary, axis=1), length=settings.iterations)
     return field.T.reshape(C, height, width)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 
-class Grid(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Grid:
     """The patches of a batch of images that share one padded shape. A pytree, like everything traced.
 
     rows, columns: [B] int32, the true grid of each image, in the upper left of the padded one.
     valid: [B,rows,columns] bool of the padded grid, True inside the true one.
+    padded: static; False promises that every grid is full, which saves masks.
 
     >>> valid = jnp.array([[[True, True, False], [True, True, False]]])
     >>> grid = patch.grid_from_mask(valid)
@@ -23,6 +26,7 @@ class Grid(NamedTuple):
     rows: jax.Array
     columns: jax.Array
     valid: jax.Array
+    padded: bool = dataclasses.field(default=True, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -48,6 +52,7 @@ def full_grid(num_images: int, rows: int, columns: int) -> Grid:
         jnp.full((num_images,), rows, jnp.int32),
         jnp.full((num_images,), columns, jnp.int32),
         jnp.ones((num_images, rows, columns), bool),
+        padded=False,
     )
 
 
@@ -77,3 +82,17 @@ def bilinear_taps(
 def interpolate(lower: jax.Array, upper: jax.Array, weight: jax.Array) -> jax.Array:
     """Linear interpolation, in the order of operations of torch's `interpolate`."""
     return (1.0 - weight) * lower + weight * upper
+
+
+def divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x / y elementwise, rounded correctly: y is broadcast to x, both float32.
+
+    XLA turns a division by something broadcast or constant into a product with the reciprocal, so that the largest of
+    `x / x.max()` is 0.99999994 for every third map, and thresholds and 8-bit levels behind it flip. The compiler does
+    not see through the barrier.
+
+    >>> x = jnp.arange(1.0, 50.0)[:, None] * jnp.array([[0.1, 0.3, 0.7]])
+    >>> jax.jit(lambda x: divide(x, x.max(0)[None]).max(0))(x).tolist()
+    [1.0, 1.0, 1.0]
+    """
+    return x / jax.lax.optimization_barrier(jnp.broadcast_to(y, x.shape))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxzs import parallel
 from jaxzs.clip import Model
-from jaxzs.clip.layers import Params
-from jaxzs.errors import ImageError
+from jaxzs.clip.layers import Numerics, Params
+from jaxzs.errors import ImageError, renamed
 from jaxzs.patch.batching import DEFAULT_BATCHING, Batching, Stack, stacks
 from jaxzs.patch.grid import full_grid
-from jaxzs.patch.tags import Tags, decide, tag
+from jaxzs.patch.settings import Tagging
+from jaxzs.patch.tags import OF_TAGGING, Tags, Task, check_foreground, check_texts, decide, tag_program
 
 
 class ImageTags(NamedTuple):
@@ -43,16 +44,18 @@ class ImageTags(NamedTuple):
     boxes: np.ndarray
 
 
+@renamed(**OF_TAGGING)
 def tag_images(
     model: Model,
     images: Iterable[Any],
     text_features: jax.Array | np.ndarray,
+    settings: Tagging = Tagging(),
     *,
     num_foreground: int,
     batching: Batching = DEFAULT_BATCHING,
     mesh: Mesh | None = None,
     on_error: Callable[[int, ImageError], None] | None = None,
-    **options: Any,
+    numerics: Numerics = Numerics(),
 ) -> Iterator[ImageTags]:
     """Tags of many images of any sizes, batch by batch; read lazily, in the order in which batches fill up.
 
@@ -60,17 +63,20 @@ def tag_images(
       model: a loaded checkpoint.
       images: PIL images or uint8 arrays.
       text_features: [C,E], foreground first.
+      settings: as in `jaxzs.patch.tag`. With `Tagging(exact=True)` nothing is padded.
       num_foreground: F.
-      batching: sizes of batches, padding, scales. With `exact=True` among the options nothing is padded.
-      mesh: devices to divide each batch over; every device works on its own images. Default: one device.
+      batching: sizes of batches, padding, scales.
+      mesh: devices to divide each batch over; every device works on its own images. Default: one device. With several
+        processes each reads all images and yields all results.
       on_error: told the number of each image that cannot be used, which is then left out; by default it raises.
-      options: of `jaxzs.patch.tag`.
+      numerics: how the encoder's products are computed.
 
     Yields:
       `ImageTags`; `number` says of which image.
 
     Raises:
       ImageError: an image that cannot be used, with its number, unless there is `on_error`.
+      DataError, LabelError: texts, settings or F that do not fit the model, before any image is read.
 
     >>> model = jaxzs.load("demo")
     >>> image = np.full((96, 96, 3), 40, np.uint8)
@@ -82,28 +88,67 @@ def tag_images(
     >>> found.boxes[0].round(1).tolist()  # top, bottom, left, right of the red square
     [0.2, 0.7, 0.2, 0.8]
     """
-    run = _program(model, jnp.asarray(text_features), num_foreground, mesh, options)
+    check_texts("text_features", text_features, model.config)
+    check_foreground(num_foreground, len(text_features))
+    settings = settings.resolved(model.config.vision.num_hidden_layers, num_foreground)
+    task = Task(model.config, num_foreground, numerics)
+    run = on_mesh(tag_rows, (model.params, jnp.asarray(text_features), settings), mesh, task)
+    multiple = 1 if mesh is None else mesh.size
+    batches = stacks(model, images, batching, padded=settings.pads, multiple=multiple, on_error=on_error)
+    return _scales_together(batches, run, len(batching.scales), settings)
+
+
+def tag_rows(shared: tuple[Params, jax.Array, Tagging], pixels: Any, mask: Any, task: Task) -> Tags:
+    """`tag_program` as `on_mesh` takes it."""
+    params, texts, settings = shared
+    return tag_program(params, pixels, texts, settings, mask, task=task)
+
+
+def on_mesh(function: Callable[..., Any], shared: Any, mesh: Mesh | None, task: Any) -> Callable[..., Any]:
+    """`function(shared, *rows, task)` with its rows divided over the devices, and results on the host.
+
+    function is of a module, so that what is compiled serves later calls. Each device loops over what its own rows
+    need: nothing is exchanged but the results, where other processes hold some.
+    """
+    if mesh is None:
+        return lambda *rows: jax.device_get(_on_device(function, shared, rows, task))
+    shared, divided = parallel.replicate(shared, mesh), NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+    def run(*rows: np.ndarray) -> Any:
+        placed = [jax.make_array_from_callback(row.shape, divided, row.__getitem__) for row in rows]
+        return jax.tree.map(parallel.gather, _on_devices(function, shared, placed, mesh, task))
+
+    return run
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _on_device(function, shared, rows, task):
+    return function(shared, *rows, task)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _on_devices(function, shared, rows, mesh, task):
+    return parallel.map_rows(lambda shared, *rows: function(shared, *rows, task), mesh)(shared, *rows)
+
+
+def _scales_together(
+    batches: Iterator[Stack], run: Callable[..., Tags], num_scales: int, settings: Tagging
+) -> Iterator[ImageTags]:
+    """Tags of each image as soon as it was seen at every scale."""
     parts: dict[int, dict[int, ImageTags]] = {}  # by image and scale
-    for stack in stacks(
-        model,
-        images,
-        batching,
-        padded=not options.get("exact"),
-        multiple=1 if mesh is None else mesh.size,
-        on_error=on_error,
-    ):
+    for stack in batches:
         for piece, found in zip(stack.pieces, _tag_stack(run, stack), strict=True):
             of_image = parts.setdefault(piece.number, {})
             of_image[piece.scale] = found
-            if len(of_image) == len(batching.scales):
-                scales = [of_image[place] for place in range(len(of_image))]
-                yield _mean_of_scales(scales, options) if len(scales) > 1 else found
+            if len(of_image) == num_scales:
+                scales = [of_image[place] for place in range(num_scales)]
+                yield _mean_of_scales(scales, settings) if num_scales > 1 else found
                 del parts[piece.number]
 
 
 def _tag_stack(run: Callable[..., Tags], stack: Stack) -> Iterator[ImageTags]:
     """Run the program on a batch, and cut every image's result out of it."""
-    found: Any = jax.device_get(run(stack.pixels, stack.mask))
+    found = run(stack.pixels, stack.mask)
     for row, (piece, (rows, columns)) in enumerate(zip(stack.pieces, stack.grids, strict=True)):
         coarse, refined = (
             part[row].reshape(*stack.mask.shape[1:], -1)[:rows, :columns] for part in (found.coarse, found.refined)
@@ -122,27 +167,8 @@ def _tag_stack(run: Callable[..., Tags], stack: Stack) -> Iterator[ImageTags]:
         )
 
 
-def _program(
-    model: Model, text_features: jax.Array, num_foreground: int, mesh: Mesh | None, options: Mapping[str, Any]
-) -> Callable[[np.ndarray, np.ndarray], Tags]:
-    """`tag` as a function of pixels and mask, divided over the mesh where there is one."""
-
-    def run(shared: tuple[Params, jax.Array], pixels: Any, mask: Any) -> Tags:
-        params, texts = shared
-        return tag(params, pixels, texts, model.config, num_foreground=num_foreground, mask=mask, **options)
-
-    shared = model.params, text_features
-    if mesh is None:
-        return functools.partial(run, shared)
-    # Each device makes encoder calls of its own for the candidates of its images.
-    return functools.partial(parallel.map_rows(run, mesh), parallel.replicate(shared, mesh))
-
-
-def _mean_of_scales(scales: Sequence[ImageTags], options: Mapping[str, Any]) -> ImageTags:
+def _mean_of_scales(scales: Sequence[ImageTags], settings: Tagging) -> ImageTags:
     """Scores averaged over scales, and tags decided anew; everything with places is the first scale's."""
-    scores = np.stack([found.scores for found in scales]).mean(0, dtype=np.float32)
-    relative = options.get("tag_threshold")
-    relative = options.get("relative_threshold", 0.5) if relative is None else relative
-    fraction = jnp.broadcast_to(jnp.asarray(relative, jnp.float32), scores.shape)
-    tags, threshold = decide(jnp.asarray(scores)[None], fraction, full_grid(1, 2, 2))
+    scores = np.stack([found.scores for found in scales]).mean(0, dtype=np.float32)  # [F]
+    tags, threshold = decide(jnp.asarray(scores)[None], settings.tag_threshold, full_grid(1, 2, 2))
     return scales[0]._replace(scores=scores, tags=np.asarray(tags[0]), threshold=np.asarray(threshold[0]))

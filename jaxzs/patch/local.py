@@ -45,7 +45,6 @@ def local_tower(
     config: CLIPConfig,
     grid: Grid,
     *,
-    padded: bool = False,
     half_positions: bool = False,
     numerics: Numerics = Numerics(),
 ) -> LocalOutput:
@@ -56,8 +55,7 @@ def local_tower(
       pixels: H and W multiples of the patch size; what lies outside of `grid` is never looked at.
       config: of the checkpoint.
       grid: the true grids.
-      padded: False promises that every grid is full, which saves the mask.
-      half_positions: see `tower.local_positions`.
+      half_positions: round the positions of all grids but the native one, as the original does.
       numerics: how products are computed.
 
     >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 96, 3), np.float32)
@@ -67,9 +65,7 @@ def local_tower(
     ((1, 73, 64), 5, (1, 73, 73))
     """
     tree, vision = params["vision_model"], config.vision
-    x, bias = embed_images(
-        params, pixels, config, grid, padded=padded, half_positions=half_positions, numerics=numerics
-    )
+    x, bias = embed_images(params, pixels, config, grid, "half" if half_positions else "bilinear", numerics)
     attention = []
     *before, last = layers_of(tree, vision)
     for layer in before:

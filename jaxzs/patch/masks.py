@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxzs import parallel
 from jaxzs.clip import Model
+from jaxzs.clip.layers import Numerics
 from jaxzs.clip.preprocess import to_rgb
-from jaxzs.errors import DataError, ImageError
-from jaxzs.patch.batching import DEFAULT_BATCHING, Batching, stacks
+from jaxzs.errors import DataError, ImageError, renamed
+from jaxzs.patch.batching import DEFAULT_BATCHING, Batching, Stack, stacks
 from jaxzs.patch.crf import clip_es_colours, dense_crf
-from jaxzs.patch.images import ImageTags
-from jaxzs.patch.segmentation import Segmentation, check_tags, enlarge, label_map, segment
+from jaxzs.patch.images import ImageTags, on_mesh
+from jaxzs.patch.segmentation import OF_SEGMENTING, Segmentation, check_tags, enlarge, label_map, segment_program
+from jaxzs.patch.settings import Segmenting
+from jaxzs.patch.tags import check_texts
 
 
 class ImageMask(NamedTuple):
@@ -36,19 +37,19 @@ class ImageMask(NamedTuple):
     activation: np.ndarray
 
 
+@renamed(**OF_SEGMENTING)
 def segment_images(
     model: Model,
     images: Iterable[Any],
     tags: Sequence[Sequence[int]] | Mapping[int, Sequence[int]],
     text_features: jax.Array | np.ndarray,
     background_features: jax.Array | np.ndarray,
+    settings: Segmenting = Segmenting(),
     *,
-    background: bool = True,
-    crf: Mapping[str, Any] | None = None,
     batching: Batching = DEFAULT_BATCHING,
     mesh: Mesh | None = None,
     on_error: Callable[[int, ImageError], None] | None = None,
-    **options: Any,
+    numerics: Numerics = Numerics(),
 ) -> Iterator[ImageMask]:
     """Label maps of many images of any sizes, whose tags are known.
 
@@ -57,14 +58,12 @@ def segment_images(
       images: PIL images or uint8 arrays, read lazily.
       tags: class numbers of each image, by its number; an image without any is all background.
       text_features: [C,E]. background_features: [M,E].
-      background: whether label 0 is background (VOC, COCO), or every pixel belongs to a tag (COCO-Stuff).
-      crf: None, or options of `dense_crf` to sharpen the maps with, {} for the published ones. Quadratic in the
-        pixels: on a CPU give a stride, e.g. {"stride": 8}.
-      batching: sizes of batches and padding; one scale. With `exact=True` among the options nothing is padded.
+      settings: thresholds, whether there is a background, the CRF. With `Segmenting(exact=True)` nothing is padded.
+      batching: sizes of batches and padding; one scale.
       mesh: devices to divide each batch over; every device works on its own images. Default: one device. The CRF runs
-        image by image.
+        image by image. With several processes each reads all images and yields all results.
       on_error: told the number of each image that cannot be used, which is left out; by default it raises.
-      options: of `jaxzs.patch.segment`.
+      numerics: how the encoder's products are computed.
 
     Yields:
       `ImageMask`; `number` says of which image.
@@ -83,40 +82,35 @@ def segment_images(
     """
     if batching.scales != (1.0,):
         raise DataError(f"scales are {batching.scales}: segmentation takes images at one, 1.0")
-    exact = bool(options.get("exact"))
-    texts, others = jnp.asarray(text_features), jnp.asarray(background_features)
-    run = _program(model, texts, others, mesh, options)
-    for stack in stacks(
-        model, images, batching, padded=not exact, multiple=1 if mesh is None else mesh.size, on_error=on_error
-    ):
+    check_texts("text_features", text_features, model.config)
+    check_texts("background_features", background_features, model.config)
+    shared = model.params, jnp.asarray(text_features, jnp.float32), jnp.asarray(background_features, jnp.float32)
+    resolved = settings.resolved(model.config.vision.num_hidden_layers)
+    run = on_mesh(segment_rows, (*shared, resolved), mesh, (model.config, numerics))
+    multiple = 1 if mesh is None else mesh.size
+    batches = stacks(model, images, batching, padded=settings.pads, multiple=multiple, on_error=on_error)
+    return _masks_of(batches, run, tags, len(text_features), settings)
+
+
+def segment_rows(shared: Any, pixels: Any, tags: Any, mask: Any, task: Any) -> Segmentation:
+    """`segment_program` as `on_mesh` takes it."""
+    params, texts, others, settings = shared
+    return segment_program(params, pixels, (texts, others), tags, settings, mask, task=task)
+
+
+def _masks_of(
+    batches: Iterator[Stack], run: Callable[..., Segmentation], tags: Any, num_classes: int, settings: Segmenting
+) -> Iterator[ImageMask]:
+    for stack in batches:
         of_images = [np.asarray(tags[piece.number], np.int32) for piece in stack.pieces]
         padded = _padded_tags(of_images, len(stack.pixels))
-        check_tags(padded, len(padded), len(texts))
-        found: Any = jax.device_get(run(stack.pixels, padded, stack.mask))
+        check_tags(padded, len(padded), num_classes)
+        found = run(stack.pixels, padded, stack.mask)
         for row, own in enumerate(of_images):
             rows, columns = stack.grids[row]
             maps, activation = (part[row, : len(own), :rows, :columns] for part in (found.maps, found.activation))
-            labels = pixel_labels(stack.pieces[row].image, maps, own, background=background, crf=crf, exact=exact)
+            labels = pixel_labels(stack.pieces[row].image, maps, own, settings)
             yield ImageMask(stack.pieces[row].number, own, labels, maps, activation)
-
-
-def _program(
-    model: Model,
-    text_features: jax.Array,
-    background_features: jax.Array,
-    mesh: Mesh | None,
-    options: Mapping[str, Any],
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], Segmentation]:
-    """`segment` as a function of pixels, tags and mask, divided over the mesh where there is one."""
-
-    def run(shared: Any, pixels: Any, tags: Any, mask: Any) -> Segmentation:
-        params, texts, others = shared
-        return segment(params, pixels, texts, others, tags, model.config, mask=mask, **options)
-
-    shared = model.params, text_features, background_features
-    if mesh is None:
-        return functools.partial(run, shared)
-    return functools.partial(parallel.map_rows(run, mesh), parallel.replicate(shared, mesh))
 
 
 def _padded_tags(tags: Sequence[np.ndarray], num_images: int) -> np.ndarray:
@@ -148,19 +142,13 @@ def score_maps(tagged: ImageTags, tags: Sequence[int] | np.ndarray) -> np.ndarra
     return shifted / np.maximum(shifted.max((1, 2), keepdims=True), 1e-7)
 
 
+@renamed(**OF_SEGMENTING)
 def pixel_labels(
-    image: Any,
-    maps: np.ndarray,
-    tags: Sequence[int] | np.ndarray,
-    *,
-    background: bool = True,
-    crf: Mapping[str, Any] | None = None,
-    exact: bool = False,
+    image: Any, maps: np.ndarray, tags: Sequence[int] | np.ndarray, settings: Segmenting = Segmenting()
 ) -> np.ndarray:
     """Labels of one image at its own size, [height,width] int32: maps [K,rows,columns] of its K tags.
 
-    image: PIL image or array. background, crf: as in `segment_images`. exact: give the CRF the colours that the
-    original gives it, wrapped around.
+    image: PIL image or array. settings: of backgrounds, the CRF, and whether that sees the original's colours.
 
     Raises what `dense_crf` raises, and `DataError` for no tags without a background.
 
@@ -169,12 +157,12 @@ def pixel_labels(
     [4, 4, 4, 4, 0, 0, 0, 0]
     """
     photo, tags = np.asarray(to_rgb(image)), np.asarray(tags, np.int32)
-    large = enlarge(maps, *photo.shape[:2])
-    if crf is None or len(tags) == 0:
-        return label_map(large, tags, background=background)
+    large = enlarge(maps, *photo.shape[:2])  # [K,height,width]
+    if settings.crf is None or len(tags) == 0:
+        return label_map(large, tags, background=settings.background)
     scores = large.astype(np.float32)
-    if background:
+    if settings.background:
         scores = np.concatenate([1 - scores.max(0, keepdims=True), scores])
-    colours = clip_es_colours(photo) if exact else photo
-    best = np.asarray(dense_crf(scores, colours, **crf)).argmax(0)
-    return (np.concatenate([[0], tags + 1]) if background else tags).astype(np.int32)[best]
+    colours = clip_es_colours(photo) if settings.wrap_colours else photo
+    best = np.asarray(dense_crf(scores, colours, settings.crf)).argmax(0)
+    return (np.concatenate([[0], tags + 1]) if settings.background else tags).astype(np.int32)[best]

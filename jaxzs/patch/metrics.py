@@ -15,7 +15,7 @@ from jaxzs.errors import DataError, LabelError
 
 
 class F1(NamedTuple):
-    """F1, precision and recall, each 0 to 1; f1 is NaN when both others are 0."""
+    """F1, precision and recall, each 0 to 1; f1 is 0 when both others are (TagCLIP's code has NaN there)."""
 
     f1: float
     precision: float
@@ -39,7 +39,12 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of `average_precision` over all classes; one without positives counts as 0 (TagCLIP's code)."""
+    """Mean of `average_precision` over all classes; one without positives counts as 0 (TagCLIP's code).
+
+    Raises `LabelError` when no class has any: there is nothing to evaluate.
+    """
+    scores, positive = _checked(scores, labels)
+    _check_positives(positive)
     return float(average_precision(scores, labels).mean())
 
 
@@ -51,14 +56,14 @@ def f1(tags: np.ndarray, labels: np.ndarray, average: str = "overall") -> F1:
     """
     axes: dict[str, tuple[int, ...]] = {"overall": (0, 1), "category": (0,), "sample": (1,)}
     if average not in axes:
-        raise ValueError(f"average must be one of {', '.join(axes)}, got {average!r}")
+        raise DataError(f"average must be one of {', '.join(axes)}, got {average!r}")
     tagged, positive = _checked(tags, labels)
-    tagged = tagged.astype(bool)
+    tagged = _decided(tagged)
     true = (tagged & positive).sum(axes[average])
     precision = (true / (tagged.sum(axes[average]) + 1e-9)).mean()
     recall = (true / (positive.sum(axes[average]) + 1e-9)).mean()
     both = precision + recall
-    score = 2 * precision * recall / both if both > 0 else np.nan
+    score = 2 * precision * recall / both if both > 0 else 0.0
     return F1(float(score), float(precision), float(recall))
 
 
@@ -89,12 +94,14 @@ def tag_report(scores: np.ndarray, tags: np.ndarray, labels: np.ndarray, class_n
 
     Keys ending in "_sklearn" are scikit-learn's: mAP over the classes that have positives, and its micro, macro and
     samples F1. The micro F1 equals the overall one.
+    Raises `LabelError` for names that repeat or do not fit, and for labels without a single positive.
     """
     from sklearn.metrics import average_precision_score, f1_score
 
     scores, positive = _checked(scores, labels)
-    if len(class_names) != scores.shape[1]:
-        raise LabelError(f"{len(class_names)} class names for scores of {scores.shape[1]} classes")
+    tags = _decided(_checked(tags, labels)[0])
+    _check_names(class_names, scores.shape[1])
+    _check_positives(positive)
     per_class = average_precision(scores, labels)
     present = positive.any(0)
     with warnings.catch_warnings():
@@ -108,7 +115,7 @@ def tag_report(scores: np.ndarray, tags: np.ndarray, labels: np.ndarray, class_n
     return {
         "images": len(scores),
         "mAP": float(per_class.mean()),
-        "mAP_sklearn": float(np.mean(ties)) if present.any() else float("nan"),
+        "mAP_sklearn": float(np.mean(ties)),
         **{f"f1_{name}": f1(tags, labels, name)._asdict() for name in ("overall", "category", "sample")},
         **sklearn,
         "tags_per_image": float(np.asarray(tags).sum(1).mean()),
@@ -120,35 +127,73 @@ def tag_report(scores: np.ndarray, tags: np.ndarray, labels: np.ndarray, class_n
 
 
 def segmentation_report(
-    predicted: np.ndarray | Sequence[np.ndarray], truth: np.ndarray | Sequence[np.ndarray], class_names: Sequence[str]
+    predicted: np.ndarray | Sequence[np.ndarray],
+    truth: np.ndarray | Sequence[np.ndarray],
+    class_names: Sequence[str],
+    *,
+    void: int = 255,
 ) -> dict[str, Any]:
     """Mean intersection over union of label maps: two sequences of [H,W] integers -> figures.
 
-    One confusion matrix of all pixels; true labels beyond the classes (255, void) are ignored. mIoU is the mean over
+    One confusion matrix of all pixels; pixels whose true label is `void` are ignored. mIoU is the mean over
     the classes that have true pixels; a class that occurs in neither has no IoU (None).
+    Raises `LabelError` for labels outside of the classes, `DataError` for maps that do not fit, or nothing to compare.
     """
     C = len(class_names)
+    _check_names(class_names, C)
+    if len(predicted) != len(truth):
+        raise DataError(f"{len(predicted)} label maps for {len(truth)} true ones")
     counts = np.zeros((C, C), np.int64)
     for one, true in zip(predicted, truth, strict=True):
-        one, true = np.asarray(one, np.int64), np.asarray(true, np.int64)
+        one, true = _labels("a label map", one), _labels("a true label map", true)
         if one.shape != true.shape:
             raise DataError(f"a label map is {one.shape}, its true one {true.shape}")
-        known = (true >= 0) & (true < C)
-        if known.any() and not 0 <= one[known].min() <= one[known].max() < C:
-            raise LabelError(f"predicted labels must be 0 to {C - 1}, found {one[known].max()}")
+        known = true != void
+        for name, labels in (("predicted", one[known]), ("true", true[known])):
+            if labels.size and not 0 <= labels.min() <= labels.max() < C:
+                wrong = labels.min() if labels.min() < 0 else labels.max()
+                raise LabelError(f"{name} labels must be 0 to {C - 1}, or {void} where nothing is known; found {wrong}")
         counts += np.bincount(C * true[known] + one[known], minlength=C * C).reshape(C, C)
+    if not counts.any():
+        raise DataError("no pixel has a true label: there is nothing to compare")
     both = np.diag(counts)
     union = counts.sum(1) + counts.sum(0) - both
     with np.errstate(invalid="ignore"):
         iou = both / union
     return {
         "images": len(truth),
-        "mIoU": float(iou[counts.sum(1) > 0].mean()) if counts.any() else float("nan"),
-        "pixel_accuracy": float(both.sum() / max(1, counts.sum())),
+        "mIoU": float(iou[counts.sum(1) > 0].mean()),
+        "pixel_accuracy": float(both.sum() / counts.sum()),
         "per_class": {
             name: float(value) if total else None for name, value, total in zip(class_names, iou, union, strict=True)
         },
     }
+
+
+def _labels(name: str, labels: Any) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iub":
+        raise LabelError(f"{name} is {labels.dtype}, expected whole numbers")
+    return labels.astype(np.int64)
+
+
+def _decided(tags: np.ndarray) -> np.ndarray:
+    if not np.isin(tags, (0, 1)).all():
+        raise DataError("tags must be decisions, 0 or 1; scores have to be compared with a threshold first")
+    return tags.astype(bool)
+
+
+def _check_names(class_names: Sequence[str], num_classes: int) -> None:
+    """Names are the keys of a report: one that repeats would take another's place."""
+    if len(class_names) != num_classes or not num_classes:
+        raise LabelError(f"{len(class_names)} class names for scores of {num_classes} classes")
+    if repeated := sorted({name for name in class_names if list(class_names).count(name) > 1}):
+        raise LabelError(f"class names occur more than once: {', '.join(repeated)}")
+
+
+def _check_positives(positive: np.ndarray) -> None:
+    if not positive.any():
+        raise LabelError("no image has any of the classes: there is nothing to evaluate")
 
 
 def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxzs.patch.boxes import above_threshold, min_max, union_of_boxes
-from jaxzs.patch.grid import Grid
+from jaxzs.patch.grid import Grid, divide
 
 
 class Refined(NamedTuple):
@@ -46,7 +46,7 @@ def dual_masking(attention: jax.Array, coarse: jax.Array, grid: Grid, *, keep_bo
     spread = _spread(attention, coarse)
     relative = min_max(spread, grid.patches)  # [B,P,C]
     count = jnp.maximum(grid.patches.sum(1, dtype=jnp.float32), 1.0)
-    threshold = relative.sum(1) / count[:, None]  # [B,C] the mean: padded patches hold 0
+    threshold = divide(relative.sum(1), count[:, None])  # [B,C] the mean: padded patches hold 0
     maps = relative.swapaxes(1, 2).reshape(*threshold.shape, *grid.shape)  # [B,C,rows,columns]
     mask = union_of_boxes(above_threshold(maps, threshold), grid, keep_border=keep_border)
     mask = mask.reshape(*threshold.shape, -1)  # [B,C,P]

@@ -14,14 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.layers import Numerics, Params, Precision
+from jaxzs.clip.layers import Numerics, Params
 from jaxzs.clip.model import resize_weights
-from jaxzs.errors import DataError
+from jaxzs.errors import DataError, renamed
 from jaxzs.patch.boxes import above_threshold, union_of_boxes
 from jaxzs.patch.cam import class_activation_maps, min_max_with_epsilon
 from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
-from jaxzs.patch.tags import check_pixels
+from jaxzs.patch.settings import Segmenting, is_known
+from jaxzs.patch.tags import NUMERICS, check_pixels, check_texts
 
+OF_SEGMENTING = NUMERICS | {
+    name: f"settings=patch.Segmenting({name}=...)"
+    for name in ("box_threshold", "affinity_layers", "exact", "keep_border", "background", "crf")
+}
 _NORMALIZATIONS = 3  # of columns, then rows
 
 
@@ -39,16 +44,6 @@ class Segmentation(NamedTuple):
     box_mask: jax.Array
     refined: jax.Array
     maps: jax.Array
-
-
-def default_affinity_layers(num_layers: int, *, last: bool = False) -> tuple[int, ...]:
-    """Layers whose attention makes the affinity: from a third of the depth on, to the last but one, or the last.
-
-    >>> patch.default_affinity_layers(12), patch.default_affinity_layers(5, last=True)
-    ((4, 5, 6, 7, 8, 9, 10), (2, 3, 4))
-    """
-    end = num_layers if last or num_layers == 1 else num_layers - 1
-    return tuple(range(min(round(num_layers / 3), end - 1), end))
 
 
 def affinity(attention: Sequence[jax.Array], grid: Grid, layers: Sequence[int]) -> jax.Array:
@@ -78,6 +73,7 @@ def _or_one(sums: jax.Array) -> jax.Array:
     return jnp.where(sums > 0, sums, 1.0)
 
 
+@renamed(**OF_SEGMENTING)
 def segment(
     params: Params,
     pixels: jax.Array | np.ndarray,
@@ -85,14 +81,10 @@ def segment(
     background_features: jax.Array | np.ndarray,
     tags: jax.Array | np.ndarray,
     config: CLIPConfig,
+    settings: Segmenting = Segmenting(),
     *,
-    box_threshold: float = 0.4,
-    affinity_layers: Sequence[int] | None = None,
-    exact: bool = False,
-    keep_border: bool = False,
     mask: jax.Array | np.ndarray | None = None,
-    compute_dtype: Any = None,
-    precision: Precision = None,
+    numerics: Numerics = Numerics(),
 ) -> Segmentation:
     """Maps of where the tags of each image are, without any training: CLIP-ES, arXiv 2212.09506.
 
@@ -103,13 +95,9 @@ def segment(
       background_features: [M,E] of names that compete with the tags, M at least 1.
       tags: [B,K] int, classes of each image; -1 where it has fewer than K.
       config: of the checkpoint.
-      box_threshold: fraction of a map's maximum above which it is boxed; 0.4 for VOC, 0.7 for COCO.
-      affinity_layers: default a third of the depth to the last but one (4 to 10 of 12, VOC); COCO takes the last too.
-      exact: round positions to half precision, as the original does.
-      keep_border: let boxes reach the last row and column of the grid (not in the original).
+      settings: `Segmenting`; what it says of backgrounds and the CRF is for `segment_images`, which makes labels.
       mask: [B,H/p,W/p] bool, False on padding; None: no padding.
-      compute_dtype: None (float32) or the type of the operands of the encoder's products.
-      precision: XLA precision of the encoder's products.
+      numerics: how the encoder's products are computed.
 
     Returns:
       `Segmentation`; `label_map` makes labels of one image's maps.
@@ -125,63 +113,46 @@ def segment(
     ((1, 2, 6, 12), (1, 4))
     """
     check_pixels(pixels, config, mask)
-    for name, features in (("text_features", text_features), ("background_features", background_features)):
-        if len(features.shape) != 2 or features.shape[1] != config.projection_dim or not len(features):
-            raise DataError(
-                f"{name} have shape {tuple(features.shape)}, expected [C,{config.projection_dim}] with at "
-                "least one row: were they made by the same checkpoint?"
-            )
+    check_texts("text_features", text_features, config)
+    check_texts("background_features", background_features, config)
     check_tags(tags, len(pixels), len(text_features))
-    depth = config.vision.num_hidden_layers
-    layers = default_affinity_layers(depth) if affinity_layers is None else tuple(affinity_layers)
-    if not layers or not all(0 <= layer < depth for layer in layers):
-        raise DataError(f"affinity_layers are {list(layers)}, expected numbers from 0 to {depth - 1}")
-    return _segment(
+    return segment_program(
         params,
         jnp.asarray(pixels),
-        jnp.asarray(text_features, jnp.float32),
-        jnp.asarray(background_features, jnp.float32),
+        (jnp.asarray(text_features, jnp.float32), jnp.asarray(background_features, jnp.float32)),
         jnp.asarray(tags, jnp.int32),
-        jnp.asarray(box_threshold, jnp.float32),
+        settings.resolved(config.vision.num_hidden_layers),
         None if mask is None else jnp.asarray(mask),
-        config=config,
-        layers=layers,
-        exact=exact,
-        keep_border=keep_border,
-        numerics=Numerics(compute_dtype, precision),
+        task=(config, numerics),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "layers", "exact", "keep_border", "numerics"))
-def _segment(
+@functools.partial(jax.jit, static_argnames="task")
+def segment_program(
     params: Params,
     pixels: jax.Array,
-    text_features: jax.Array,
-    background_features: jax.Array,
+    texts: tuple[jax.Array, jax.Array],
     tags: jax.Array,
-    box_threshold: jax.Array,
+    settings: Segmenting,
     mask: jax.Array | None,
     *,
-    config: CLIPConfig,
-    layers: tuple[int, ...],
-    exact: bool,
-    keep_border: bool,
-    numerics: Numerics,
+    task: tuple[CLIPConfig, Numerics],
 ) -> Segmentation:
+    """`segment`, unchecked, with settings that are `resolved`; texts: of classes [C,E] and background names [M,E]."""
+    config, numerics = task
     B, size = pixels.shape[0], config.vision.patch_size
     rows, columns = pixels.shape[1] // size, pixels.shape[2] // size
     grid = full_grid(B, rows, columns) if mask is None else grid_from_mask(mask)
-    background = jnp.broadcast_to(background_features[None], (B, *background_features.shape))
-    texts = jnp.concatenate([text_features[jnp.maximum(tags, 0)], background], axis=1)
-    cam = class_activation_maps(
-        params, pixels, texts, tags >= 0, config, grid, padded=mask is not None, half_positions=exact, numerics=numerics
-    )
+    background = jnp.broadcast_to(texts[1][None], (B, *texts[1].shape))
+    names = jnp.concatenate([texts[0][jnp.maximum(tags, 0)], background], axis=1)  # [B,K+M,E]
+    half = settings.half_positions
+    cam = class_activation_maps(params, pixels, names, tags >= 0, config, grid, half_positions=half, numerics=numerics)
     activation = cam.maps.reshape(*tags.shape, rows, columns)
-    threshold = jnp.broadcast_to(box_threshold, tags.shape)
-    boxes = union_of_boxes(above_threshold(activation, threshold), grid, keep_border=keep_border)
+    threshold = jnp.broadcast_to(settings.box_threshold, tags.shape)
+    boxes = union_of_boxes(above_threshold(activation, threshold), grid, keep_border=settings.keep_border)
     boxed = jnp.where(boxes, activation, 0.0).reshape(cam.maps.shape)  # [B,K,P]
-    spread = affinity(cam.attention, grid, layers)  # [B,P,P], symmetric
-    refined = jnp.matmul(boxed, spread.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)
+    spread = affinity(cam.attention, grid, settings.affinity_layers)  # [B,P,P], symmetric
+    refined = jnp.matmul(boxed, spread.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)  # [B,K,P]
     maps = min_max_with_epsilon(refined, grid)
     grid_shape = activation.shape
     return Segmentation(
@@ -239,9 +210,7 @@ def check_tags(tags: Any, num_images: int, num_classes: int) -> None:
         )
     if not jnp.issubdtype(tags.dtype, jnp.integer):
         raise DataError(f"tags are {tags.dtype}, expected class numbers")
-    if isinstance(tags, jax.core.Tracer):
-        return
-    if isinstance(tags, jax.Array) and not tags.is_fully_addressable:
+    if not is_known(tags):
         return
     lowest, highest = int(np.min(tags)), int(np.max(tags))
     if lowest < -1 or highest >= num_classes:

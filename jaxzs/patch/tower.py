@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,16 @@ from jaxzs.clip.layers import Numerics, Params, attend
 from jaxzs.clip.model import vision_embeddings, vision_input
 from jaxzs.patch.grid import Grid, bilinear_taps, interpolate
 
+# How learned positions get onto grids of other sizes: in float32; rounded to half precision but on the native grid
+# (TagCLIP's code); on the native one, too (CLIP-ES's code).
+Positions = Literal["bilinear", "half", "all_half"]
 
-def local_positions(
-    params: Params, vision: VisionConfig, grid: Grid, *, half: bool = False, half_native: bool = False
-) -> jax.Array:
+
+def local_positions(params: Params, vision: VisionConfig, grid: Grid, positions: Positions = "bilinear") -> jax.Array:
     """Learned positions [B,T,D] float32, interpolated bilinearly to the true grid of each image.
 
-    The class token's row is never interpolated. `half` rounds the tables of all grids but the native one to IEEE half
-    precision, row 0 too, as the original implementation does; `half_native` that of the native grid as well, as it does
-    for segmentation. Rows outside of the true grid mean nothing.
+    The class token's row is never interpolated, but rounded with the others. Rows outside of the true grid mean
+    nothing.
     """
     table = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
     native_rows, native_columns = vision.grid
@@ -35,19 +36,13 @@ def local_positions(
         return jnp.concatenate([table[:1], tall.reshape(rows * columns, -1)])
 
     resized = jax.vmap(of_image)(jnp.maximum(grid.rows, 1), jnp.maximum(grid.columns, 1))
-    if not half:
+    if positions == "bilinear":
         return resized
     rounded = resized.astype(jnp.float16).astype(jnp.float32)
-    if half_native:
+    if positions == "all_half":
         return rounded
     is_native = (grid.rows == native_rows) & (grid.columns == native_columns)
     return jnp.where(is_native[:, None, None], resized, rounded)
-
-
-def padding_bias(patches: jax.Array) -> jax.Array:
-    """Additive mask [B,1,1,T] that hides padded patches from every query: patches [B,P] bool."""
-    visible = jnp.pad(patches, ((0, 0), (1, 0)), constant_values=True)  # the class token
-    return jnp.where(visible, jnp.float32(0), jnp.finfo(jnp.float32).min)[:, None, None, :]
 
 
 def embed_images(
@@ -55,23 +50,23 @@ def embed_images(
     pixels: jax.Array,
     config: CLIPConfig,
     grid: Grid,
-    *,
-    padded: bool,
-    half_positions: bool = False,
-    half_native: bool = False,
+    positions: Positions = "bilinear",
     numerics: Numerics = Numerics(),
 ) -> tuple[jax.Array, jax.Array | None]:
     """What enters the first block, [B,T,D], and the mask that hides padded patches in every block, or None.
 
-    params: the whole parameter tree. padded: False promises that every grid is full. half_positions, half_native: see
-    `local_positions`.
+    params: the whole parameter tree. Padded patches enter as zeros, whatever their pixels hold.
     """
     tree, vision = params["vision_model"], config.vision
-    tables = grid if padded else Grid(*(part[:1] for part in grid))  # one table serves all
-    positions = local_positions(tree, vision, tables, half=half_positions, half_native=half_native)
-    x = vision_embeddings(tree, pixels, vision, positions, numerics)
+    tables = grid if grid.padded else jax.tree.map(lambda part: part[:1], grid)  # one table serves all
+    x = vision_embeddings(tree, pixels, vision, local_positions(tree, vision, tables, positions), numerics)
     x = vision_input(params, x, vision)
-    return x, padding_bias(grid.patches) if padded else None
+    if not grid.padded:
+        return x, None
+    visible = jnp.pad(grid.patches, ((0, 0), (1, 0)), constant_values=True)  # [B,T], the class token first
+    hidden = jnp.where(visible, jnp.float32(0), jnp.finfo(jnp.float32).min)[:, None, None, :]  # [B,1,1,T]
+    # A hidden token has weight 0 everywhere, but 0 times a NaN or an infinity of its pixels would be NaN.
+    return jnp.where(visible[:, :, None], x, 0.0), hidden
 
 
 def attend_by_head(
