@@ -29,7 +29,9 @@ def repositories(tmp_path):
     shutil.copytree(GOLDEN / "gelu_first_eos", many)
     shutil.copy(GOLDEN / "variants/safetensors_torch/model.safetensors", many)
     shutil.copy(GOLDEN / "variants/torch_bin/pytorch_model.bin", many)
-    (many / "tokenizer.json").write_text("{}")
+    for name in ("tokenizer.json", "processor_config.json", "added_tokens.json"):
+        (many / name).write_text("{}")
+    (many / "training_args.json").write_text("{}")
     shutil.copytree(GOLDEN / "variants/sharded_flax", root / "me/sharded")
     (root / "me/empty").mkdir()
     (root / "me/empty/README.md").write_text("nothing")
@@ -139,7 +141,7 @@ print(json.dumps(results))
     return json.loads(done.stdout.strip().split("\n")[-1])
 
 
-MANY = ["config.json", "model.safetensors", "tokenizer.json"]
+MANY = ["added_tokens.json", "config.json", "model.safetensors", "processor_config.json", "tokenizer.json"]
 SHARDED = ["config.json"] + [f"flax_model-0000{k}-of-00003.msgpack" for k in (1, 2, 3)]
 
 
@@ -191,6 +193,17 @@ def test_local_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine").mkdir()
     assert find_checkpoint("~/mine") == tmp_path / "mine"
+
+
+def test_a_folder_without_a_checkpoint_does_not_hide_a_hub_id_silently(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me/clip").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"me/clip: a local folder of this name, /.*, hides the hub id"):
+        find_checkpoint("me/clip")
+    assert find_checkpoint("./me/clip") == Path("./me/clip")  # what is missing there is said when it is read
+    assert find_checkpoint(Path("me/clip")) == Path("me/clip")
+    (tmp_path / "me/clip/config.json").write_text("{}")
+    assert find_checkpoint("me/clip") == Path("me/clip")
 
 
 @pytest.mark.parametrize(

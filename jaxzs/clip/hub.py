@@ -13,12 +13,16 @@ from jaxzs.errors import CheckpointError
 # What is used besides the weights.
 _SMALL_FILES = (
     "config.json",
+    "open_clip_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
     "README.md",
     "model_card.json",
 )
@@ -49,10 +53,22 @@ def find_checkpoint(
         return _packaged("demo")
     path = Path(name_or_path).expanduser()
     if name and os.path.exists(path):
+        _refuse_hiding_folder(name_or_path, path)
         return path
     if isinstance(name_or_path, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
         raise CheckpointError(f"{name}: no such file or folder, and not a hub id (owner/name). {_OTHERWISE}")
     return _from_hub(name, revision, local_files_only)
+
+
+def _refuse_hiding_folder(name: str | Path, path: Path) -> None:
+    """A folder without a checkpoint may stand in the way of the hub id that was meant."""
+    if isinstance(name, Path) or not _HUB_ID.fullmatch(name) or "/" not in name or not path.is_dir():
+        return
+    if not {"config.json", "open_clip_config.json", *WEIGHT_FILES} & set(os.listdir(path)):
+        raise CheckpointError(
+            f"{name}: a local folder of this name, {path.resolve()}, hides the hub id and holds no checkpoint. "
+            f"Move or rename the folder, or work elsewhere, to load from the hub; write ./{name} for the folder"
+        )
 
 
 def _packaged(name: str) -> Path:

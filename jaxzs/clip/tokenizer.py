@@ -158,7 +158,7 @@ class Tokenizer:
             raise TextError(
                 f"text {index} has {len(row)} tokens, at most {limit} fit (start and end token included): {text!r:.80}",
                 python="shorten it, or have it cut: dataclasses.replace(model.tokenizer, truncate=True)",
-                command="shorten it",
+                command="shorten it, or have it cut with --truncate",
             )
         return self._cut(row, limit)
 

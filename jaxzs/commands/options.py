@@ -116,6 +116,8 @@ class LabelOptions:
     """Class names and templates of a known data set (`jaxzs datasets` lists them), or of your own JSON file."""
     force: Flag = False
     """Use class names that the demo checkpoint has never seen."""
+    truncate: Flag = False
+    """Cut texts that are too long for the model, instead of refusing them."""
 
     def dataset_info(self) -> DatasetInfo | None:
         """The data set named by --dataset."""

@@ -85,6 +85,10 @@ class Run:
         from jaxzs.clip import load
 
         self.model = load(self.options.model, revision=self.options.revision)
+        if getattr(self.options, "truncate", False):
+            self.model = dataclasses.replace(
+                self.model, tokenizer=dataclasses.replace(self.model.tokenizer, truncate=True)
+            )
         if names and not self.options.force:
             self.model.check_words(names)
         return self.model
