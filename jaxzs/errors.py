@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -30,7 +30,15 @@ class JaxzsError(ValueError):
 
     def __init__(self, message: str, *, python: str = "", command: str = "") -> None:
         super().__init__("; ".join(filter(None, (message, python))))
-        self.message, self.command = message, command
+        self.message, self.python, self.command = message, python, command
+
+    def within(self, where: str) -> Self:
+        """The same error, saying where: which file, which line.
+
+        >>> str(jaxzs.errors.DataError("'cat' is listed twice").within("labels.csv"))
+        "labels.csv: 'cat' is listed twice"
+        """
+        return type(self)(f"{where}: {self.message}", python=self.python, command=self.command)
 
     def shown(self, *, on_command_line: bool) -> str:
         """The text for a reader of that place."""

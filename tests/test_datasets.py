@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +216,45 @@ def test_unfit_files_are_named(tmp_path, content, message):
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match="absent"):
         dataset_info(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    "key", ["background_names", "label_ids", "groups", "aliases", "variants", "source", "name", "multi_label"]
+)
+@pytest.mark.parametrize("value", [5, "text", [None], [["a"]], {"a": 1}, {"a": {"b": []}}])
+def test_fields_of_the_wrong_type_are_named(tmp_path, key, value):
+    if (key, value) == ("name", "text"):
+        return
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"class_names": ["a"], key: value}))
+    with pytest.raises(DataError, match=key):
+        dataset_info(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"class_names": ["a", "b"], "label_ids": [3, 3]}', "label_ids occur more than once: 3"),
+        ('{"class_names": ["a", "b"], "groups": [[1, 2], [2]]}', "groups occur more than once: 2"),
+        ('{"class_names": ["a"], "background_names": [" "]}', "background_names holds ' '"),
+        ('{"class_names": ["\\ud800"]}', "no valid text"),
+        ('{"class_names": ["a"], "class_names": ["b"]}', "'class_names' is there twice"),
+        ('{"class_names": ["a"], "templates": "imagenet99"}', "no set of templates"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_unfit_contents_are_named(tmp_path, content, message):
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    with pytest.raises((DataError, LabelError), match=message):
+        dataset_info(path)
+
+
+def test_many_classes_take_no_long_time(tmp_path):
+    path = tmp_path / "mine.json"
+    names = [f"class {number}" for number in range(100_000)]
+    path.write_text(json.dumps({"class_names": names}))
+    started = time.perf_counter()
+    info = dataset_info(path)
+    assert info.names_for(names[::-1]) == tuple(names[::-1])
+    assert time.perf_counter() - started < 10  # 1.5 s; quadratic work was minutes

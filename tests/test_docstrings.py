@@ -27,6 +27,8 @@ PACKAGES = ("clip", "data", "features", "metrics", "parallel", "patch", "prompt"
 RESULTS = {
     "clip.TowerOutput": "clip.vision_tower",
     "data.Batch": "data.batches",
+    "data.Found": "data.search_images",
+    "data.Pairing": "data.match_names",
     "data.ImageBatch": "data.load_images",
     "features.Chunk": "features.FeatureStore",
     "patch.CamOutput": "patch.class_activation_maps",

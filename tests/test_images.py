@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import sys
 import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -16,8 +18,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from jaxzs.clip.preprocess import ImagePreprocessor
-from jaxzs.data import class_from_subfolder, find_images, load_images, open_image
+from jaxzs.clip.preprocess import ImagePreprocessor, to_rgb
+from jaxzs.data import (
+    Batch,
+    batches,
+    class_from_subfolder,
+    find_images,
+    open_files,
+    open_folder,
+    open_image,
+    open_images,
+    search_images,
+)
+from jaxzs.data.images import decoders
 from jaxzs.errors import DataError, ImageError
 
 SMALL = ImagePreprocessor(size=32, crop_size=(32, 32))
@@ -334,6 +347,66 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     assert names(find_images(root), root) == ["a/2.png", "b/1.png", "dangling.png"]
 
 
+def test_images_are_known_by_content(tmp_path: Path) -> None:
+    tree(tmp_path, "a.jpe", "b.jfif", "c.JPG")
+    for name in ("d.heic", "e.avif", "f", "g.jpg_large", "h.1"):
+        write(tmp_path / name, encoded("JPEG"))
+    write(tmp_path / "real.avif", encoded("AVIF")) if "AVIF" in decoders() else None
+    for name in ("table.csv", "readme", "BM", "x.bin", "y.bin"):
+        write(tmp_path / name, b"BM" if name == "BM" else b"P5 is not\n a picture")
+    found = search_images(tmp_path)
+    assert len(found.paths) == 8 + ("AVIF" in decoders())
+    assert found.passed_over.suffixes == {".csv": 1, "": 2, ".bin": 2}
+    assert found.passed_over.notices() == [
+        "passed over 5 files that cannot be read as images: no suffix 2, .bin 2, .csv 1"
+    ]
+    assert found.passed_over.record() == {"suffixes": {".bin": 2, ".csv": 1, "none": 2}}
+    assert all(open_image(path).size == (56, 40) for path in found.paths)
+
+
+def test_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
+    tree(tmp_path, "one/1.png", "two/2.png", "@eaDir/1.png/THUMB.png", "one/__MACOSX/1.png", "lost+found/3.png")
+    write(tmp_path / "one" / "Thumbs.db", b"")
+    write(tmp_path / "labels.csv", b"")
+    (tmp_path / "three").mkdir()
+    (tmp_path / "four" / ".cache").mkdir(parents=True)
+    found = search_images(tmp_path)
+    assert names(found.paths, tmp_path) == ["one/1.png", "two/2.png"]
+    assert [Path(name).name for name in found.passed_over.system_folders] == ["@eaDir", "lost+found", "__MACOSX"]
+    assert [Path(name).name for name in found.passed_over.empty_folders] == ["four", "three"]
+    assert found.passed_over.suffixes == {}
+    assert names(find_images(tmp_path / "@eaDir"), tmp_path) == ["@eaDir/1.png/THUMB.png"]  # where it is asked for
+
+
+def test_unreadable_folders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, "a/1.png", "b/2.png")
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:  # a test may run as root, who may read everything
+        if os.fspath(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = search_images(tmp_path)
+    assert names(found.paths, tmp_path) == ["a/1.png"]
+    assert found.passed_over.unreadable_folders == (f"{tmp_path / 'b'} (Permission denied)",)
+    assert "all that they hold is missing" in found.passed_over.notices()[0]
+
+
+def test_a_stray_has_no_class(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{name}/{number}.png" for name in ("one", "two") for number in range(3)), "cover.png")
+    source = open_images(tmp_path)
+    assert source.label_names == ("one", "two")
+    assert [source.labels[i] for i in (0, 1, 6)] == [(), (0,), (1,)]  # cover.png comes first
+    assert source.passed_over.strays == (str(tmp_path / "cover.png"),)
+    folder = open_folder(tmp_path)
+    assert (len(folder), folder.passed_over.strays) == (6, ("cover.png",))
+    assert source.files[0] == str(tmp_path / "cover.png")
+    tree(tmp_path, "back.png")
+    assert open_images(tmp_path).label_names == ()  # no longer clear what is a stray
+
+
 def test_class_per_subfolder() -> None:
     root = Path("data")
 
@@ -350,32 +423,134 @@ def test_class_per_subfolder() -> None:
 # Loading
 
 
+def loaded(paths: list[Path], preprocess: ImagePreprocessor = SMALL, **more: Any) -> list[Batch]:
+    size = preprocess.crop_size[0]
+    return list(batches(open_files(paths), preprocess, 4, image_shape=(size, size, 3), **more))
+
+
 def test_loading_keeps_order_and_lists_what_is_unreadable(tmp_path: Path) -> None:
     for number in range(7):
         write(tmp_path / f"{number}.png", encoded("PNG", picture(seed=number)))
     write(tmp_path / "3.png", b"damaged")
-    paths = find_images(tmp_path)
-    unreadable: list[tuple[Path, ImageError]] = []
-    batches = list(load_images(paths, SMALL, batch_size=4, on_error=lambda *error: unreadable.append(error)))
-    assert [len(batch.paths) for batch in batches] == [4, 2]
-    assert [path.stem for batch in batches for path in batch.paths] == list("012456")
+    found = loaded(find_images(tmp_path))
+    assert [batch.mask.tolist() for batch in found] == [[True, True, True, False], [True, True, True, False]]
     expected = np.concatenate([SMALL(picture(seed=seed)) for seed in (0, 1, 2, 4, 5, 6)])
-    np.testing.assert_array_equal(np.concatenate([batch.pixels for batch in batches]), expected)
-    assert [path.name for path, _ in unreadable] == ["3.png"]
-    with pytest.raises(ImageError, match=r"3\.png"):
-        list(load_images(paths, SMALL))
+    np.testing.assert_array_equal(np.concatenate([batch.pixels[batch.mask] for batch in found]), expected)
+    assert ["3.png" in error for batch in found for error in batch.errors] == [True]
 
 
 def test_loading_names_the_file_that_cannot_be_preprocessed(tmp_path: Path) -> None:
     path = write(tmp_path / "line.png", encoded("PNG", Image.new("L", (60_000, 1))))
-    with pytest.raises(ImageError, match=r"line\.png: 1 x 60000 pixels would be resized"):
-        list(load_images([path], ImagePreprocessor()))
+    [batch] = loaded([path], ImagePreprocessor())
+    assert re.search(r"line\.png: 1 x 60000 pixels would be resized", batch.errors[0])
 
 
-def test_loading_can_be_left_early(tmp_path: Path) -> None:
-    path = write(tmp_path / "image.png", encoded("PNG"))
-    before = threading.active_count()
-    loader = load_images([path] * 200, SMALL, batch_size=2)
-    assert len(next(loader).paths) == 2
-    loader.close()
-    assert threading.active_count() == before
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights there")
+def test_what_cannot_be_read_is_one_image_less(tmp_path: Path) -> None:
+    """Links to nothing and to themselves, a file that goes away, a name that is no text."""
+    tree(tmp_path, "a.png", "gone.png")
+    os.symlink(tmp_path / "nothing.png", tmp_path / "dangling.png")
+    os.symlink(tmp_path / "loop.png", tmp_path / "loop.png")
+    write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")), encoded("PNG"))
+    paths = find_images(tmp_path)
+    source = open_files(paths)
+    identity = source.identity
+    (tmp_path / "gone.png").unlink()
+    read = list(batches(source, SMALL, 4, image_shape=(32, 32, 3)))
+    assert [source.files[i] for batch in read for i in batch.indices[batch.mask]] == [str(paths[0]), str(paths[1])]
+    errors = [error for batch in read for error in batch.errors]
+    assert [Path(path).name in error for path, error in zip(paths[2:], errors, strict=True)] == [True] * 3
+    assert open_files(paths).identity != identity  # the file that is gone
+    assert open_folder(tmp_path).files == tuple(path.name for path in find_images(tmp_path))
+
+
+def test_names_that_are_no_text_are_shown_as_bytes(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    with pytest.raises(ImageError, match=r"caf\\xe9\.png: No such file") as refused:
+        open_image(path)
+    str(refused.value).encode()
+
+
+# Memory
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F", "I"])
+def test_conversion_by_strips_is_that_of_the_whole(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    if mode in ("RGBA", "LA"):
+        image = Image.fromarray(rng.integers(0, 256, (23, 17, len(mode)), np.uint8), mode)
+    elif mode == "P":
+        image = picture(23, 17).quantize(8)
+        image.info["transparency"] = 3
+    else:
+        kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        image = Image.fromarray((rng.random((23, 17)) * 60_000).astype(kind))
+    whole = np.asarray(to_rgb(image))
+    monkeypatch.setattr("jaxzs.clip.preprocess._STRIP_PIXELS", 50)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), whole)
+
+
+def test_nan_in_one_strip_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxzs.clip.preprocess._STRIP_PIXELS", 8)
+    levels = np.zeros((9, 8), np.float32)
+    levels[5, 3] = np.nan
+    with pytest.raises(ImageError, match="from nan to nan"):
+        to_rgb(Image.fromarray(levels))
+
+
+def test_one_large_image_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxzs.data.images.LARGE_PIXELS", 100)
+    for number in range(6):
+        write(tmp_path / f"{number}.png", encoded("PNG", picture(seed=number)))
+    together, most = set(), [0]
+
+    def preprocess(image: Image.Image) -> np.ndarray:
+        together.add(threading.get_ident())
+        most[0] = max(most[0], len(together))
+        time.sleep(0.02)
+        together.discard(threading.get_ident())
+        return SMALL(image)
+
+    read = list(batches(open_files(find_images(tmp_path)), preprocess, 3, image_shape=(32, 32, 3), threads=4))
+    assert sum(int(batch.mask.sum()) for batch in read) == 6
+    assert most == [1]
+    many = [open_image(path) for path in find_images(tmp_path)]  # as many as anyone likes to hold
+    assert len(many) == 6
+
+
+# PNG metadata
+
+
+def png_with(*extra: tuple[bytes, bytes], broken: bool = False) -> bytes:
+    """A picture with chunks behind its header."""
+    content = encoded("PNG")
+    chunks = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) ^ broken)
+        for kind, data in extra
+    )
+    return content[:33] + chunks + content[33:]
+
+
+ZEROS = zlib.compress(bytes(2 * 2**20))
+METADATA = {
+    "text": [(b"zTXt", b"Comment\0\0" + ZEROS)],
+    "unicode": [(b"iTXt", b"Comment\0\1\0\0\0" + ZEROS)],
+    "profile": [(b"iCCP", b"icc\0\0" + ZEROS)],
+    "many texts": [(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(900_000)))] * 80,
+    "orientation": [(b"zTXt", b"Raw profile type exif\0\0" + ZEROS)],
+    "exif": [(b"eXIf", bytes(3 * 2**20))],
+}
+
+
+@pytest.mark.parametrize("kind", METADATA)
+@pytest.mark.parametrize("broken", [False, True])
+def test_metadata_does_not_lose_the_picture(kind: str, broken: bool, tmp_path: Path) -> None:
+    image = open_image(write(tmp_path / "image.png", png_with(*METADATA[kind], broken=broken)))
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(picture()))
+
+
+def test_wrong_checksums_of_pixels_are_damage(tmp_path: Path) -> None:
+    content = bytearray(encoded("PNG"))
+    content[29] ^= 1  # of the header
+    with pytest.raises(ImageError, match=r"damaged|no image"):
+        open_image(write(tmp_path / "image.png", bytes(content)))

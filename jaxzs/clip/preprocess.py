@@ -12,7 +12,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Most pixels of an image, before and after resizing; the limit from which Pillow warns (1 GiB / 12).
 MAX_PIXELS = 89_478_485
+_STRIP_PIXELS = 2**20  # converted at once
 MAX_SIDE = 8192  # of a model's input; the largest published CLIP reads 448
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -374,18 +375,51 @@ def to_rgb(image: Any, convert: bool = True) -> Image.Image:
         if not convert:
             raise ImageError(f"it has mode {image.mode}, but do_convert_rgb is false: RGB expected")
         if image.mode.startswith(("I", "F")):
-            wide = np.asarray(image)
-            image = Image.fromarray(to_8_bits(wide, sixteen_bits=image.mode.startswith("I;16")))
+            return _deep_to_rgb(image)
         # Palette and grey images may carry their transparency beside the pixels.
         if "A" in image.getbands() or image.info.get("transparency") is not None:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image)
+            return _opaque(image)
         return image.convert("RGB")
     except ImageError:
         raise
     except Exception as cause:  # Pillow decodes here, and raises almost anything on damaged data
         raise ImageError(f"cannot read it as RGB from mode {image.mode}: {cause}") from cause
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """First row and pixels of each strip of whole rows: copies of all of a large image would need gigabytes."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _deep_to_rgb(image: Image.Image) -> Image.Image:
+    """Grey levels of more than 8 bits (modes I and F) as RGB."""
+    from PIL import Image
+
+    sixteen_bits = image.mode.startswith("I;16")
+    ends = [(float(levels.min()), float(levels.max())) for _, strip in _strips(image) for levels in [np.asarray(strip)]]
+    lows, highs = np.transpose(ends)
+    full = _full_scale(lows.min(), highs.max(), floats=image.mode == "F", sixteen_bits=sixteen_bits)
+    rgb = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        rgb.paste(Image.fromarray(_scaled(np.asarray(strip), full)).convert("RGB"), (0, top))
+    return rgb
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """A transparent image on white, as RGB."""
+    from PIL import Image
+
+    rgb = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        strip = strip.convert("RGBA")
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        rgb.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return rgb
 
 
 def _from_array(image: Any) -> Image.Image:
@@ -425,13 +459,21 @@ def to_8_bits(image: np.ndarray, sixteen_bits: bool) -> np.ndarray:
     >>> to_8_bits(np.array([0, 257, 65535]), sixteen_bits=True)
     array([  0,   1, 255], dtype=uint8)
     """
-    low, high = float(image.min()), float(image.max())
+    floats = image.dtype.kind == "f"
+    return _scaled(image, _full_scale(float(image.min()), float(image.max()), floats=floats, sixteen_bits=sixteen_bits))
+
+
+def _full_scale(low: float, high: float, *, floats: bool, sixteen_bits: bool) -> float:
     full = 65535.0
     if not sixteen_bits:
-        full = 1.0 if high <= 1 and image.dtype.kind == "f" else 255.0 if high <= 255 else full
+        full = 1.0 if high <= 1 and floats else 255.0 if high <= 255 else full
     if not 0 <= low <= high <= full:  # also false for NaN
         raise ImageError(f"grey levels reach from {low:g} to {high:g}; expected 0 to 1, to 255 or to 65535")
-    scaled: np.ndarray = np.round(image * np.float64(255 / full)).astype(np.uint8)
+    return full
+
+
+def _scaled(levels: np.ndarray, full: float) -> np.ndarray:
+    scaled: np.ndarray = np.round(levels * np.float64(255 / full)).astype(np.uint8)
     return scaled
 
 

@@ -1,6 +1,6 @@
 """Image sources, batches of preprocessed images, and the class names and templates of public data sets."""
 
-from jaxzs.data.batches import Batch, batches, shard
+from jaxzs.data.batches import Batch, ImageBatch, batches, load_images, shard
 from jaxzs.data.datasets import (
     DatasetInfo,
     dataset_info,
@@ -9,8 +9,9 @@ from jaxzs.data.datasets import (
     template_set,
     template_set_names,
 )
-from jaxzs.data.folders import open_files, open_folder
-from jaxzs.data.images import SUFFIXES, ImageBatch, class_from_subfolder, find_images, load_images, open_image
+from jaxzs.data.finding import SUFFIXES, Found, PassedOver, class_from_subfolder, find_images, search_images
+from jaxzs.data.folders import open_files, open_folder, open_images
+from jaxzs.data.images import open_image
 from jaxzs.data.names import Pairing, common_spellings, match_names, match_places, name_key, order_names
 from jaxzs.data.opening import open_source
 from jaxzs.data.prepared import open_tfds
@@ -20,9 +21,11 @@ __all__ = [
     "SUFFIXES",
     "Batch",
     "DatasetInfo",
+    "Found",
     "ImageBatch",
     "Item",
     "Pairing",
+    "PassedOver",
     "Source",
     "batches",
     "class_from_subfolder",
@@ -39,10 +42,12 @@ __all__ = [
     "open_files",
     "open_folder",
     "open_image",
+    "open_images",
     "open_npz",
     "open_source",
     "open_tfds",
     "order_names",
+    "search_images",
     "seen_unseen_split",
     "select",
     "shard",

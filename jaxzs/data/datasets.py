@@ -7,6 +7,7 @@ accuracy without any error.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxzs.data.names import name_key
+from jaxzs.data.tables import read_json_text
 from jaxzs.errors import DataError, LabelError
 from jaxzs.files import from_json
 
@@ -91,7 +93,8 @@ class DatasetInfo:
                 f"{', '.join(map(repr, unknown[:5]))}. Its labels look like "
                 f"{', '.join(map(repr, self.labels[:3]))}; `jaxzs datasets {self.name}` lists all"
             )
-        repeated = sorted({label for i, label in enumerate(labels) if places.index(places[i]) != i})
+        times = collections.Counter(places)
+        repeated = sorted({label for label, place in zip(labels, places, strict=True) if times[place] > 1})
         if repeated:
             raise LabelError(f"labels name a class of {self.name!r} a second time: {', '.join(repeated[:5])}")
         return tuple(self.class_names[place] for place in places if place is not None)
@@ -105,8 +108,9 @@ class DatasetInfo:
         """Place of every accepted spelling; labels win over class names, and an ambiguous name is none."""
         places: dict[str, int] = {}
         names = [_plain(name) for name in self.class_names]
+        times = collections.Counter(names)
         for place, name in enumerate(names):
-            if names.count(name) == 1:
+            if times[name] == 1:
                 places[name] = place
         labels = {_plain(label): place for place, label in enumerate(self.labels)}
         places.update(labels)
@@ -153,7 +157,7 @@ def dataset_info(name_or_path: str | Path) -> DatasetInfo:
     if text.endswith(".json") or isinstance(name_or_path, Path):
         path = Path(name_or_path)
         try:
-            return _parse(path.read_text(encoding="utf-8"), str(path), path.stem)
+            return _parse(path.read_text(encoding="utf-8-sig"), str(path), path.stem)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read the data set description {path}: {error}") from error
     if text not in dataset_names():
@@ -225,7 +229,7 @@ def _template_sets() -> Mapping[str, Any]:
 
 def _parse(text: str, where: str, default_name: str) -> DatasetInfo:
     try:
-        values = json.loads(text)
+        values = read_json_text(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not valid JSON: {error}") from error
     templates = values.get("templates", "simple") if isinstance(values, dict) else None
@@ -240,17 +244,21 @@ def _parse(text: str, where: str, default_name: str) -> DatasetInfo:
 
 def _check_lists(info: DatasetInfo, where: str) -> None:
     """Raises `DataError` for empty texts, lists that do not fit each other, labels that are not distinct."""
-    for key in ("class_names", "labels", "templates"):
+    for key in ("class_names", "labels", "templates", "background_names"):
         texts = getattr(info, key)
-        if not texts or not all(text.strip() for text in texts):
-            raise DataError(f"{where}: {key} must be a non-empty list of texts, none of them empty")
+        if not texts and key != "background_names":
+            raise DataError(f"{where}: {key} must be a non-empty list of texts")
+        if bad := [text for text in texts if not text.strip() or re.search("[\ud800-\udfff]", text)]:
+            raise DataError(f"{where}: {key} holds {bad[0]!r:.100}, which is empty or no valid text")
     if bad := [template for template in info.templates if template.count(_PLACEHOLDER) != 1]:
-        raise DataError(f"{where}: templates need one {_PLACEHOLDER!r} each: {bad[0]!r}")
+        raise DataError(f"{where}: templates need one {_PLACEHOLDER!r} each: {bad[0]!r:.100}")
     for key in ("labels", "label_ids", "groups"):
         if (listed := getattr(info, key)) is not None and len(listed) != info.num_classes:
             raise DataError(f"{where}: {len(listed)} {key} for {info.num_classes} class_names")
-    plain = [_plain(label) for label in info.labels]
-    if twice := sorted({label for label in info.labels if plain.count(_plain(label)) > 1}):
-        raise DataError(f"{where}: labels occur more than once: {', '.join(twice[:5])}")
-    if lost := sorted(alias for alias, to in info.aliases.items() if _plain(to) not in plain):
+    fine = [number for group in info.groups or () for number in group]
+    for key, listed in (("labels", map(_plain, info.labels)), ("label_ids", info.label_ids or ()), ("groups", fine)):
+        if twice := [entry for entry, times in collections.Counter(listed).items() if times > 1]:
+            raise DataError(f"{where}: {key} occur more than once: {', '.join(map(str, twice[:5]))}")
+    labels = set(map(_plain, info.labels))
+    if lost := sorted(alias for alias, to in info.aliases.items() if _plain(to) not in labels):
         raise DataError(f"{where}: aliases of labels that are not there: {', '.join(lost[:5])}")

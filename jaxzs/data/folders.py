@@ -1,36 +1,39 @@
-"""Folders of images: one subfolder per class, or a table of labels in CSV or JSON."""
+"""Folders of images: one subfolder per class, or a table of labels; and image files from anywhere."""
 
 from __future__ import annotations
 
-import csv
+import collections
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+import itertools
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxzs.data.images import find_images, open_image
-from jaxzs.data.names import order_names
+from jaxzs.data.finding import LABEL_TABLES, PassedOver, layout_of, search_images, subfolders
+from jaxzs.data.images import open_image, shown_name
+from jaxzs.data.names import common_spellings, order_names
 from jaxzs.data.sources import WHOLE, Item, Labels, digest
+from jaxzs.data.tables import Reading, Row, Table, read_table
 from jaxzs.errors import DataError
 
-_LABEL_FILES = ("labels.csv", "labels.json")
-_FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "id")
-_SINGLE_COLUMNS = ("label", "class", "class_name", "label_name")
-_SEVERAL_COLUMNS = ("labels", "classes", "class_names", "label_names", "tags")
+_SHOWN = 3  # names in an error
+_NOTHING = PassedOver()
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Image files with their labels. Made by `open_folder`."""
+    """Image files with their labels. Made by `open_folder`, `open_images` and `open_files`."""
 
     root: Path
-    files: tuple[str, ...]  # relative to root
+    files: tuple[str, ...]  # relative to root, or absolute
     labels: tuple[Labels, ...]
     label_names: tuple[str, ...]
     multi_label: bool
     identity: str
     splits: Mapping[str, tuple[int, ...]]
+    passed_over: PassedOver = _NOTHING
 
     def __len__(self) -> int:
         return len(self.files)
@@ -40,19 +43,29 @@ class FolderSource:
         return Item(open_image(self.root / name), self.labels[index], name)
 
 
-def open_folder(root: str | Path, *, labels: str | Path | None = None, label_column: str | None = None) -> FolderSource:
+def open_folder(
+    root: str | Path,
+    *,
+    labels: str | Path | None = None,
+    label_column: str | None = None,
+    label_separator: str | None = None,
+) -> FolderSource:
     """A folder of images: one subfolder per class, or flat with a table of labels.
 
     root: class/image files (also split/class/image, as `train/cat/1.jpg`), or images anywhere below it.
-    labels: a CSV file with a header, or a JSON file; by default `labels.csv` or `labels.json` in the folder, whose
-        images may then lie in `images/`. CSV: a column of file names, paths or stems (`file`, `path`, `image`, `id`),
-        one of labels (`label`, `class`: one per image; `labels`, `class_names`, `tags`: several, separated by ";",
-        "|" or blanks), optionally `split`. JSON: {"file": "cat"} or {"file": ["cat", "dog"]}.
-        Only listed files are taken.
+    labels: a table in CSV (comma, semicolon or tab, with a header) or JSON; by default the first of `labels.csv`,
+        `labels.tsv`, `labels.json`, `metadata.csv` and `metadata.jsonl` in the folder, whose images may then lie in
+        `images/`. CSV: a column of file names, paths (relative to the table first) or stems (`file`, `path`, `image`,
+        `id`), one of labels (`label`, `class`: one per image; `labels`, `class_names`, `tags`: several; or one of 0 and
+        1 for each class), optionally `split`. JSON: {"file": "cat"}, {"file": ["cat", "dog"]}, a list of objects with
+        those columns, or COCO annotations. Empty cells and NaN are no label. Only listed files are taken.
     label_column: the column to take instead.
+    label_separator: between several labels of a cell. By default the first of ";", "|" and "," that the column has; a
+        blank only when it is given here. A list in a cell, ["cat", "dog"], needs none.
 
-    Files are in the order of their names, so that the order does not depend on the file system. Raises `DataError`
-    (nothing there, a file that is not found or not unique, a table without the columns).
+    Files are in the order of their names, so that the order does not depend on the file system; labels in that of
+    `order_names`. What was passed over is in `passed_over`. Raises `DataError` (nothing there, a file that is not found
+    or not unique, a table without the columns, or one that cannot be read for certain).
 
     >>> source = data.open_folder("photos")
     >>> len(source), source.label_names
@@ -66,149 +79,182 @@ def open_folder(root: str | Path, *, labels: str | Path | None = None, label_col
     table = Path(labels).expanduser() if labels is not None else _table_in(root)
     if table is None:
         return _by_subfolder(root)
-    rows, several = _read_table(table, label_column)
+    rows = read_table(table, Reading(label_column, label_separator))
     if labels is None and (root / "images").is_dir():
         root = root / "images"
-    return _by_table(root, table, rows, several)
+    return _by_table(root, table, rows)
 
 
 def open_files(paths: Sequence[Path]) -> FolderSource:
     """Image files without labels, in the order given, e.g. of `find_images`.
 
-    Its identity is of names, sizes and times of writing. Without splits, labels and label names.
+    Its identity is of names, sizes and times of writing. Without splits, labels and label names. A file that is not
+    there is an image that cannot be read.
 
     >>> source = data.open_files(data.find_images("photos/two"))
     >>> len(source), source.label_names
     (10, ())
     """
-    files = [str(path.absolute()) for path in paths]
-    return _folder(Path("/"), files, [()] * len(files), (), False, {WHOLE: range(len(files))})
+    return _source(Path("/"), [str(path.absolute()) for path in paths], [()] * len(paths), False)
+
+
+def open_images(sources: str | Path | Iterable[str | Path]) -> FolderSource:
+    """The images in folders, files and globs (`search_images`), labelled where it is one folder laid out class/image.
+
+    Their names are the paths as they were found, sorted. A few images at another depth have no label. Raises
+    `DataError` where there is no image.
+
+    >>> source = data.open_images("photos")
+    >>> len(source), source.label_names, source.files[0], source.labels[0]
+    (30, ('one', 'two', 'zero'), 'photos/one/0.png', (0,))
+    >>> data.open_images(["photos/one", "photos/two/*.png"]).label_names
+    ()
+    """
+    listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    found = search_images(listed)
+    folders = subfolders(found.paths, Path(listed[0]).expanduser()) if len(listed) == 1 else None
+    labels: list[tuple[str, ...]] = [()] * len(found.paths)
+    passed = found.passed_over
+    if folders is not None:
+        labels = [() if name is None else (shown_name(name),) for name in folders]
+        strays = tuple(str(path) for path, name in zip(found.paths, folders, strict=True) if name is None)
+        passed = dataclasses.replace(passed, strays=strays)
+    return _source(Path.cwd(), list(map(str, found.paths)), labels, False, passed=passed)
 
 
 def _table_in(root: Path) -> Path | None:
-    return next((root / name for name in _LABEL_FILES if (root / name).is_file()), None)
+    return next((root / name for name in LABEL_TABLES if (root / name).is_file()), None)
+
+
+# --- one subfolder per class --------------------------------------------------------------------------------------
 
 
 def _by_subfolder(root: Path) -> FolderSource:
-    files = [path.relative_to(root) for path in find_images(root)]
-    depths = {len(path.parts) for path in files}
-    if depths == {1}:  # a flat folder without labels
-        names: tuple[str, ...] = ()
-        of_file: list[Labels] = [()] * len(files)
-    elif depths <= {2, 3} and len(depths) == 1:
-        names = order_names(path.parts[-2] for path in files)
-        place_of = {name: place for place, name in enumerate(names)}
-        of_file = [(place_of[path.parts[-2]],) for path in files]
-    else:
-        raise DataError(
-            f"{root}: images lie at different depths ({', '.join(map(str, sorted(depths)))} levels); expected "
-            "class/image, split/class/image, or all images in one folder. With a table of labels "
-            "(labels.csv) any layout is fine"
-        )
-    splits: dict[str, list[int]] = {}
-    for place, path in enumerate(files):
-        splits.setdefault(path.parts[0] if depths == {3} else WHOLE, []).append(place)
-    return _folder(root, [str(path.as_posix()) for path in files], of_file, names, False, splits)
+    found = search_images(root)
+    below = [path.relative_to(root) for path in found.paths]
+    layout = layout_of(below)
+    if layout is None or layout.depth > 3:
+        raise _at_different_depths(root, below)
+    files = [path for path in below if len(path.parts) == layout.depth]
+    names = [(shown_name(path.parts[-2]),) if layout.depth > 1 else () for path in files]
+    splits = [shown_name(path.parts[0]) if layout.depth == 3 else WHOLE for path in files]
+    passed = dataclasses.replace(found.passed_over, strays=tuple(path.as_posix() for path in layout.strays))
+    return _source(root, [path.as_posix() for path in files], names, False, splits, passed)
 
 
-class _Row(NamedTuple):
-    file: str
-    labels: tuple[str, ...]
-    split: str
+def _at_different_depths(root: Path, below: Sequence[Path]) -> DataError:
+    by_depth = {len(path.parts): path.as_posix() for path in reversed(below)}
+    examples = ", ".join(repr(by_depth[depth]) for depth in sorted(by_depth)[:_SHOWN])
+    return DataError(
+        f"{shown_name(root)}: images lie at different depths, or below more than two folders ({examples}); expected "
+        "class/image, split/class/image, or all images in one folder. With a table of labels (labels.csv) any layout "
+        "is fine"
+    )
 
 
-def _read_table(table: Path, label_column: str | None) -> tuple[list[_Row], bool]:
-    """Rows of a table of labels, and whether images may have several."""
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-        if table.suffix.lower() == ".json":
-            return _read_json_rows(json.loads(text), table)
-        lines = list(csv.DictReader(text.splitlines()))
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
-        raise DataError(f"cannot read the table of labels {table}: {error}") from error
-    columns = list(lines[0]) if lines else []
-    file_column = next((c for c in _FILE_COLUMNS if c in columns), None)
-    one = label_column or next((c for c in _SINGLE_COLUMNS if c in columns), None)
-    column = one or next((c for c in _SEVERAL_COLUMNS if c in columns), None)
-    if file_column is None or column is None or column not in columns:
-        wanted = label_column or ", ".join((*_SINGLE_COLUMNS, *_SEVERAL_COLUMNS))
-        raise DataError(
-            f"{table}: found the columns {', '.join(columns) or '(none)'}; expected one of files "
-            f"({', '.join(_FILE_COLUMNS)}) and one of labels ({wanted})"
-        )
-    several = column in _SEVERAL_COLUMNS
-    cells = [line[column] or "" for line in lines]
-    separator = next((s for s in ";|" if any(s in cell for cell in cells)), None)
-
-    def parts(cell: str) -> list[str]:
-        return [part.strip() for part in (cell.split(separator) if several else [cell])]
-
-    rows = [
-        _Row((line[file_column] or "").strip(), tuple(filter(None, parts(cell))), line.get("split") or WHOLE)
-        for line, cell in zip(lines, cells, strict=True)
-    ]
-    return rows, several
+# --- a table of labels --------------------------------------------------------------------------------------------
 
 
-def _read_json_rows(values: Any, table: Path) -> tuple[list[_Row], bool]:
-    if not isinstance(values, dict) or not values:
-        raise DataError(f'{table}: expected a JSON object {{"file": "label"}} or {{"file": ["label", ...]}}')
-    several = any(isinstance(value, list) for value in values.values())
-    rows = []
-    for file, value in values.items():
-        listed = value if isinstance(value, list) else [value]
-        if not all(isinstance(label, str) for label in listed):
-            raise DataError(f"{table}: the labels of {file!r} are not texts: {value!r}")
-        rows.append(_Row(file, tuple(listed), WHOLE))
-    return rows, several
-
-
-def _by_table(root: Path, table: Path, rows: Sequence[_Row], several: bool) -> FolderSource:
-    known: dict[str, set[str]] = {}
-    for path in find_images(root):
-        name = path.relative_to(root).as_posix()
-        for spelling in {name, path.name, str(Path(name).with_suffix("")), path.stem}:
-            known.setdefault(spelling, set()).add(name)
-    of_file: dict[str, _Row] = {}
-    for row in rows:
-        found = known.get(row.file.replace("\\", "/"), set())
-        if len(found) != 1:
-            problem = f"names {len(found)} files" if found else "is not there"
+def _by_table(root: Path, table: Path, read: Table) -> FolderSource:
+    found = search_images(root)
+    name_of = _resolver(root, table, [path.relative_to(root).as_posix() for path in found.paths])
+    of_file: dict[str, Row] = {}
+    absent = []
+    for row in read.rows:
+        names = name_of(row.file)
+        if not names:
+            absent.append(row.file)
+            continue
+        if len(names) > 1:
             raise DataError(
-                f"{table}: {row.file!r} {problem} below {root}"
-                + (f" ({', '.join(sorted(found)[:3])}); write its path" if found else "")
+                f"{table}: {row.file!r} names {len(names)} files below {root} ({', '.join(sorted(names)[:_SHOWN])}); "
+                "write its path"
             )
-        file = next(iter(found))
-        if file in of_file:
+        [name] = names
+        if name in of_file:
             raise DataError(f"{table}: {row.file!r} is listed twice")
-        of_file[file] = row
+        of_file[name] = row
+    if absent:
+        others = f", nor are {len(absent) - 1:,} others of {len(read.rows):,}" if len(absent) > 1 else ""
+        raise DataError(f"{table}: {absent[0]!r} is not there below {root}{others}")
     files = sorted(of_file)
-    names = order_names(label for row in of_file.values() for label in row.labels)
-    places = {name: place for place, name in enumerate(names)}
-    labels = [tuple(sorted({places[label] for label in of_file[file].labels})) for file in files]
-    splits: dict[str, list[int]] = {}
-    for place, file in enumerate(files):
-        splits.setdefault(of_file[file].split, []).append(place)
-    return _folder(root, files, labels, names, several, splits)
+    labels = [of_file[file].labels for file in files]
+    passed = dataclasses.replace(
+        found.passed_over, unlisted=len(found.paths) - len(files), unlabelled=sum(not listed for listed in labels)
+    )
+    return _source(root, files, labels, read.several, [of_file[file].split for file in files], passed)
 
 
-def _folder(
+def _resolver(root: Path, table: Path, names: Sequence[str]) -> Callable[[str], set[str]]:
+    """A function from what a table says of a file to the names below root that it may mean.
+
+    As a path it is relative to the table, or to root; else it is a name without folders or suffix, and at last in other
+    capitals or with accents that are not composed.
+    """
+    by_path = {_normal(root, name): name for name in names}
+    by_name: dict[str, set[str]] = collections.defaultdict(set)
+    by_loose_name: dict[str, set[str]] = collections.defaultdict(set)
+    for name in names:
+        path = Path(name)
+        for spelling in {name, path.name, path.with_suffix("").as_posix(), path.stem}:
+            by_name[spelling].add(name)
+            by_loose_name[_loose(spelling)].add(name)
+
+    def names_of(file: str) -> set[str]:
+        file = file.replace("\\", "/")
+        for place in (table.parent, root):
+            if file and (name := by_path.get(_normal(place, file))) is not None:
+                return {name}
+        return by_name.get(file) or by_loose_name.get(_loose(file)) or set()
+
+    return names_of
+
+
+def _normal(folder: Path, file: str) -> str:
+    return os.path.abspath(os.path.join(folder, file))
+
+
+def _loose(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+# --- what all of them end in --------------------------------------------------------------------------------------
+
+
+def _source(
     root: Path,
     files: Sequence[str],
-    labels: Sequence[Labels],
-    names: Sequence[str],
+    labels: Sequence[tuple[str, ...]],
     several: bool,
-    splits: Mapping[str, Sequence[int]],
+    splits: Sequence[str] | None = None,
+    passed: PassedOver = _NOTHING,
 ) -> FolderSource:
-    stats = [(root / file).stat() for file in files]
-    # Names, sizes and times of writing stand for the contents, which would have to be read otherwise.
-    seen = [[file, s.st_size, s.st_mtime_ns] for file, s in zip(files, stats, strict=True)]
+    """The source of these files below root, with their labels as texts, the split of each, and what was passed over."""
+    spelled = common_spellings(itertools.chain.from_iterable(labels))
+    names = order_names(spelled.values())
+    number = {name: place for place, name in enumerate(names)}
+    place_of = {label: number[name] for label, name in spelled.items()}
+    places = [tuple(sorted({place_of[label] for label in of_file})) for of_file in labels]
+    of_split: dict[str, list[int]] = {}
+    for place, split in enumerate(splits or [WHOLE] * len(files)):
+        of_split.setdefault(split, []).append(place)
+    respelled = {label: name for label, name in sorted(spelled.items()) if label != name}
     return FolderSource(
         root=root,
         files=tuple(files),
-        labels=tuple(labels),
-        label_names=tuple(names),
+        labels=tuple(places),
+        label_names=names,
         multi_label=several,
-        identity=digest("folder", seen, [list(of_file) for of_file in labels], list(names)),
-        splits={name: tuple(places) for name, places in splits.items()},
+        identity=digest("folder", [_stamp(root, file) for file in files], [list(p) for p in places], list(names)),
+        splits={name: tuple(listed) for name, listed in of_split.items()},
+        passed_over=dataclasses.replace(passed, respelled=respelled),
     )
+
+
+def _stamp(root: Path, file: str) -> list[Any]:
+    """Name, size and time of writing stand for the contents, which would have to be read otherwise."""
+    try:
+        status = (root / file).stat()
+    except (OSError, ValueError):  # gone, or a link to nothing: told when it is read
+        return [file, -1, -1]
+    return [file, status.st_size, status.st_mtime_ns]

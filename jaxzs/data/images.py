@@ -1,128 +1,79 @@
-"""Image files: finding them, and opening them safely. Every file is taken as untrusted input."""
+"""Opening image files safely. Every file is taken as untrusted input."""
 
 from __future__ import annotations
 
-import glob
+import contextlib
+import functools
+import importlib
 import io
 import os
+import struct
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from jaxzs.clip.files import known_stranger
-from jaxzs.clip.preprocess import MAX_PIXELS, ImagePreprocessor
-from jaxzs.errors import DataError, ImageError
+from jaxzs.clip.preprocess import MAX_PIXELS
+from jaxzs.errors import ImageError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm",
-))  # fmt: skip
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # Pillow tries no other decoder
+# Pillow tries no other decoder; the last two where it has them (HEIF with the package pillow-heif).
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "HEIF")
 MAX_FILE_BYTES = 512 * 2**20  # MAX_PIXELS uncompressed, with room for metadata
+LARGE_PIXELS = 2**25  # 128 MiB as RGB, which Pillow keeps in 4 bytes; larger ones are opened one at a time
 
 ORIENTATION_TAG = 0x0112  # EXIF: how the camera was held
 _PILLOW_WARNINGS = threading.Lock()
+_LARGE_IMAGE = threading.Lock()
+_thread = threading.local()
 
 
-class ImageBatch(NamedTuple):
-    """Some images ready for the encoder, and the files they came from."""
-
-    pixels: np.ndarray  # [B, H, W, 3] float32
-    paths: list[Path]  # B of them
+_PLUGINS = ("Jpeg", "Png", "Gif", "Bmp", "Tiff", "WebP", "Ppm", "Avif")
 
 
-# Finding
+@functools.cache
+def decoders() -> tuple[str, ...]:
+    """Those of FORMATS that this installation can decode."""
+    from PIL import Image, features
+
+    for plugin in _PLUGINS:
+        with contextlib.suppress(ImportError):  # Avif is younger than the oldest Pillow that is supported
+            importlib.import_module(f"PIL.{plugin}ImagePlugin")
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    optional = {name for name in ("WEBP", "AVIF") if name in Image.OPEN and not features.check(name.lower())}
+    return tuple(name for name in FORMATS if name in Image.OPEN and name not in optional)
 
 
-def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Paths of the images in folders (with all below them), files and globs: sorted, each once.
+def is_image_file(path: Path) -> bool:
+    """Whether a file begins as an image that can be decoded here; False too where it cannot be read."""
+    from PIL import Image
 
-    In folders and globs, hidden files and files without an image suffix are passed over; a file named
-    in full is always taken. Symbolic links are followed, loops are not. Raises `DataError` when a
-    source does not exist or there is no image at all.
-
-    >>> paths = data.find_images("photos")
-    >>> len(paths), paths[0].as_posix()
-    (30, 'photos/one/0.png')
-    >>> data.find_images("no/such/folder")
-    Traceback (most recent call last):
-    jaxzs.errors.DataError: no such file or folder: no/such/folder; name folders, image files or globs
-    """
-    listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    found: set[Path] = set()
-    for source in listed:
-        path = Path(source).expanduser()
-        if path.is_dir():
-            found.update(_walk(path))
-        elif path.exists():
-            found.add(path)
-        elif glob.has_magic(str(path)):
-            for match in map(Path, glob.glob(str(path), recursive=True)):
-                if match.is_dir():
-                    found.update(_walk(match))
-                elif _looks_like_image(match.name):
-                    found.add(match)
-        else:
-            raise DataError(f"no such file or folder: {source}; name folders, image files or globs")
-    if not found:
-        raise DataError(
-            f"no images in {', '.join(map(str, listed)) or 'an empty list'}: looked for files ending in "
-            f"{' '.join(sorted(SUFFIXES))}"
-        )
-    return sorted(found)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    visited: set[tuple[int, int]] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in visited:  # a link back up, or a second link to it
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (Path(here, name) for name in files if _looks_like_image(name))
-
-
-def _looks_like_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-
-
-def class_from_subfolder(paths: Sequence[Path], root: str | Path) -> list[str] | None:
-    """The class name of each image where a folder is laid out as root/class/image; otherwise None.
-
-    None too when all images lie in one subfolder, which then says nothing about classes.
-
-    >>> data.class_from_subfolder(data.find_images("photos"), "photos")[::10]
-    ['one', 'two', 'zero']
-    """
-    root = Path(root)
-    if not all(path.is_relative_to(root) for path in paths):
-        return None
-    below = [path.relative_to(root).parts for path in paths]
-    if any(len(parts) != 2 for parts in below):
-        return None
-    names = [parts[0] for parts in below]
-    return names if len(set(names)) > 1 else None
-
-
-# Opening
+    try:
+        if not path.is_file():  # pipes and devices could block
+            return False
+        with open(path, "rb") as file, _quiet_pillow():
+            head = file.read(16)
+            accepted = [Image.OPEN[name][1] for name in decoders()]
+            if not any(accept is None or accept(head) for accept in accepted):
+                return False
+            file.seek(0)
+            Image.open(file, formats=decoders())
+    except Exception:  # of the file system, and the decoders raise almost anything
+        return False
+    return True
 
 
 def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture file as a PIL image, decoded and turned upright by its EXIF orientation.
 
-    JPEG, PNG, GIF, BMP, TIFF, WebP and PPM; of an animation the first frame. The size in the header is
-    checked before pixels are allocated. Raises `ImageError`, naming the file, when it is missing,
+    JPEG, PNG, GIF, BMP, TIFF, WebP and PPM, AVIF and HEIF where Pillow can; of an animation the first frame. The size
+    in the header is checked before pixels are allocated. Raises `ImageError`, naming the file, when it is missing,
     damaged, truncated, no image, or of more than `max_pixels` pixels.
 
     >>> data.open_image("photos/one/0.png").size
@@ -134,27 +85,55 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     path = Path(path)
     content = _read_file(path)
     if (stranger := known_stranger(content)) is not None:
-        raise ImageError(f"{path} is {stranger}")
+        raise ImageError(f"{shown_name(path)} is {stranger}")
     try:
-        image = _decode(content, max_pixels)
+        image = _decode(_without_metadata(content), max_pixels)
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
+        raise ImageError(f"{shown_name(path)}: {error}") from error
     except Exception as error:  # the decoders raise almost anything on damaged data
         reason = str(error) or type(error).__name__
-        raise ImageError(f"{path} cannot be read as an image, it is damaged: {reason}") from error
+        raise ImageError(f"{shown_name(path)} cannot be read as an image, it is damaged: {reason}") from error
     return image
+
+
+def shown_name(path: str | Path) -> str:
+    """A file's name for messages: bytes that are not UTF-8 as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@contextlib.contextmanager
+def one_large_at_a_time() -> Iterator[None]:
+    """Inside, `open_image` of this thread waits with an image above LARGE_PIXELS until no other thread holds one.
+
+    To be held until the image is preprocessed, so that memory does not grow with the number of threads.
+    """
+    _thread.waits, _thread.holds = True, False
+    try:
+        yield
+    finally:
+        _thread.waits = False
+        if _thread.holds:
+            _LARGE_IMAGE.release()
+
+
+def _wait_if_large(pixels: int) -> None:
+    if pixels > LARGE_PIXELS and getattr(_thread, "waits", False) and not _thread.holds:
+        _LARGE_IMAGE.acquire()
+        _thread.holds = True
 
 
 def _read_file(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise ImageError(f"{path} is not a file")
+            raise ImageError(f"{shown_name(path)} is not a file")
         if size > MAX_FILE_BYTES:
-            raise ImageError(f"{path} has {size:,} bytes, more than {MAX_FILE_BYTES:,} are refused")
+            raise ImageError(f"{shown_name(path)} has {size:,} bytes, more than {MAX_FILE_BYTES:,} are refused")
         return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"cannot read {shown_name(path)}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _decode(content: bytes, max_pixels: int) -> Image.Image:
@@ -162,9 +141,9 @@ def _decode(content: bytes, max_pixels: int) -> Image.Image:
 
     with _quiet_pillow():
         try:
-            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image: Image.Image = Image.open(io.BytesIO(content), formats=decoders())
         except UnidentifiedImageError as error:
-            raise ImageError(f"no image of a known format ({', '.join(FORMATS)})") from error
+            raise ImageError(f"no image of a known format ({', '.join(decoders())})") from error
         except Image.DecompressionBombError as error:
             raise ImageError(f"refused, it would not fit into memory: {error}") from error
         if image.width * image.height > max_pixels:
@@ -174,16 +153,18 @@ def _decode(content: bytes, max_pixels: int) -> Image.Image:
             )
         if image.width * image.height == 0:
             raise ImageError(f"it has no pixels ({image.width} x {image.height})")
-        is_tiff = image.format == "TIFF"
-        if is_tiff:  # Pillow reads metadata, and may warn, while it decodes these
+    _wait_if_large(image.width * image.height)
+    is_tiff = image.format == "TIFF"
+    if is_tiff:  # Pillow reads metadata, and may warn, while it decodes these
+        with _quiet_pillow():
             image.load()
     image.load()  # pixels, outside of the lock
     turn = None
     if not is_tiff:  # which Pillow has turned while loading
         with _quiet_pillow():
             turn = _turn_upright(image)
-    # A plain image that no longer holds the file, nor says that it is still to be turned.
-    upright = image.copy() if turn is None else image.transpose(turn)
+    # A plain image that no longer holds the file, nor says that it is still to be turned. It shares the pixels.
+    upright: Image.Image = image._new(image.im) if turn is None else image.transpose(turn)
     for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
         upright.info.pop(key, None)
     return upright
@@ -208,7 +189,7 @@ def _turn_upright(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet_pillow() -> Iterator[None]:
     """Mutes Pillow's remarks on damaged metadata and large headers, which are dealt with here.
 
@@ -220,61 +201,53 @@ def _quiet_pillow() -> Iterator[None]:
         yield
 
 
-def load_images(
-    paths: Sequence[str | Path],
-    preprocess: ImagePreprocessor,
-    *,
-    batch_size: int = 32,
-    on_error: Callable[[Path, ImageError], None] | None = None,
-    threads: int = 2,
-) -> Generator[ImageBatch, None, None]:
-    """Batches of preprocessed images in the order of `paths`, read ahead in threads.
+# --- PNG metadata -----------------------------------------------------------------------------------------------
 
-    Every batch but the last has `batch_size` images. `on_error(path, error)` is told of each unreadable
-    file, which is then left out; without it the first one raises its `ImageError`.
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ORIENTATION_TEXTS = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
+_MOST_METADATA = 2**20  # bytes of one chunk
 
-    >>> paths = [*data.find_images("photos/one"), "not/there.png"]
-    >>> unreadable = []
-    >>> batches = data.load_images(
-    ...     paths, jaxzs.load("demo").preprocess, batch_size=8, on_error=lambda *why: unreadable.append(why)
-    ... )
-    >>> [(batch.pixels.shape, batch.paths[0].name) for batch in batches]
-    [((8, 48, 48, 3), '0.png'), ((2, 48, 48, 3), '8.png')]
-    >>> unreadable[0][0].name
-    'there.png'
+
+def _without_metadata(content: bytes) -> bytes:
+    """A PNG file with what its pixels depend on, and what says how the camera was held.
+
+    Texts and colour profiles may be compressed from many megabytes or have a wrong checksum; Pillow then refuses the
+    picture, which is intact. Animations are left with their first frame.
     """
+    if not content.startswith(_PNG):
+        return content
+    view, place = memoryview(content), len(_PNG)
+    kept: list[memoryview] = []
+    texts: set[bytes] = set()
+    while place + 8 <= len(content):
+        size, kind = struct.unpack_from(">I4s", content, place)
+        chunk = view[place : place + size + 12]  # size, kind, data, checksum
+        needed = kind[0] & 0x20 == 0 or kind == b"tRNS"  # a capital letter: critical
+        if needed or _says_orientation(kind, chunk[8:-4], chunk[-4:], texts):
+            kept.append(chunk)
+        place += size + 12
+    return b"".join([_PNG, *kept, view[place:]])
 
-    def read(path: Path) -> np.ndarray:
-        image = open_image(path)
-        try:
-            return preprocess(image)  # [1, H, W, 3]
-        except ImageError as error:
-            raise ImageError(f"{path}: {error.__cause__ or error}") from error
 
-    def in_order(pool: ThreadPoolExecutor) -> Iterator[tuple[Path, Future[np.ndarray]]]:
-        ahead: deque[tuple[Path, Future[np.ndarray]]] = deque()
-        for path in map(Path, paths):
-            ahead.append((path, pool.submit(read, path)))
-            if len(ahead) > 2 * batch_size:
-                yield ahead.popleft()
-        yield from ahead
+def _says_orientation(kind: bytes, data: memoryview, checksum: memoryview, texts: set[bytes]) -> bool:
+    """Whether an intact chunk holds EXIF or XMP of at most a megabyte, and is the first of its kind."""
+    if kind not in (b"eXIf", b"tEXt", b"zTXt", b"iTXt") or len(data) > _MOST_METADATA:
+        return False
+    keyword, _, text = (kind, b"", b"") if kind == b"eXIf" else bytes(data).partition(b"\0")
+    if keyword in texts or keyword not in (b"eXIf", *_ORIENTATION_TEXTS):
+        return False
+    if zlib.crc32(data, zlib.crc32(kind)) != int.from_bytes(checksum, "big"):
+        return False
+    texts.add(keyword)
+    if kind == b"iTXt":
+        return text[:1] == b"\0"  # not compressed, as XMP has to be
+    return kind != b"zTXt" or _unpacks_small(text[1:])
 
-    pool = ThreadPoolExecutor(max_workers=max(1, threads))
+
+def _unpacks_small(compressed: bytes) -> bool:
+    unpacking = zlib.decompressobj()
     try:
-        rows: list[np.ndarray] = []
-        names: list[Path] = []
-        for path, future in in_order(pool):
-            try:
-                rows.append(future.result())
-                names.append(path)
-            except ImageError as error:
-                if on_error is None:
-                    raise
-                on_error(path, error)
-            if len(rows) == batch_size:
-                yield ImageBatch(np.concatenate(rows), names)
-                rows, names = [], []
-        if rows:
-            yield ImageBatch(np.concatenate(rows), names)
-    finally:
-        pool.shutdown(cancel_futures=True)
+        unpacking.decompress(compressed, _MOST_METADATA)
+    except zlib.error:
+        return False
+    return unpacking.eof

@@ -10,11 +10,18 @@ from jaxzs.data.sources import Source, open_npz, take_split
 from jaxzs.errors import DataError
 
 
-def open_source(place: str | Path, *, split: str | None = None, labels: str | Path | None = None) -> Source:
+def open_source(
+    place: str | Path,
+    *,
+    split: str | None = None,
+    labels: str | Path | None = None,
+    label_column: str | None = None,
+    label_separator: str | None = None,
+) -> Source:
     """Whatever lies at a place: a folder of images, an .npz file, or a prepared tensorflow-datasets folder or name.
 
     place: a path, or "tfds:NAME". split: in the syntax of `take_split`; tensorflow-datasets need one.
-    labels: table of labels of a folder (`open_folder`). Raises `DataError`.
+    labels, label_column, label_separator: table of labels of a folder, as for `open_folder`. Raises `DataError`.
 
     >>> source = data.open_source("photos", split="all[:50%]")
     >>> len(source), source.label_names
@@ -29,7 +36,7 @@ def open_source(place: str | Path, *, split: str | None = None, labels: str | Pa
     if path.suffix.lower() == ".npz":
         source: Source = open_npz(path)
     elif path.is_dir():
-        source = open_folder(path, labels=labels)
+        source = open_folder(path, labels=labels, label_column=label_column, label_separator=label_separator)
     else:
         raise DataError(
             f"no images at {text}: expected a folder, an .npz file with 'images', the folder of a prepared "

@@ -7,21 +7,29 @@ in `prepared.py`; `open_source` in `opening.py` takes any of them.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import types
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxzs.errors import DataError, ImageError, LabelError
+from jaxzs.errors import DataError, ImageError, JaxzsError, LabelError
+
+if TYPE_CHECKING:
+    from jaxzs.data.finding import PassedOver
 
 Labels = tuple[int, ...]  # places in label_names: none (unlabelled), one, or several
 WHOLE = "all"  # the split of a source that has no splits of its own
+MAX_CLASSES = 2**20
+_CHANNELS = ((), (1,), (3,), (4,))
 
 
 class Item(NamedTuple):
@@ -62,8 +70,8 @@ class Source(Protocol):
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of JSON values: how identities are made."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+    """SHA-256 of JSON values: how identities are made. Names of files may be bytes that are no text (surrogates)."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # --- arrays and user objects ----------------------------------------------------------------------------------
@@ -89,46 +97,72 @@ class ArraySource:
 def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, label_names: Sequence[str] = ()) -> ArraySource:
     """A source of images in memory.
 
-    images: [N,H,W], [N,H,W,1], [N,H,W,3] or [N,H,W,4] uint8. labels: [N] integers, -1 for none, or [N,C] bool, several
-    per image. label_names: C names; by default the numbers. Raises `DataError` (shapes, types), `LabelError` (range).
+    images: [N,H,W], [N,H,W,1], [N,H,W,3] or [N,H,W,4] uint8. labels: [N] integers below 2^20, negative for none, or
+    [N,C] bool, several per image. label_names: C names; by default the numbers. Raises `DataError` (shapes, types),
+    `LabelError` (range, names that are no texts or occur twice).
 
     >>> source = data.from_arrays(np.zeros((3, 8, 8), np.uint8), np.array([1, 0, -1]), ["cat", "dog"])
     >>> [source[number].labels for number in range(3)]
     [(1,), (0,), ()]
     """
     images = np.asarray(images)
-    if images.ndim not in (3, 4) or images.dtype != np.uint8 or len(images) == 0:
+    if images.ndim not in (3, 4) or images.dtype != np.uint8 or images.size == 0 or images.shape[3:] not in _CHANNELS:
         raise DataError(
-            f"images are {images.dtype} of shape {images.shape}, expected uint8 [N,H,W] or [N,H,W,3], N > 0"
+            f"images are {images.dtype} of shape {images.shape}, expected uint8 [N,H,W] or [N,H,W,3], none empty"
         )
-    number, several = len(images), False
-    of_image: list[Labels] = [()] * number
+    names = _names(label_names)
+    of_image, several = _places(labels, len(images))
     if labels is not None:
-        labels = np.asarray(labels)
-        if len(labels) != number or labels.ndim not in (1, 2):
-            raise DataError(f"labels have shape {labels.shape} for {number} images")
-        several = labels.ndim == 2
-        if several and labels.dtype != np.bool_:
-            raise DataError(f"labels [N,C] are {labels.dtype}, expected bool")
-        if not several and not np.issubdtype(labels.dtype, np.integer):
-            raise DataError(f"labels [N] are {labels.dtype}, expected integers")
-        if several:
-            of_image = [tuple(int(c) for c in np.flatnonzero(row)) for row in labels]
-        else:
-            of_image = [(int(label),) if label >= 0 else () for label in labels]
-        classes = labels.shape[1] if several else int(labels.max(initial=-1)) + 1
-        label_names = tuple(label_names) or tuple(map(str, range(classes)))
-        if classes > len(label_names) or (several and classes != len(label_names)):
-            raise LabelError(f"{len(label_names)} label names for {classes} classes")
+        classes = (
+            np.shape(labels)[1] if several else max((place for places in of_image for place in places), default=-1) + 1
+        )
+        names = names or tuple(map(str, range(classes)))
+        if classes > len(names) or (several and classes != len(names)):
+            raise LabelError(f"{len(names)} label names for {classes} classes")
     content = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
     identity = digest("arrays", list(images.shape), content, [list(row) for row in of_image])
-    return ArraySource(images, tuple(of_image), tuple(label_names), several, identity)
+    return ArraySource(images, tuple(of_image), names, several, identity)
+
+
+def _places(labels: np.ndarray | None, number: int) -> tuple[list[Labels], bool]:
+    """The places of each image's labels, and whether it may have several."""
+    if labels is None:
+        return [()] * number, False
+    labels = np.asarray(labels)
+    if labels.ndim not in (1, 2) or len(labels) != number:
+        raise DataError(f"labels have shape {labels.shape} for {number} images")
+    if labels.ndim == 2:
+        if labels.dtype != np.bool_:
+            raise DataError(f"labels [N,C] are {labels.dtype}, expected bool")
+        return [tuple(int(c) for c in np.flatnonzero(row)) for row in labels], True
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels [N] are {labels.dtype}, expected integers")
+    if (largest := int(labels.max())) >= MAX_CLASSES:
+        raise LabelError(f"label {largest} is too large: labels are places in a list of classes, below {MAX_CLASSES:,}")
+    return [(int(label),) if label >= 0 else () for label in labels], False
+
+
+def _names(label_names: Any) -> tuple[str, ...]:
+    """Label names as texts, from a sequence or an array of one dimension. Raises `LabelError`."""
+    if isinstance(label_names, str) or np.ndim(label_names) != 1:
+        raise LabelError(f"label names are {label_names!r:.100}, expected a list of texts")
+    names = []
+    for name in label_names:
+        name = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
+        if not isinstance(name, (str, int, np.integer)) or not str(name).strip():
+            raise LabelError(f"label name {name!r:.100} is not a text")
+        names.append(str(name))
+    if len(set(names)) < len(names):
+        [(twice, _)] = collections.Counter(names).most_common(1)
+        raise LabelError(f"the label name {twice!r} occurs more than once")
+    return tuple(names)
 
 
 def open_npz(path: str | Path) -> ArraySource:
     """`from_arrays` of a file with `images`, and optionally `labels` and `label_names` (or `class_names`).
 
-    Raises `DataError` for a file that is damaged, or holds objects, which are not read.
+    Raises `DataError` for a file that is damaged, holds objects, which are not read, or unpacks to more than half of
+    the memory.
 
     >>> np.savez("digits.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.array([0, 1, 1]))
     >>> source = data.open_npz("digits.npz")
@@ -137,16 +171,29 @@ def open_npz(path: str | Path) -> ArraySource:
     """
     path = Path(path).expanduser()
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    except Exception as error:  # zipfile and zlib have errors of their own
-        raise DataError(f"{path} is damaged: {error}") from error
-    if "images" not in arrays:
-        raise DataError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected an array 'images'")
-    names = arrays.get("label_names", arrays.get("class_names", np.array([], str)))
-    return from_arrays(arrays["images"], arrays.get("labels"), [str(name) for name in names])
+        with zipfile.ZipFile(path) as packed:
+            _check_unpacked(packed)
+        with np.load(path, allow_pickle=False) as file:
+            found = list(file.files)
+            arrays = {key: file[key] for key in ("images", "labels", "label_names", "class_names") if key in found}
+        if "images" not in arrays:
+            raise DataError(f"it holds {', '.join(found) or 'nothing'}; expected an array 'images'")
+        names = arrays.get("label_names", arrays.get("class_names", np.array([], str)))
+        return from_arrays(arrays["images"], arrays.get("labels"), names)
+    except JaxzsError as error:
+        raise error.within(str(path)) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # zipfile, zlib and NumPy have errors of their own
+        raise DataError(f"{path} is damaged, or no .npz file: {error}") from error
+
+
+def _check_unpacked(packed: zipfile.ZipFile) -> None:
+    """Raise `DataError` before the memory is filled: zeros are compressed a thousandfold."""
+    size = sum(entry.file_size for entry in packed.infolist())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory // 2:
+        raise DataError(f"it unpacks to {size / 2**30:,.1f} GiB, more than half of the memory; split it into several")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,8 +223,13 @@ class ObjectSource:
             image, label, name = item, None, index
         if image is None:
             raise ImageError(f"item {index} has no 'image'; its keys are {', '.join(map(str, item))}")
-        name = name.decode() if isinstance(name, bytes) else str(name)
-        return Item(image, places_of(label), name)
+        name = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
+        labels = places_of(label)
+        if self.label_names and max(labels, default=0) >= len(self.label_names):
+            raise LabelError(
+                f"item {index} has the label {max(labels)}, but there are {len(self.label_names)} label names"
+            )
+        return Item(image, labels, name)
 
 
 def from_object(
@@ -196,15 +248,18 @@ def from_object(
     """
     if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
         raise DataError(f"a source needs __len__ and __getitem__; {type(items).__name__} lacks them")
-    return ObjectSource(items, tuple(label_names), multi_label, digest("object", identity))
+    return ObjectSource(items, _names(label_names), multi_label, digest("object", identity))
 
 
 def places_of(label: Any) -> Labels:
     if label is None:
         return ()
-    places = np.atleast_1d(np.asarray(label))
-    if not np.issubdtype(places.dtype, np.integer):
-        raise DataError(f"label {label!r} is not a number, nor several")
+    try:
+        places = np.atleast_1d(np.asarray(label))
+    except ValueError as error:  # of lists in lists
+        raise DataError(f"label {label!r:.100} is not a number, nor several") from error
+    if places.size and (places.ndim != 1 or not np.issubdtype(places.dtype, np.integer)):
+        raise DataError(f"label {label!r:.100} is not a number, nor several")
     return tuple(int(place) for place in places if place >= 0)
 
 
@@ -227,6 +282,10 @@ class Subset:
     def multi_label(self) -> bool:
         return self.source.multi_label
 
+    @property
+    def passed_over(self) -> PassedOver | None:
+        return getattr(self.source, "passed_over", None)
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -235,13 +294,19 @@ class Subset:
 
 
 def select(source: Source, indices: Iterable[int]) -> Subset:
-    """The items of these numbers. Raises `DataError` for numbers outside the source.
+    """The items of these numbers. Raises `DataError` for numbers outside the source, and for a mask.
 
     >>> source = data.select(data.open_source("photos"), [29, 0])
     >>> len(source), source[0].id
     (2, 'zero/9.png')
     """
-    places = np.asarray(list(indices), np.int64)
+    places = np.asarray(list(indices))
+    if places.size and (places.ndim != 1 or not np.issubdtype(places.dtype, np.integer)):
+        raise DataError(
+            f"numbers of items are {places.dtype} of shape {places.shape}, expected integers "
+            "(numpy.flatnonzero gives those of a mask)"
+        )
+    places = places.astype(np.int64)
     if places.size and not 0 <= places.min() <= places.max() < len(source):
         raise DataError(f"numbers {places.min()} to {places.max()} of a source of {len(source)} items")
     return Subset(source, places, digest("subset", source.identity, places.tolist()))
