@@ -27,7 +27,11 @@ class ExtractOptions(OutputOptions, ModelOptions):
     split: Text = None
     """Part of the images: train, test[:50%], all[100:200], train+test."""
     label_table: File = None
-    """Table of labels (CSV or JSON) of a folder; by default labels.csv or labels.json in it."""
+    """Table of labels (CSV or JSON) of a folder; by default labels.csv, labels.json or metadata.csv in it."""
+    label_column: Text = None
+    """Column of labels in the table, if it has a name of its own."""
+    label_separator: Text = None
+    """Between several labels of a cell, if not ; | or a comma."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the features on disk."""
     tokens: Flag = False
@@ -80,7 +84,13 @@ def _extract(run: Run) -> FeatureStore:
     from jaxzs.data.opening import open_source
 
     options: ExtractOptions = run.options
-    source = open_source(options.images, split=options.split, labels=options.label_table)
+    source = open_source(
+        options.images,
+        split=options.split,
+        labels=options.label_table,
+        label_column=options.label_column,
+        label_separator=options.label_separator,
+    )
     run.of_data(options.images, source.identity, len(source))
     choices = features.Extraction(
         options.dtype,
