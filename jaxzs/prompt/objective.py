@@ -10,8 +10,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxzs.errors import DataError
+from jaxzs.errors import DataError, LabelError
 
 Paradigm = Literal["ssl", "trzsl", "ul"]
 Strategy = Literal["labelled", "fpl", "ifpl", "grip"]
@@ -28,34 +29,78 @@ def loss(
     mask: jax.Array | None = None,
     class_mask: jax.Array | None = None,
 ) -> jax.Array:
-    """w_first * CE(first group) + w_second * CE(second group), scalar; an empty group counts 0.
+    """w_first * CE(first group) + w_second * CE(second group), scalar float32; an empty group counts 0.
 
     Args:
-      logits: [B,C] float32, scaled cosines.
-      labels: [B] integer; ignored where mask is False.
+      logits: [B,C] float, scaled cosines.
+      labels: [B] integer in 0..C-1; ignored where mask is False.
       in_second_group: [B] bool.
-      weights: (w_first, w_second), of `balance_weights`.
-      mask: [B] bool, False for padding.
+      weights: (w_first, w_second), of `balance_weights`; a group of weight 0 is not looked at.
+      mask: [B] bool, False for padding, whose logits may be anything: neither value nor gradient sees them.
       class_mask: [C] bool, the classes that compete; all by default (labelled-only TRZSL: the seen ones).
 
     Means run over the members that are in the batch, so a group's weight does not depend on its size there.
+
+    Raises `DataError` for unfit shapes, types and logits, `LabelError` for a label that is no class or does not
+    compete. Values can be looked at only outside of `jit`: inside, the loss of such a label is NaN or infinite.
 
     >>> logits, labels = jnp.zeros((2, 4)), jnp.array([0, 1])
     >>> round(float(prompt.loss(logits, labels, jnp.array([False, False]))), 4)  # ln 4, no second group
     1.3863
     """
-    if class_mask is not None:
-        logits = jnp.where(class_mask[None], logits, -jnp.inf)
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
-    present = jnp.ones(labels.shape, bool) if mask is None else mask
-    first = jnp.logical_and(present, ~in_second_group)
-    second = jnp.logical_and(present, in_second_group)
-    return weights[0] * _mean_of(-picked, first) + weights[1] * _mean_of(-picked, second)
+    logits, labels, second = jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(in_second_group)
+    present = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask)
+    competing = jnp.ones(logits.shape[-1:], bool) if class_mask is None else jnp.asarray(class_mask)
+    _check_loss(logits, labels, second, present, competing)
+    counted = jnp.logical_and(present, jnp.where(second, *(jnp.not_equal(w, 0) for w in weights[::-1])))  # [B]
+    _check_members(logits, labels, counted, competing)
+    # Rows that do not count get harmless logits before anything is computed: 0 x NaN and 0 x inf are NaN.
+    logits = jnp.where(competing[None], logits.astype(jnp.float32), -jnp.inf)
+    logits = jnp.where(counted[:, None], logits, 0.0)  # [B,C]
+    C = logits.shape[1]
+    known = jnp.logical_and(labels >= 0, labels < C)
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.clip(labels, 0, C - 1)[:, None], axis=1)[:, 0]  # [B]
+    entropy = -jnp.where(known, picked, jnp.nan)
+    first = jnp.logical_and(counted, ~second)
+    second = jnp.logical_and(counted, second)
+    return weights[0] * _mean_of(entropy, first) + weights[1] * _mean_of(entropy, second)
 
 
 def _mean_of(values: jax.Array, members: jax.Array) -> jax.Array:
     total = jnp.where(members, values, 0.0).sum()
     return total / jnp.maximum(members.sum(), 1).astype(values.dtype)
+
+
+def _check_loss(
+    logits: jax.Array, labels: jax.Array, second: jax.Array, present: jax.Array, competing: jax.Array
+) -> None:
+    """Shapes and types, which a trace knows, too."""
+    if logits.ndim != 2 or not logits.shape[1] or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise DataError(f"logits are {logits.dtype} of shape {logits.shape}, expected floats [B,C]")
+    B, C = logits.shape
+    if labels.shape != (B,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise LabelError(f"labels are {labels.dtype} of shape {labels.shape}, expected {B} integers")
+    for name, x, size in (("in_second_group", second, B), ("mask", present, B), ("class_mask", competing, C)):
+        if x.shape != (size,) or x.dtype != jnp.bool_:
+            raise DataError(f"{name} is {x.dtype} of shape {x.shape}, expected {size} bool")
+
+
+def _check_members(logits: jax.Array, labels: jax.Array, counted: jax.Array, competing: jax.Array) -> None:
+    """Values of the rows that count, where there are values: not inside of a trace."""
+    if any(isinstance(x, jax.core.Tracer) or not x.is_fully_addressable for x in (labels, counted, competing)):
+        return
+    rows, allowed = np.flatnonzero(counted), np.asarray(competing)
+    own = np.asarray(labels)[rows]
+    outside = (own < 0) | (own >= len(allowed))
+    wrong = np.flatnonzero(outside | ~allowed[np.clip(own, 0, len(allowed) - 1)])
+    if len(wrong):
+        row, label = rows[wrong[0]], own[wrong[0]]
+        why = f"lies outside 0..{len(allowed) - 1}" if outside[wrong[0]] else "is of a class that does not compete"
+        raise LabelError(f"label {label} of row {row} {why} ({len(wrong)} such labels); mask rows that do not count")
+    if isinstance(logits, jax.core.Tracer) or not logits.is_fully_addressable:
+        return
+    if not np.isfinite(np.asarray(logits.astype(jnp.float32))[rows][:, allowed]).all():
+        raise DataError("logits are not finite; the prompts have diverged, or their checkpoint is damaged")
 
 
 def balance_weights(
@@ -91,11 +136,11 @@ def balance_weights(
     _check_choice("balance", convention, ("code", "paper"))
     if strategy == "labelled":
         return 1.0, 0.0
-    if num_pseudo < 1:
+    if not num_pseudo >= 1:  # a comparison that NaN fails, too
         raise DataError("no image was pseudolabelled: the unlabelled pool or K is too small")
     if paradigm == "ul":
         return 0.0, 1.0
-    if num_labelled < 1:
+    if not num_labelled >= 1:
         raise DataError(f"paradigm {paradigm!r} needs labelled images, none were given")
     ratio = num_pseudo / num_labelled if paradigm == "ssl" else num_labelled / num_pseudo
     if convention == "code" and strategy == "fpl" and modality == "joint":

@@ -36,7 +36,8 @@ def select_pseudolabels(
       not enough images.
 
     Raises:
-      DataError: k below 1 (the pool is too small for a growing schedule), no image, wrong shape, not finite.
+      DataError: k below 1 (the pool is too small for a growing schedule) or no whole number, no image, wrong shapes or
+        types, not finite.
 
     >>> images, labels = prompt.select_pseudolabels(np.float32([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3]]), 1)
     >>> images.tolist(), labels.tolist()
@@ -90,17 +91,35 @@ def select_top_k(
 
 def _checked(probabilities: np.ndarray | jax.Array, k: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images that count, and their rows in float32."""
-    values = np.asarray(probabilities, np.float32)
-    if values.ndim != 2 or values.shape[1] == 0:
-        raise DataError(f"probabilities have shape {values.shape}, expected [N,C]")
+    values = np.asarray(probabilities)
+    if values.ndim != 2 or values.shape[1] == 0 or not _real(values.dtype):
+        raise DataError(f"probabilities are {values.dtype} of shape {values.shape}, expected [N,C] numbers")
+    check_k(k)
+    present = np.ones(len(values), bool) if mask is None else np.asarray(mask)
+    if present.shape != (len(values),) or present.dtype != np.bool_:
+        raise DataError(
+            f"mask is {present.dtype} of shape {present.shape}, expected {len(values)} bool, one for each image"
+        )
+    rows = np.flatnonzero(present)
+    if len(rows) == 0:
+        raise DataError("there are no unlabelled images to pseudolabel")
+    values = values[rows].astype(np.float32)
+    if not np.isfinite(values).all():
+        raise DataError("probabilities are not finite; the prompts have diverged")
+    return rows, values
+
+
+def check_k(k: int) -> None:
+    """`DataError` unless k is a whole number of 1 or more."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise DataError(f"K is {k!r}, expected a whole number of 1 or more")
     if k < 1:
         raise DataError(
             f"K is {k}: the unlabelled pool is too small for this many classes and iterations; use more "
             "images, fewer iterations, or a fixed K (ifpl)"
         )
-    rows = np.arange(len(values)) if mask is None else np.flatnonzero(np.asarray(mask, bool))
-    if len(rows) == 0:
-        raise DataError("there are no unlabelled images to pseudolabel")
-    if not np.isfinite(values[rows]).all():
-        raise DataError("probabilities are not finite; the prompts have diverged")
-    return rows, values[rows]
+
+
+def _real(dtype: np.dtype) -> bool:
+    """Whether values are real numbers; bfloat16 is one for JAX, and none for NumPy."""
+    return jnp.issubdtype(dtype, jnp.floating) or np.issubdtype(dtype, np.integer)
