@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs import __version__, clip
-from jaxzs.prompt import Frozen, Optimisation, TextPrompt, placeholder_ids
+from jaxzs.prompt import Frozen, Optimisation, Task, TextPrompt, placeholder_ids
 from jaxzs.prompt.training import Items, chunk_batches, runs, shuffled, start, train_chunk
 from jaxzs.report import write_record
 
@@ -77,9 +77,10 @@ def jaxzs_step(given: dict[str, Any]) -> Callable[[], tuple]:
     rates = np.full((1, 1), 0.1)
     batches = jax.tree.map(jnp.asarray, chunk_batches(items, shuffled(0), 0, rates, settings))
     run = runs([(1.0, 0.0)], np.ones((1, C), bool), settings)
+    task = Task(modality, config)
 
     def step() -> tuple:
-        new, losses = train_chunk(modality, state, batches, run, frozen, images, config)
+        new, losses = train_chunk(task, state, batches, run, frozen, images)
         gradient = new.optimiser[1].trace["prefix"][0]
         return float(losses[0, 0]), np.asarray(gradient)
 

@@ -24,9 +24,8 @@ import hashlib
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from jaxzs import data, load, prompt
@@ -118,12 +117,10 @@ def published(name: str, train: str, test: str) -> Task:
 class Prepared(NamedTuple):
     """A task under one modality: what every strategy shares."""
 
-    modality: prompt.Modality
+    task: prompt.Task
     frozen: prompt.Frozen
-    images: jax.Array
-    labels: np.ndarray
-    test_images: jax.Array
-    test_labels: np.ndarray
+    pool: prompt.Pool
+    test: prompt.Pool
 
 
 def prepare(model: Model, task: Task, modality: str, settings: Settings) -> Prepared:
@@ -132,35 +129,33 @@ def prepare(model: Model, task: Task, modality: str, settings: Settings) -> Prep
     frozen = prompt.freeze(
         model, chosen, task.class_names, template=task.template, literal_braces=settings.literal_braces
     )
-    parts: list[Any] = []
+    parts: list[prompt.Pool] = []
     for images in (task.train, task.test):
         if isinstance(images, tuple):
             pixels, labels = images
             constant = prompt.constant_images(chosen, frozen.params, pixels, model.config)
-            parts += [constant, labels]
+            parts.append(prompt.Pool(constant, labels))
         else:
-            parts += prompt.read_source(model, chosen, images)
-    return Prepared(chosen, frozen, *parts)
+            parts.append(prompt.read_source(model, chosen, images))
+    return Prepared(prompt.Task(chosen, model.config), frozen, *parts)
 
 
 def splits(given: Prepared, num_classes: int, paradigm: str, runs: int) -> list[prompt.Split]:
     """One split in SSL and UL; in TRZSL one for each run, from the published seeds."""
     if paradigm == "ssl":
-        return [prompt.ssl_split(given.labels, num_classes)]
+        return [prompt.ssl_split(given.pool.labels, num_classes)]
     if paradigm == "ul":
-        return [prompt.ul_split(len(given.labels), num_classes, given.labels)]
+        return [prompt.ul_split(len(given.pool.labels), num_classes, given.pool.labels)]
     seeds = [SPLIT_SEEDS[r % len(SPLIT_SEEDS)] for r in range(runs)]
-    return [prompt.trzsl_split(given.labels, num_classes, seed) for seed in seeds]
+    return [prompt.trzsl_split(given.pool.labels, num_classes, seed) for seed in seeds]
 
 
 def zero_shot(model: Model, task: Task, given: Prepared, own_splits: list[prompt.Split]) -> Results:
     """Zero-shot CLIP on the test images, once a class split, and its predictions."""
-    logits = prompt.plain_logits(
-        given.modality, given.frozen.text_features, given.frozen, given.test_images, model.config
-    )
+    logits = prompt.plain_logits(given.task, given.frozen.text_features, given.frozen, given.test.images)
     predictions = logits.argmax(1)
     results = [
-        prompt.evaluate(predictions, given.test_labels, s.seen if s.paradigm == "trzsl" else None) for s in own_splits
+        prompt.evaluate(predictions, given.test.labels, s.seen if s.paradigm == "trzsl" else None) for s in own_splits
     ]
     protocol = own_splits[0].paradigm.upper()
     return Results(
@@ -183,24 +178,16 @@ def tune(
 
     before: zero-shot predictions.
     """
-    fitted = prompt.fit(
-        given.modality,
-        given.frozen,
-        given.images,
-        own_splits,
-        model.config,
-        plan,
-        labels=given.labels,
-        seeds=seeds,
-        test=(given.test_images, given.test_labels),
-        resume=state,
-        on_record=lambda r: print(f"    iteration {r.iteration}: {r.seconds:.0f} s", flush=True),
+    plan = dataclasses.replace(plan, seeds=seeds)
+    running = prompt.Running(
+        resume=state, on_record=lambda r: print(f"    iteration {r.iteration}: {r.seconds:.0f} s", flush=True)
     )
-    logits = prompt.score(given.modality, fitted.prompts, given.frozen, given.test_images, model.config)
+    fitted = prompt.fit(given.task, given.frozen, given.pool, own_splits, plan, running, test=given.test)
+    logits = prompt.score(given.task, fitted.prompts, given.frozen, given.test.images)
     state.unlink(missing_ok=True)
     predictions, test = logits.argmax(2), fitted.records[-1].test or []
     method, protocol = (f"{given.modality.name} {plan.strategy}", own_splits[0].paradigm.upper())
-    per_class = curves.per_class(task.name, method, task.class_names, before, predictions, given.test_labels, protocol)
+    per_class = curves.per_class(task.name, method, task.class_names, before, predictions, given.test.labels, protocol)
     return Results(
         {
             "test": [dataclasses.asdict(r) for r in test],
@@ -344,7 +331,7 @@ def run_task(model: Model, task: Task, settings: Settings, options: argparse.Nam
         table(cells, task.name),
     ]
     if "zero-shot ul" in cells:
-        text += ["", "Change per class (UL), points:", "", gains_table(cells, given.test_labels)]
+        text += ["", "Change per class (UL), points:", "", gains_table(cells, given.test.labels)]
     (options.out / f"{task.name}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
 

@@ -44,7 +44,7 @@ from jaxzs.clip.model import normalize
 from jaxzs.clip.params import abstract_params, flatten, unflatten
 from jaxzs.clip.sharding import Placement
 from jaxzs.files import write_json
-from jaxzs.prompt import Frozen, TextPrompt, VisualPrompt
+from jaxzs.prompt import Frozen, Task, TextPrompt, VisualPrompt
 from jaxzs.prompt.training import Batches, Run, start, train_chunk
 from jaxzs.proxy.fit import learn as learn_in_memory
 from jaxzs.proxy.rows import Rows
@@ -200,7 +200,7 @@ def prompt_step(name: str, kind: str, mesh: Mesh, per_chip: int = 32) -> Program
     state, run, frozen, constant = on_all(mesh, (state, run, frozen, constant))
 
     def chunk(state: Any, batches: Any, run: Any, frozen: Any, images: Any) -> Any:
-        return train_chunk(modality, state, batches, run, frozen, images, config, BF16)
+        return train_chunk(Task(modality, config, BF16), state, batches, run, frozen, images)
 
     # The gradient of the class features [C,E], before it goes through the text tower, or of the prefix [K,D]; and
     # the loss, two numbers.

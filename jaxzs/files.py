@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -60,13 +61,17 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+CHECKSUM = "sha256"  # among the values of a file of arrays; what earlier versions wrote has none
+
+
 def write_arrays(path: str | Path, arrays: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Arrays, and JSON values in the header, in one safetensors file, atomically."""
+    """Arrays, and JSON values in the header, in one safetensors file, atomically; with a checksum of both."""
     from safetensors.numpy import save_file
 
     host = {name: np.ascontiguousarray(np.asarray(array)) for name, array in arrays.items()}
+    header = json.dumps({**values, CHECKSUM: _checksum(host, values)}, allow_nan=False)
     with atomic_path(path) as temporary:
-        save_file(host, temporary, metadata={"jaxzs": json.dumps(values, allow_nan=False)})
+        save_file(host, temporary, metadata={"jaxzs": header})
 
 
 def read_arrays(path: str | Path, writer: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -80,9 +85,21 @@ def read_arrays(path: str | Path, writer: str) -> tuple[dict[str, np.ndarray], d
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
-    except (SafetensorError, ValueError, RecursionError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not a safetensors file, or is damaged: {error}; {remedy}") from error
-    return arrays, values if isinstance(values, dict) else {}
+    values = values if isinstance(values, dict) else {}
+    body = {name: value for name, value in values.items() if name != CHECKSUM}
+    if CHECKSUM in values and values[CHECKSUM] != _checksum(arrays, body):
+        raise DataError(f"{path} is damaged: it does not match its checksum; {remedy}")
+    return arrays, values
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
 
 
 def cache_folder() -> Path | None:

@@ -304,6 +304,19 @@ def gather(x: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
+def same_everywhere(x: np.ndarray) -> bool:
+    """Whether every process has come here with the same small array; True with a single one.
+
+    >>> parallel.same_everywhere(np.array([3, 1]))
+    True
+    """
+    if jax.process_count() == 1:
+        return True
+    from jax.experimental import multihost_utils
+
+    return bool((np.asarray(multihost_utils.process_allgather(x)) == x[None]).all())
+
+
 def barrier(name: str) -> None:
     """Wait until every process has come here; nothing happens with a single one.
 

@@ -47,6 +47,7 @@ RESULTS = {
     "prompt.Record": "prompt.fit",
     "prompt.RobinHood": "prompt.robin_hood",
     "prompt.Split": "prompt.ul_split",
+    "prompt.Training": "prompt.train",
     "proxy.ProxyResult": "proxy.learn_proxies",
     "report.Record": "report.read_record",
 }

@@ -37,7 +37,7 @@ def prompt_steps(modality):
     run = Run(f32(1), f32(1), jax.ShapeDtypeStruct((1, 6), jnp.bool_), f32(1), f32(1))
 
     def losses(*arguments):
-        return train_chunk(modality, *arguments, CONFIG)[1]
+        return train_chunk(prompt.Task(modality, CONFIG), *arguments)[1]
 
     return losses, (state, batches, run, frozen, images), (2, 1)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,12 +116,12 @@ def test_joint_prefixes():
     assert not np.allclose(pairs[0], sequence[0], atol=1e-3)  # the two really differ
 
 
-@functools.partial(jax.jit, static_argnames=("prompt", "config"))
-def step(prompt, prompts, frozen, images, labels, second, weights, mask, config):
+@jax.jit
+def step(task, prompts, frozen, images, labels, second, weights, mask):
     """((loss, logits), gradient) of one batch."""
 
     def value(prompts):
-        logits = modality.class_logits(prompt, prompts, frozen, images, config)
+        logits = modality.class_logits(task, prompts, frozen, images)
         return objective.loss(logits, labels, second, weights, mask), logits
 
     return jax.value_and_grad(value, has_aux=True)(prompts)
@@ -136,6 +134,7 @@ def test_loss_and_gradient(name):
     prompt, frozen = MODALITIES[name], frozen_of(golden)
     prompts = prompts_of(golden, "param.")
     images = prompt.constant_images(frozen.params, nhwc(golden["images"]), config)
+    task = modality.Task(prompt, config)
     for tag in ("ssl_full", "ssl_unl_only", "ssl_lab_only", "trzsl_full", "ul_full"):
         rows, paradigm = golden[f"{tag}_idx"], tag.split("_")[0]
         # Padded to one shape: rows that do not count change neither the loss nor the gradient.
@@ -149,7 +148,7 @@ def test_loss_and_gradient(name):
             "trzsl": ((one, balance), labels >= int(golden["n_seen_classes"])),
             "ul": ((0 * one, one), jnp.ones(8, bool)),
         }[paradigm]
-        (value, logits), gradient = step(prompt, prompts, frozen, images[padded], labels, second, weights, mask, config)
+        (value, logits), gradient = step(task, prompts, frozen, images[padded], labels, second, weights, mask)
         assert_near(logits[: len(rows)], golden[f"{tag}_logits"], FEATURES)
         assert_near(value, golden[f"{tag}_loss"], FEATURES)
         assert_near(gradient, prompts_of(golden, f"{tag}_grad."), GRADIENTS)
@@ -194,7 +193,7 @@ def test_vmapped_prompts(name):
     images = prompt.constant_images(frozen.params, nhwc(golden["images"][:3]), config)
     several = [prompt.init(jax.random.key(seed), config) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-    run = jax.jit(lambda p: modality.class_logits(prompt, p, frozen, images, config))
+    run = jax.jit(lambda p: modality.class_logits(modality.Task(prompt, config), p, frozen, images))
     assert_near(jax.vmap(run)(stacked), jnp.stack([run(p) for p in several]), FEATURES)
 
 

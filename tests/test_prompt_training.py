@@ -10,8 +10,8 @@ import pytest
 from prompt_golden import MODALITIES, assert_near, checkpoint, load, nhwc, prompts_of
 
 from jaxzs import clip, parallel
-from jaxzs.errors import DataError
-from jaxzs.prompt import modality, training
+from jaxzs.errors import ConfigError, DataError
+from jaxzs.prompt import modality, scoring, training
 
 # 21 steps of SGD with momentum on a loss of scale 20: an independent float32 implementation stays within 3.4e-6,
 # and a perturbation of 1e-6 of the initial prompts moves losses by up to 3e-4.
@@ -19,7 +19,7 @@ TRAJECTORY = 5e-4
 
 
 def problem(name: str, paradigm: str):
-    """(modality, prompts [1,...], items, run, frozen, images, config, optimisation, golden) of a trajectory file."""
+    """(training, prompts [1,...], golden) of a trajectory file."""
     params, config = checkpoint()
     golden = load(f"trajectory_{name}_{paradigm}")
     prompt = MODALITIES[name]
@@ -53,7 +53,9 @@ def problem(name: str, paradigm: str):
         steps_per_chunk=3,
     )
     prompts = jax.tree.map(lambda x: x[None], prompts_of(golden, "init."))
-    return prompt, prompts, [items], run, frozen, images, config, optimisation, golden
+    task = modality.Task(prompt, config)
+    order = given_order(golden)
+    return training.Training(task, [items], run, frozen, images, optimisation, order), prompts, golden
 
 
 def template_features(params, config):
@@ -75,31 +77,29 @@ CASES = [(n, p) for n in ("text", "image") for p in ("sup", "supseen", "ssl", "t
 
 @pytest.mark.parametrize(("name", "paradigm"), [*CASES, ("multi", "ssl"), ("multi", "trzsl")])
 def test_trajectory(name, paradigm):
-    *arguments, golden = problem(name, paradigm)
-    seen = []
-    state, losses = training.train(
-        *arguments,
-        order=given_order(golden),
-        on_chunk=lambda state, steps, losses: seen.append((steps, jax.tree.map(np.asarray, state.prompts))),
-    )
-    assert_near(losses[:, 0], golden["losses"], TRAJECTORY)
-    final = jax.tree.map(lambda x: x[0], state.prompts)
-    assert_near(final, prompts_of(golden, "final."), TRAJECTORY)
-    assert [steps for steps, _ in seen] == [3, 6, 9, 12, 15, 18, 21]
-    for steps, prompts in seen:
+    given, prompts, golden = problem(name, paradigm)
+    state, losses = training.start(prompts), np.zeros((0, 1))
+    for epoch in range(7):  # of three steps each, as are the chunks
+        state, own = training.advance(given, state, 3 * epoch)
+        losses = np.concatenate([losses, own])
         for own, theirs in (("prefix", "prefix"), ("text", "coop_embeddings"), ("visual", "vpt_embeddings")):
             if own in prompts:
-                expected = golden[f"epochs.{theirs}"][steps // 3 - 1]
-                assert_near(prompts[own][0], expected.reshape(prompts[own][0].shape), TRAJECTORY)
+                expected = golden[f"epochs.{theirs}"][epoch]
+                assert_near(state.prompts[own][0], expected.reshape(prompts[own][0].shape), TRAJECTORY)
+    assert len(losses) == training.total_steps(given)
+    assert_near(losses[:, 0], golden["losses"], TRAJECTORY)
+    assert_near(jax.tree.map(lambda x: x[0], state.prompts), prompts_of(golden, "final."), TRAJECTORY)
 
 
 def short(name: str, runs: int = 1, **changes):
-    """Two epochs of a small problem, for properties that need no reference."""
-    prompt, _, items, _, frozen, images, config, *_ = problem(name, "ssl")
+    """Two epochs of a small problem, for properties that need no reference: (training, prompts)."""
+    given, _, _ = problem(name, "ssl")
     optimisation = training.Optimisation(0.05, 2, 0, 8, steps_per_chunk=4, **changes)
-    prompts = jax.vmap(lambda key: prompt.init(key, config))(jax.random.split(jax.random.key(0), runs))
+    task = given.task
+    prompts = jax.vmap(lambda key: task.modality.init(key, task.config))(jax.random.split(jax.random.key(0), runs))
     run = runs_of([(2.0 + r, 1.0) for r in range(runs)], np.ones(6, bool))
-    return prompt, prompts, items * runs, run, frozen, images, config, optimisation
+    order = training.shuffled(0)
+    return given._replace(items=given.items * runs, run=run, optimisation=optimisation, order=order), prompts
 
 
 def take(tree, r: int):
@@ -108,95 +108,99 @@ def take(tree, r: int):
 
 @pytest.mark.parametrize("name", ["text", pytest.param("multi", marks=pytest.mark.slow)])
 def test_runs_together_equal_runs_alone(name):
-    prompt, prompts, items, run, *rest = short(name, 3)
+    given, prompts = short(name, 3)
+    items = given.items
     shorter = [items[0], training.Items(*(x[:9] for x in items[1])), items[2]]  # 3, 2 and 3 batches
-    together, losses = training.train(prompt, prompts, shorter, run, *rest)
+    together, losses = training.train(given._replace(items=shorter), prompts)
     for r in range(3):
-        alone, own = training.train(prompt, take(prompts, r), [shorter[r]], take(run, r), *rest)
+        alone, own = training.train(given._replace(items=[shorter[r]], run=take(given.run, r)), take(prompts, r))
         # float32 rounding over six steps, summed in another order
         assert_near(take(together.prompts, r), alone.prompts, 2e-5)
         np.testing.assert_allclose(losses[losses[:, r] != 0, r], own[:, 0], rtol=2e-5)
 
 
 def test_learning_rates_differ_between_runs():
-    prompt, prompts, items, run, frozen, images, config, _ = short("text", 2)
-    same = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), (prompts, run))
+    given, prompts = short("text", 2)
+    same = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), (prompts, given.run))
     optimisation = training.Optimisation((0.05, 0.0), 2, 0, 8, steps_per_chunk=4)
-    state, _ = training.train(prompt, same[0], items, same[1], frozen, images, config, optimisation)
+    state, _ = training.train(given._replace(run=same[1], optimisation=optimisation), same[0])
     np.testing.assert_array_equal(state.prompts["prefix"][1], prompts["prefix"][0])  # rate 0
     assert not np.allclose(state.prompts["prefix"][0], prompts["prefix"][0], atol=1e-4)
 
 
-def test_growing_lists_share_one_program():
-    prompt, prompts, items, run, *rest = short("text")
-    counted = jax.jit(
-        chex.assert_max_traces(training.train_chunk.__wrapped__, n=1),
-        static_argnames=("modality", "config", "numerics"),
-    )
-    original, training.train_chunk = training.train_chunk, counted
-    try:
-        for n in (5, 12, 17, 24):
-            training.train(prompt, prompts, [training.Items(*(x[:n] for x in items[0]))], run, *rest)
-    finally:
-        training.train_chunk = original
+def test_growing_lists_share_one_program(monkeypatch):
+    given, prompts = short("text")
+    counted = jax.jit(chex.assert_max_traces(training.train_chunk.__wrapped__, n=1))
+    monkeypatch.setattr(training, "train_chunk", counted)
+    for n in (5, 12, 17, 24):
+        training.train(given._replace(items=[training.Items(*(x[:n] for x in given.items[0]))]), prompts)
 
 
 @pytest.mark.parametrize("name", ["image", pytest.param("multi", marks=pytest.mark.slow)])
 def test_data_parallel_equals_one_device(name):
-    arguments = short(name)
-    alone, losses = training.train(*arguments)
+    given, prompts = short(name)
+    alone, losses = training.train(given, prompts)
     mesh = parallel.make_mesh()
-    spread, again = training.train(*arguments, mesh=mesh)
+    spread, again = training.train(given._replace(mesh=mesh), prompts)
     assert_near(spread.prompts, alone.prompts, 2e-5)
     np.testing.assert_allclose(again, losses, rtol=2e-5)
     with pytest.raises(DataError, match="batch_size 7 is not a multiple of the 8 devices"):
-        training.train(*arguments[:-1], training.Optimisation(batch_size=7), mesh=mesh)
+        training.train(given._replace(optimisation=training.Optimisation(batch_size=7), mesh=mesh), prompts)
 
 
 def test_interrupted_training_continues_exactly():
-    prompt, prompts, items, run, *rest, _ = short("text")
-    optimisation = training.Optimisation(0.05, 4, 1, 8, steps_per_chunk=4)
-    whole, losses = training.train(prompt, prompts, items, run, *rest, optimisation)
-    kept = {}
-    training.train(
-        prompt,
-        prompts,
-        items,
-        run,
-        *rest,
-        optimisation,
-        on_chunk=lambda state, steps, losses: kept.setdefault(steps, state),
-    )
-    resumed, rest_losses = training.train(prompt, kept[8], items, run, *rest, optimisation, first_step=8)
+    given, prompts = short("text")
+    given = given._replace(optimisation=training.Optimisation(0.05, 4, 1, 8, steps_per_chunk=4))
+    whole, losses = training.train(given, prompts)
+    states = [training.start(prompts)]
+    for done in (0, 4):
+        states.append(training.advance(given, states[-1], done)[0])
+    resumed, rest_losses = training.advance(given, states[-1], 8)
     chex.assert_trees_all_equal(resumed, whole)
     np.testing.assert_array_equal(losses[8:], rest_losses)
 
 
 def test_divergence_names_the_step_and_keeps_the_last_good_state():
-    prompt, prompts, items, run, *rest = short("text")
+    given, prompts = short("text")
     prompts = {"prefix": prompts["prefix"].at[0, 0, 0].set(jnp.nan)}
     with pytest.raises(training.DivergedError, match="run 0 is nan at step 0 of epoch 0") as error:
-        training.train(prompt, prompts, items, run, *rest)
+        training.train(given, prompts)
     assert error.value.step == 0
     np.testing.assert_array_equal(error.value.state.prompts["prefix"], prompts["prefix"])
 
 
 def test_scores_of_several_runs_in_batches():
-    prompt, prompts, _, _, frozen, images, config, _ = short("multi", 2)
-    whole = training.score(prompt, prompts, frozen, images[:20], config)
-    batched = training.score(prompt, prompts, frozen, images[:20], config, batch_size=8)
+    given, prompts = short("multi", 2)
+    task, frozen, images = given.task, given.frozen, given.images
+    whole = scoring.score(task, prompts, frozen, images[:20])
+    batched = scoring.score(task, prompts, frozen, images[:20], batch_size=8)
     assert whole.shape == (2, 20, 6)
     np.testing.assert_allclose(batched, whole, rtol=1e-5, atol=1e-5)
-    first = modality.class_logits(prompt, jax.tree.map(lambda x: x[1], prompts), frozen, images[:2], config)
+    first = modality.class_logits(task, jax.tree.map(lambda x: x[1], prompts), frozen, images[:2])
     np.testing.assert_allclose(whole[1, :2], first, rtol=1e-5, atol=1e-5)
 
 
-def test_unfit_settings():
-    with pytest.raises(DataError, match="at least 1"):
-        training.Optimisation(batch_size=0)
-    with pytest.raises(DataError, match="less than epochs 3"):
-        training.Optimisation(epochs=3)
-    prompt, prompts, items, run, *rest = short("text")
-    empty = [training.Items(*(x[:0] for x in items[0]))]
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 2.5}, "whole numbers"),
+        ({"epochs": 3}, "less than epochs 3"),
+        ({"learning_rate": -0.1}, "learning_rate is"),
+        ({"learning_rate": (0.1, float("nan"))}, "learning_rate is"),
+        ({"learning_rate": float("inf")}, "learning_rate is"),
+        ({"momentum": 1.0}, "below 1"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan"),
+    ],
+)
+def test_unfit_settings(settings, message):
+    with pytest.raises(DataError, match=message):
+        training.Optimisation(**settings)
+
+
+def test_unfit_trainings():
+    given, prompts = short("text")
     with pytest.raises(DataError, match="training list is empty"):
-        training.train(prompt, prompts, empty, run, *rest)
+        training.train(given._replace(items=[training.Items(*(x[:0] for x in given.items[0]))]), prompts)
+    with pytest.raises(ConfigError, match=r"expected prompt\.Task"):
+        training.train(given._replace(task=given.task.modality), prompts)

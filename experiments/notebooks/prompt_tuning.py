@@ -87,15 +87,15 @@ print(f"{len(pool)} images to learn from, {len(test)} to test on, {len(names)} c
 def prepare(modality):
     """What all strategies share: frozen parts, pool and test images with their labels, zero-shot predictions."""
     frozen = prompt.freeze(model, modality, names, template=template, literal_braces=False)
-    pool_images, pool_labels = prompt.read_source(model, modality, pool)
-    test_images, test_labels = prompt.read_source(model, modality, test)
-    logits = prompt.plain_logits(modality, frozen.text_features, frozen, test_images, model.config)
-    return frozen, (pool_images, pool_labels), (test_images, test_labels), logits.argmax(1)
+    pool_images, test_images = (prompt.read_source(model, modality, source) for source in (pool, test))
+    task = prompt.Task(modality, model.config)
+    logits = prompt.plain_logits(task, frozen.text_features, frozen, test_images.images)
+    return task, frozen, pool_images, test_images, logits.argmax(1)
 
 
 visual = prompt.VisualPrompt(length=8)
-frozen, (pool_images, pool_labels), (test_images, test_labels), zero_shot = prepare(visual)
-zero_shot_accuracy = 100 * prompt.evaluate(zero_shot, test_labels).accuracy
+task, frozen, pool_images, test_images, zero_shot = prepare(visual)
+zero_shot_accuracy = 100 * prompt.evaluate(zero_shot, test_images.labels).accuracy
 print(f"zero-shot accuracy on the test images: {zero_shot_accuracy:.1f} %")
 
 # %% [markdown]
@@ -108,21 +108,15 @@ print(f"zero-shot accuracy on the test images: {zero_shot_accuracy:.1f} %")
 SEEDS, ITERATIONS = (1, 2, 3), 5
 small = prompt.Optimisation(epochs=8, warmup_epochs=1)
 plans = {
-    name: prompt.Plan(strategy, k=8, iterations=ITERATIONS, optimisation=small)
+    name: prompt.Plan(strategy, k=8, iterations=ITERATIONS, optimisation=small, seeds=SEEDS)
     for name, strategy in (("FPL", "fpl"), ("IFPL", "ifpl"), ("GRIP", "grip"))
 }
 split = prompt.ul_split(len(pool), len(names))  # nothing is labelled
 
 
-def tune(modality, frozen, plan, pool, test):
-    """Fit the three seeds together."""
-    images, labels = pool
-    return prompt.fit(modality, frozen, images, [split], model.config, plan, labels=labels, seeds=SEEDS, test=test)
-
-
 fits = {}
 for name, plan in plans.items():
-    fits[name] = tune(visual, frozen, plan, (pool_images, pool_labels), (test_images, test_labels))
+    fits[name] = prompt.fit(task, frozen, pool_images, [split], plan, test=test_images)  # the three seeds together
     found = [f"{100 * result.accuracy:.1f}" for result in fits[name].records[-1].test]
     print(f"{name:4} test accuracy of the three seeds, %: {', '.join(found)}")
 
@@ -137,15 +131,13 @@ for name, plan in plans.items():
 # step, which takes in everything, adds nothing more.
 
 # %%
-probabilities = jax.nn.softmax(
-    prompt.plain_logits(visual, frozen.text_features, frozen, pool_images, model.config), axis=1
-)
+probabilities = jax.nn.softmax(prompt.plain_logits(task, frozen.text_features, frozen, pool_images.images), axis=1)
 
 
 def zero_shot_pseudolabels(k):
     """Accuracy of zero-shot CLIP's own K most confident images of every class, %."""
     rows, labels = prompt.select_pseudolabels(np.asarray(probabilities), k)
-    return 100 * np.mean(pool_labels[rows] == labels)
+    return 100 * np.mean(pool_images.labels[rows] == labels)
 
 
 records = fits["GRIP"].records
@@ -202,8 +194,8 @@ plt.show()
 # mean of three seeds. A negative slope means that the poor gain most.
 
 # %%
-grip_logits = prompt.score(visual, fits["GRIP"].prompts, frozen, test_images, model.config)
-found = [prompt.robin_hood(zero_shot, logits.argmax(1), test_labels) for logits in grip_logits]
+grip_logits = prompt.score(task, fits["GRIP"].prompts, frozen, test_images.images)
+found = [prompt.robin_hood(zero_shot, logits.argmax(1), test_images.labels) for logits in grip_logits]
 before = 100 * found[0].zero_shot
 change = 100 * np.mean([one.tuned for one in found], axis=0) - before
 
@@ -235,8 +227,8 @@ plt.show()
 
 # %%
 textual = prompt.TextPrompt(length=8)
-text_frozen, text_pool, text_test, _ = prepare(textual)
-text_fits = {name: tune(textual, text_frozen, plan, text_pool, text_test) for name, plan in plans.items()}
+*prepared, text_test, _ = prepare(textual)
+text_fits = {name: prompt.fit(*prepared, [split], plan, test=text_test) for name, plan in plans.items()}
 rows = []
 for name in plans:
     values = [100 * run.accuracy for run in text_fits[name].records[-1].test]

@@ -159,7 +159,7 @@ def _prompt(model: _Model, options: BenchOptions) -> _Measured:
     split = prompt.Split("ssl", _PROMPT_CLASSES, rows, none, none, classes, classes)
     plan = prompt.Plan("labelled", optimisation=optimisation)
     tune = functools.partial(
-        prompt.fit, modality, frozen, images, [split], config, plan, labels=labels, numerics=options.numerics
+        prompt.fit, prompt.Task(modality, config, options.numerics), frozen, prompt.Pool(images, labels), [split], plan
     )
     return _Measured(lambda: tune().prompts, _PROMPT_STEPS, "step")
 

@@ -30,13 +30,13 @@ from jaxzs.commands.terminal import counted
 from jaxzs.errors import DataError, LabelError
 
 if TYPE_CHECKING:
-    import jax
     import numpy as np
 
     from jaxzs.clip import Model
     from jaxzs.data import Source
     from jaxzs.prompt import Evaluation
-    from jaxzs.prompt.modality import Frozen, Modality
+    from jaxzs.prompt.modality import Frozen, Modality, Task
+    from jaxzs.prompt.prepare import Pool
     from jaxzs.prompt.protocol import Split
     from jaxzs.prompt.resuming import Progress, Record
     from jaxzs.prompt.strategies import Fit, Plan
@@ -114,7 +114,7 @@ def run(options: TuneOptions) -> int:
     _save(job, fitted)
     record = run.record(
         _results(job, fitted, zero_shot),
-        modality=describe(job.modality),
+        modality=describe(job.task.modality),
         class_names=list(job.names),
         prompts=[str(_path_of(options, seed)) for seed in options.seeds],
     )
@@ -124,17 +124,16 @@ def run(options: TuneOptions) -> int:
 
 
 class _Job(NamedTuple):
-    """What is learned, from what, tested on what (images and their labels [N])."""
+    """What is learned, from what, tested on what ."""
 
     run: Run
     model: Model
-    modality: Modality
+    task: Task
     names: tuple[str, ...]
     frozen: Frozen
-    images: jax.Array
-    labels: np.ndarray
+    pool: Pool
     split: Split
-    test: tuple[jax.Array, np.ndarray] | None
+    test: Pool | None
 
     @property
     def options(self) -> TuneOptions:
@@ -161,41 +160,32 @@ def _prepare(run: Run) -> _Job:
         names,
         template=options.template,
         literal_braces=not options.filled_template,
-        compute_dtype=options.compute_dtype,
+        numerics=options.numerics,
     )
 
-    def read(part: Source, places: Sequence[int]) -> tuple[jax.Array, np.ndarray]:
+    def read(part: Source, places: Sequence[int]) -> Pool:
         numerics, progress = options.numerics, not options.quiet
-        images, labels = prompt.read_source(model, modality, part, numerics=numerics, progress=progress)
-        return images, _renumbered(labels, places)
+        pool = prompt.read_source(model, modality, part, numerics=numerics, progress=progress)
+        return pool._replace(labels=_renumbered(pool.labels, places))
 
-    images, labels = read(source, places)
-    test = None
+    pool, test = read(source, places), None
     if test_source is not None:
         test = read(test_source, _test_places(source, test_source, places))
-        check_labels(test[1], len(names))
-    return _Job(run, model, modality, names, frozen, images, labels, _split(options, labels, len(names)), test)
+        check_labels(test.labels, len(names))
+    task = prompt.Task(modality, model.config, options.numerics)
+    return _Job(run, model, task, names, frozen, pool, _split(options, pool.labels, len(names)), test)
 
 
 def _fit(job: _Job, state: Path) -> Fit:
     from jaxzs import prompt
 
     options = job.options
-    return prompt.fit(
-        job.modality,
-        job.frozen,
-        job.images,
-        [job.split],
-        job.model.config,
-        _plan(options),
-        labels=job.labels,
-        seeds=options.seeds,
-        test=job.test,
-        numerics=options.numerics,
+    running = prompt.Running(
         resume=state,
         on_progress=None if options.quiet else _show_progress,
         on_record=lambda record: _show_record(options, record),
     )
+    return prompt.fit(job.task, job.frozen, job.pool, [job.split], _plan(options), running, test=job.test)
 
 
 def _check(options: TuneOptions) -> None:
@@ -227,12 +217,10 @@ def _zero_shot(job: _Job) -> _ZeroShot | None:
 
     if job.test is None:
         return None
-    logits = prompt.plain_logits(
-        job.modality, job.frozen.text_features, job.frozen, job.test[0], job.model.config, numerics=job.options.numerics
-    )
+    logits = prompt.plain_logits(job.task, job.frozen.text_features, job.frozen, job.test.images)
     predictions = np.asarray(logits.argmax(1))
     seen = job.split.seen if job.options.paradigm == "trzsl" else None
-    found = _ZeroShot(predictions, prompt.evaluate(predictions, job.test[1], seen))
+    found = _ZeroShot(predictions, prompt.evaluate(predictions, job.test.labels, seen))
     job.options.say(f"zero-shot: {_result(found.result)}")
     return found
 
@@ -249,7 +237,7 @@ def _save(job: _Job, fitted: Fit) -> None:
         path = _path_of(options, seed)
         own = jax.tree.map(lambda leaf, r=r: np.asarray(leaf)[r], fitted.prompts)
         settings = {**settings_of(options), "seed": seed}
-        tuned = prompt.TunedPrompt(job.modality, own, job.names, options.template, job.model.fingerprint, settings)
+        tuned = prompt.TunedPrompt(job.task.modality, own, job.names, options.template, job.model.fingerprint, settings)
         prompt.save_prompt(path, tuned)
         options.say(f"prompt of seed {seed} written to {path}")
 
@@ -271,7 +259,7 @@ def _results(job: _Job, fitted: Fit, zero_shot: _ZeroShot | None) -> Results:
         return Results(metrics, pseudolabels=pseudolabels)
     images, labels = job.test
     numerics = options.numerics
-    logits = prompt.score(job.modality, fitted.prompts, job.frozen, images, job.model.config, numerics=numerics)
+    logits = prompt.score(job.task, fitted.prompts, job.frozen, images)
     per_class = data, method, job.names, zero_shot.predictions, logits.argmax(2), labels, protocol
     return Results(
         metrics,
@@ -411,6 +399,7 @@ def _plan(options: TuneOptions) -> Plan:
         options.reinit,
         options.selection,
         optimisation=optimisation,
+        seeds=options.seeds,
     )
 
 

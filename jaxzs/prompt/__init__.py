@@ -2,24 +2,25 @@
 
 modality = prompt.TextPrompt()
 frozen = prompt.freeze(model, modality, class_names)
-images = prompt.constant_images(modality, model.params, pixels, model.config)
-split = prompt.ul_split(len(images), len(class_names))
-tuned = prompt.fit(modality, frozen, images, [split], model.config, prompt.Plan("grip"))
+pool = prompt.Pool(prompt.constant_images(modality, model.params, pixels, model.config))
+split = prompt.ul_split(len(pixels), len(class_names))
+tuned = prompt.fit(prompt.Task(modality, model.config), frozen, pool, [split], prompt.Plan("grip"))
 """
 
 from jaxzs.prompt.evaluation import Evaluation, RobinHood, evaluate, plot_robin_hood, robin_hood
 from jaxzs.prompt.files import TunedPrompt, load_prompt, save_prompt
 from jaxzs.prompt.inference import PromptedEncoders, classify, nearest_tokens, prompted_encoders
 from jaxzs.prompt.joint import JointPrompt, joint_prefixes
-from jaxzs.prompt.modality import Frozen, Modality, class_logits
+from jaxzs.prompt.modality import Frozen, Modality, Task, class_logits
 from jaxzs.prompt.objective import balance_weights, loss
-from jaxzs.prompt.prepare import constant_images, freeze, read_source
+from jaxzs.prompt.prepare import Pool, constant_images, freeze, read_source
 from jaxzs.prompt.protocol import Split, growing_schedule, ssl_split, trzsl_split, ul_split
 from jaxzs.prompt.resuming import Progress, Record
+from jaxzs.prompt.scoring import plain_logits, score
 from jaxzs.prompt.selection import select_pseudolabels, select_top_k
-from jaxzs.prompt.strategies import Fit, Plan, fit
+from jaxzs.prompt.strategies import Fit, Plan, Running, fit
 from jaxzs.prompt.text import TextPrompt, placeholder_ids, text_features
-from jaxzs.prompt.training import DivergedError, Optimisation, plain_logits, score, train
+from jaxzs.prompt.training import DivergedError, Optimisation, Training, train
 from jaxzs.prompt.visual import VisualPrompt, image_features
 
 __all__ = [
@@ -31,12 +32,16 @@ __all__ = [
     "Modality",
     "Optimisation",
     "Plan",
+    "Pool",
     "Progress",
     "PromptedEncoders",
     "Record",
     "RobinHood",
+    "Running",
     "Split",
+    "Task",
     "TextPrompt",
+    "Training",
     "TunedPrompt",
     "VisualPrompt",
     "balance_weights",

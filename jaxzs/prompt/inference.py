@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs.clip import Model, Numerics, normalize
-from jaxzs.errors import DataError
+from jaxzs.clip import Model, Numerics, logits_per_image, normalize
+from jaxzs.errors import DataError, renamed
 from jaxzs.prompt.files import TunedPrompt
 from jaxzs.prompt.joint import JointPrompt
-from jaxzs.prompt.modality import Prompts
-from jaxzs.prompt.prepare import constant_images, freeze
-from jaxzs.prompt.training import score
+from jaxzs.prompt.modality import Prompts, Task
+from jaxzs.prompt.prepare import equal_batches, freeze
 
 
+@renamed(compute_dtype="numerics=clip.Numerics(compute_dtype)")
 def classify(
     model: Model,
     tuned: TunedPrompt,
@@ -25,12 +26,14 @@ def classify(
     *,
     class_names: Sequence[str] | None = None,
     batch_size: int = 64,
-    compute_dtype: Any = None,
+    numerics: Numerics = Numerics(),
 ) -> np.ndarray:
     """Logits under a tuned prompt: pixels [N,S,S,3] of `model.preprocess` -> [N,C] float32.
 
     class_names: other classes than those it was tuned on; a learned context or learned image tokens apply to any.
-    Raises `LabelError` and `TextError` for unfit names, `DataError` without images.
+    numerics: type and precision of the towers' products.
+    Raises `LabelError` and `TextError` for unfit names, `DataError` without images, and where the prompt makes of the
+    classes or images what cannot be told apart.
 
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
@@ -39,15 +42,21 @@ def classify(
     >>> prompt.classify(model, tuned, pixels, class_names=["one", "two", "zero"]).shape
     (1, 3)
     """
-    numerics = Numerics(compute_dtype)
-    frozen = freeze(
-        model, tuned.modality, class_names or tuned.class_names, template=tuned.template, compute_dtype=compute_dtype
-    )
-    images = constant_images(
-        tuned.modality, frozen.params, pixels, model.config, batch_size=batch_size, numerics=numerics
-    )
-    one_run = jax.tree.map(lambda x: jnp.asarray(x)[None], tuned.prompts)
-    return score(tuned.modality, one_run, frozen, images, model.config, batch_size=batch_size, numerics=numerics)[0]
+    encoders = prompted_encoders(model, tuned, class_names, numerics=numerics)
+    if len(pixels) == 0:
+        raise DataError("there are no images to classify")
+    parts = [
+        logits_per_image(
+            encoders.encode_image(pixels[rows])[:real], encoders.text_proxies, jnp.asarray(model.params["logit_scale"])
+        )
+        for rows, real in equal_batches(len(pixels), batch_size)
+    ]
+    logits = np.concatenate([np.asarray(part) for part in parts])
+    if not np.isfinite(logits).all():
+        raise DataError(
+            "logits under this prompt are not finite: the prompt has diverged, or the checkpoint is damaged"
+        )
+    return logits
 
 
 class PromptedEncoders(NamedTuple):
@@ -61,12 +70,13 @@ class PromptedEncoders(NamedTuple):
     encode_image: Callable[[np.ndarray], jax.Array]
 
 
+@renamed(compute_dtype="numerics=clip.Numerics(compute_dtype)")
 def prompted_encoders(
-    model: Model, tuned: TunedPrompt, class_names: Sequence[str] | None = None, *, compute_dtype: Any = None
+    model: Model, tuned: TunedPrompt, class_names: Sequence[str] | None = None, *, numerics: Numerics = Numerics()
 ) -> PromptedEncoders:
     """Text proxies and image encoder under a tuned prompt, to be used like those of the bare model.
 
-    So proxies can be learned on top of a tuned prompt. class_names: as in `classify`, with its errors.
+    So proxies can be learned on top of a tuned prompt. class_names, errors: as in `classify`.
 
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
@@ -76,18 +86,39 @@ def prompted_encoders(
     >>> zeroshot.similarity(encoders.encode_image(pixels), encoders.text_proxies).shape
     (1, 2)
     """
-    numerics, modality = Numerics(compute_dtype), tuned.modality
+    task = Task(tuned.modality, model.config, numerics)
     names = class_names or tuned.class_names
-    frozen = freeze(model, modality, names, template=tuned.template, compute_dtype=compute_dtype)
+    frozen = freeze(model, tuned.modality, names, template=tuned.template, numerics=numerics)
     prompts = jax.tree.map(jnp.asarray, tuned.prompts)
+    proxies = normalize(_class_features(task, prompts, frozen))
+    _check_apart(np.asarray(proxies), names)
+    # Weights are arguments of the program: as constants they would be compiled into it, once more in memory.
+    return PromptedEncoders(proxies, functools.partial(_encode_image, task, prompts, frozen))
 
-    @jax.jit
-    def encode_image(pixels: jax.Array) -> jax.Array:
-        images = modality.constant_images(frozen.params, pixels, model.config, numerics)
-        return modality.image_features(prompts, frozen, images, model.config, numerics)
 
-    text = jax.jit(modality.class_features, static_argnums=(2, 3))(prompts, frozen, model.config, numerics)
-    return PromptedEncoders(normalize(text), encode_image)
+@jax.jit
+def _encode_image(task, prompts, frozen, pixels):
+    images = task.modality.constant_images(frozen.params, pixels, task.config, task.numerics)
+    return task.modality.image_features(prompts, frozen, images, task.config, task.numerics)  # [B,E]
+
+
+@jax.jit
+def _class_features(task, prompts, frozen):
+    return task.modality.class_features(prompts, frozen, task.config, task.numerics)  # [C,E]
+
+
+def _check_apart(proxies: np.ndarray, names: Sequence[str]) -> None:
+    """`DataError` where the classes cannot be told apart under the prompt: [C,E] not finite, zero, or two alike."""
+    if not np.isfinite(proxies).all() or not proxies.any(1).all():
+        raise DataError("text features under this prompt are not finite: it has diverged; tune it again")
+    _, first, inverse = np.unique(proxies, axis=0, return_index=True, return_inverse=True)
+    twins = np.flatnonzero(first[inverse.reshape(-1)] != np.arange(len(proxies)))
+    if len(twins):
+        other = names[first[inverse.reshape(-1)[twins[0]]]]
+        raise DataError(
+            f"under this prompt {names[twins[0]]!r} and {other!r} have the same text features: it has diverged, or the "
+            "tokenizer makes one text of both"
+        )
 
 
 class NearToken(NamedTuple):

@@ -5,6 +5,7 @@ A new modality is one new file: a hashable dataclass with the functions of `Moda
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.layers import Numerics, Params
 from jaxzs.clip.model import logits_per_image
+from jaxzs.errors import ConfigError
 
 Prompts = Any  # a pytree of float32 arrays, the only thing that is trained
 
@@ -80,14 +82,33 @@ class Modality(Protocol):
         ...
 
 
-def class_logits(
-    modality: Modality,
-    prompts: Prompts,
-    frozen: Frozen,
-    images: jax.Array,
-    config: CLIPConfig,
-    numerics: Numerics = Numerics(),
-) -> jax.Array:
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is tuned, of which architecture, and how its products are computed: one static value.
+
+    modality: settings of the prompt. config: of the checkpoint. numerics: type and precision of the towers' products.
+
+    >>> task = prompt.Task(prompt.TextPrompt(length=4), jaxzs.load("demo").config)
+    >>> task.modality.name, task.numerics
+    ('text', Numerics(compute_dtype=None, precision=None))
+    """
+
+    modality: Modality
+    config: CLIPConfig
+    numerics: Numerics = Numerics()
+
+
+def check_task(task: Task) -> None:
+    """`ConfigError` for what an earlier version took as the first argument."""
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"the first argument is {type(task).__name__}, expected prompt.Task(modality, model.config); the "
+            "configuration and numerics= are not passed apart any more"
+        )
+
+
+def class_logits(task: Task, prompts: Prompts, frozen: Frozen, images: jax.Array) -> jax.Array:
     """exp(logit_scale) * cosine of prompted image and class features: images [B,...] -> [B,C] float32.
 
     prompts: of one run. images: as `constant_images` made them for this modality.
@@ -97,12 +118,14 @@ def class_logits(
     >>> frozen = prompt.freeze(model, modality, source.label_names)
     >>> images, labels = prompt.read_source(model, modality, source)
     >>> prompts = modality.init(jax.random.key(0), model.config)
-    >>> logits = jax.jit(prompt.class_logits, static_argnums=(0, 4))
-    >>> logits(modality, prompts, frozen, images, model.config).shape
+    >>> task = prompt.Task(modality, model.config)
+    >>> jax.jit(prompt.class_logits)(task, prompts, frozen, images).shape  # a task is static of itself
     (30, 3)
     """
+    check_task(task)
+    modality, config, numerics = task.modality, task.config, task.numerics
     return logits_per_image(
-        modality.image_features(prompts, frozen, images, config, numerics),
-        modality.class_features(prompts, frozen, config, numerics),
+        modality.image_features(prompts, frozen, images, config, numerics),  # [B,E]
+        modality.class_features(prompts, frozen, config, numerics),  # [C,E]
         jnp.asarray(frozen.params["logit_scale"]),
     )

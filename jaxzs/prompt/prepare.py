@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxzs.clip import Model, Numerics, encode_text
 from jaxzs.data import Source, batches
-from jaxzs.errors import DataError, LabelError
+from jaxzs.errors import DataError, LabelError, renamed
 from jaxzs.prompt.modality import Frozen, Modality
 from jaxzs.prompt.text import placeholder_ids
 from jaxzs.zeroshot import check_class_names
@@ -20,6 +20,21 @@ from jaxzs.zeroshot import check_class_names
 TEMPLATE = "a photo of a {}"  # of every published data set, without a full stop
 
 
+class Pool(NamedTuple):
+    """Images as a modality takes them, and their labels.
+
+    images: [N,...] on device, of `constant_images`. labels: [N] int64, -1 where they are not known; None if none is.
+
+    >>> images, labels = prompt.Pool(jnp.zeros((3, 64)), np.array([0, 1, -1]))
+    >>> images.shape, labels.tolist()
+    ((3, 64), [0, 1, -1])
+    """
+
+    images: jax.Array
+    labels: np.ndarray | None = None
+
+
+@renamed(compute_dtype="numerics=clip.Numerics(compute_dtype)")
 def freeze(
     model: Model,
     modality: Modality,
@@ -27,7 +42,7 @@ def freeze(
     *,
     template: str = TEMPLATE,
     literal_braces: bool = True,
-    compute_dtype: Any = None,
+    numerics: Numerics = Numerics(),
 ) -> Frozen:
     """All that training reads of a model and its classes.
 
@@ -38,7 +53,7 @@ def freeze(
       template: for the class features without a textual prompt.
       literal_braces: make the first pseudolabels with the template as it stands, braces and all, followed by the
         name ("a photo of a {}river"): the released code forgets to fill it in there. False fills it in.
-      compute_dtype: None (float32) or the type of the operands of matrix products.
+      numerics: type and precision of the text tower's products.
 
     Raises:
       LabelError: empty or repeated names, a template without "{}".
@@ -54,16 +69,16 @@ def freeze(
     if template.count("{}") != 1:
         raise LabelError(f"template {template!r} must contain '{{}}' exactly once")
     bare, _ = model.tokenize(names)
-    encode = functools.partial(_encode_texts, model, compute_dtype)
+    encode = functools.partial(_encode_texts, model, numerics)
     text = encode([template.replace("{}", name) for name in names])
     first = encode([template + name for name in names]) if literal_braces else text
     ids = jnp.asarray(placeholder_ids(bare, modality.length, model.config.text))
     return Frozen(jax.tree.map(jnp.asarray, model.params), ids, text, first)
 
 
-def _encode_texts(model: Model, compute_dtype: Any, texts: list[str]) -> jax.Array:
+def _encode_texts(model: Model, numerics: Numerics, texts: list[str]) -> jax.Array:
     ids, _ = model.tokenize(texts)  # padded to the longest; the mask is causal, padding is never read
-    return encode_text(model.params, jnp.asarray(ids), model.config, numerics=Numerics(compute_dtype))
+    return encode_text(model.params, jnp.asarray(ids), model.config, numerics=numerics)
 
 
 def read_source(
@@ -74,7 +89,7 @@ def read_source(
     batch_size: int = 64,
     numerics: Numerics = Numerics(),
     progress: bool = False,
-) -> tuple[jax.Array, np.ndarray]:
+) -> Pool:
     """What of a source's images no prompt changes, and their labels: (images [N,...] on device, labels [N] int64).
 
     Labels are -1 where the source has none. progress: shown on terminals. Raises `DataError` for an image that
@@ -106,7 +121,7 @@ def read_source(
     bar.close()
     if not kept:
         raise DataError("there are no images to tune prompts on")
-    return jnp.concatenate(kept), np.array(labels, np.int64)
+    return Pool(jnp.concatenate(kept), np.array(labels, np.int64))
 
 
 def constant_images(

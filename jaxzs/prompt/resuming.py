@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxzs import parallel
 from jaxzs.clip.params import flatten, unflatten
 from jaxzs.errors import DataError
-from jaxzs.files import read_arrays, write_arrays
+from jaxzs.files import CHECKSUM, read_arrays, write_arrays
 from jaxzs.prompt import files
 from jaxzs.prompt.evaluation import Evaluation
-from jaxzs.prompt.modality import Frozen, Modality, Prompts
+from jaxzs.prompt.modality import Frozen, Prompts, Task
 from jaxzs.prompt.protocol import Split
 from jaxzs.prompt.training import TrainState, start
 
-FORMAT = "jaxzs.fit/1"
+FORMAT = "jaxzs.fit/2"  # 1 had no checksum
 Selection = tuple[np.ndarray, np.ndarray]  # rows of the pool, their pseudolabels
 
 
@@ -42,7 +43,7 @@ class Record:
     pseudolabel_accuracy: list[float | None]
     loss: list[float]
     test: list[Evaluation] | None
-    seconds: float
+    seconds: float = 0.0
 
 
 class Progress(NamedTuple):
@@ -59,12 +60,11 @@ class Progress(NamedTuple):
     remaining: float | None
 
 
-@dataclasses.dataclass
-class FitState:
-    """All that a fit carries from chunk to chunk.
+class FitState(NamedTuple):
+    """All that a fit carries from step to step; a step returns another one.
 
     iteration: counted from 0. losses: [steps done in it,R]; with none `train` holds its start prompts. initial: start
-    prompts of the first iteration. selections: of this iteration, one a run.
+    prompts of the first iteration. selections: of this iteration, one a run. records: of the finished iterations.
     """
 
     iteration: int
@@ -103,30 +103,46 @@ class Rate:
         return Progress(state.iteration + 1, self.iterations, done, steps, loss, remaining)
 
 
-def identify(
-    modality: Modality, splits: Sequence[Split], seeds: Sequence[int], plan: Any, frozen: Frozen, images: jax.Array
-) -> str:
-    """Hash of all that determines a fit, by which its file is known."""
-    parts: list[Any] = [files.describe(modality), dataclasses.asdict(plan), list(seeds)]
+# --- whose state it is --------------------------------------------------------------------------------------------
+
+
+def identify(task: Task, splits: Sequence[Split], plan: Any, frozen: Frozen, images: jax.Array) -> str:
+    """Hash of all that determines a fit, by which its file is known: settings, splits, every weight and image."""
+    config, numerics = dataclasses.asdict(task.config), dataclasses.asdict(task.numerics)
+    parts: list[Any] = [files.describe(task.modality), config, numerics, dataclasses.asdict(plan)]
     for split in splits:
         rows = split.labelled, split.unlabelled, split.candidates
         parts.append([split.paradigm, split.num_classes, *(own.tolist() for own in rows)])
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    few = images.reshape(len(images), -1)[:, :64]  # of every image, enough to tell pools apart
-    for array in (frozen.input_ids, frozen.text_features, frozen.pseudolabel_features, few):
-        digest.update(np.asarray(array).tobytes())
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+    for array in (*jax.tree.leaves(frozen), images):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        for rows in _pieces(array):
+            digest.update(np.ascontiguousarray(parallel.gather(jnp.asarray(rows))).tobytes())
     return digest.hexdigest()
 
 
+def _pieces(array: jax.Array, most: int = 2**26) -> Iterator[jax.Array]:
+    """An array by rows of at most that many numbers together, so that the host never holds all of a large one."""
+    if array.size <= most:
+        yield array
+        return
+    rows = max(1, most // (array.size // len(array)))
+    for first in range(0, len(array), rows):
+        yield array[first : first + rows]
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
 def write_state(path: str | Path, identity: str, state: FitState) -> None:
-    """Write all of a fit's state to one file, atomically."""
+    """Write all of a fit's state to one file, atomically, with a checksum; of several processes the first one does."""
     trees = {
         "initial": state.initial,
         "prompts": state.train.prompts,
         "momentum": state.train.optimiser[1].trace,  # of optax's chain of (weight decay, trace)
     }
     arrays: dict[str, Any] = {"losses": state.losses}
-    arrays |= {f"{name}/{leaf}": x for name, tree in trees.items() for leaf, x in flatten(tree)}
+    arrays |= {f"{name}/{leaf}": parallel.gather(x) for name, tree in trees.items() for leaf, x in flatten(tree)}
     for r, selected in enumerate(state.selections):
         arrays[f"selection/{r}"] = np.stack(selected)
     values = {
@@ -135,31 +151,51 @@ def write_state(path: str | Path, identity: str, state: FitState) -> None:
         "iteration": state.iteration,
         "records": [dataclasses.asdict(record) for record in state.records],
     }
-    write_arrays(path, arrays, values)
+    if parallel.is_main_process():
+        write_arrays(path, arrays, values)
 
 
-def read_state(path: str | Path, identity: str) -> FitState | None:
-    """The state in a file, None when there is no file. Raises `DataError` when it is damaged or of another fit."""
+def read_state(path: str | Path, identity: str, like: FitState | None = None) -> FitState | None:
+    """The state in a file, None when there is no file.
+
+    like: a state of this fit, whose arrays it must have. Raises `DataError` when it is damaged or of another fit.
+    """
     if not Path(path).exists():
         return None
     arrays, values = read_arrays(path, "`jaxzs tune`")
-    if values.get("format") != FORMAT or values.get("identity") != identity:
+    if values.get("format") != FORMAT or CHECKSUM not in values or values.get("identity") != identity:
         raise DataError(
-            f"{path} is not the state of this fit (other data, model, seeds or settings); remove it or name "
-            "another file to start anew"
+            f"{path} is not the state of this fit (other images, model, seeds or settings, or an earlier version of "
+            "jaxzs); remove it or name another file to start anew"
         )
+    try:
+        state = _restored(arrays, values)
+        if like is not None:
+            _check_like(state, like)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); remove it to start anew") from error
+    return state
+
+
+def _restored(arrays: dict[str, np.ndarray], values: dict[str, Any]) -> FitState:
     tree = jax.tree.map(jnp.asarray, unflatten(arrays))
     weight_decay, trace = start(tree["prompts"]).optimiser
     train = TrainState(tree["prompts"], (weight_decay, trace._replace(trace=tree["momentum"])))
-    selections = [tuple(arrays[f"selection/{r}"]) for r in range(len(tree["selection"]))]
-    return FitState(
-        values["iteration"],
-        arrays["losses"],
-        tree["initial"],
-        train,
-        selections,  # type: ignore[arg-type]
-        [_record(record) for record in values["records"]],
-    )
+    selections = [
+        (rows, classes) for rows, classes in (arrays[f"selection/{r}"] for r in range(len(tree["selection"])))
+    ]
+    if type(values["iteration"]) is not int or values["iteration"] < len(values["records"]):
+        raise ValueError("iteration")
+    records = [_record(record) for record in values["records"]]
+    return FitState(values["iteration"], arrays["losses"], tree["initial"], train, selections, records)
+
+
+def _check_like(state: FitState, like: FitState) -> None:
+    shapes = lambda own: jax.tree.map(lambda x: (x.shape, x.dtype), (own.initial, own.train))  # noqa: E731
+    if shapes(state) != shapes(like) or state.losses.shape[1:] != like.losses.shape[1:]:
+        raise ValueError("its arrays are not those of this fit")
+    if len(state.selections) != len(like.selections):
+        raise ValueError("other runs")
 
 
 def _record(values: dict[str, Any]) -> Record:

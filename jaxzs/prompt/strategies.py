@@ -8,6 +8,7 @@ Several runs (seeds, class splits) are trained together, see `training`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,30 +17,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.layers import Numerics
-from jaxzs.errors import DataError
+from jaxzs import parallel
+from jaxzs.errors import DataError, renamed
 from jaxzs.prompt import resuming
 from jaxzs.prompt.evaluation import evaluate
-from jaxzs.prompt.modality import Frozen, Modality, Prompts
+from jaxzs.prompt.modality import Frozen, Prompts, Task, check_task
 from jaxzs.prompt.objective import Convention, Strategy, balance_weights
+from jaxzs.prompt.prepare import Pool
 from jaxzs.prompt.protocol import Split, check_labels, schedule, split_pseudolabels
 from jaxzs.prompt.resuming import FitState, Progress, Rate, Record, Selection
+from jaxzs.prompt.scoring import plain_logits, score
 from jaxzs.prompt.selection import Rule, select_pseudolabels, select_top_k
 from jaxzs.prompt.training import (
     Items,
     Optimisation,
-    Run,
-    TrainState,
+    Training,
+    check_training,
     on_mesh,
-    plain_logits,
+    placed,
     runs,
-    score,
     start,
     steps_per_epoch,
     total_steps,
-    train,
-)
+)  # fmt: skip
+from jaxzs.prompt.training import advance as advance_training
 
 Reinit = Literal["official", "warm", "fresh"]
 Order = Callable[[int, int, int, int], np.ndarray]  # (iteration, run, epoch, length) -> order
@@ -53,7 +54,8 @@ class Plan:
     balance: weights of the two groups, see `balance_weights`. reinit: where an iteration after the first starts:
     "official" as the authors' code on an accelerator (text: where the last one ended; image: from the same initial
     prompts; joint: its tokens where they ended, its maps anew), "warm" where the last one ended, "fresh" anew.
-    selection: "boards" as the authors' code, or the true "top_k". loader_seed: of the order of batches.
+    selection: "boards" as the authors' code, or the true "top_k". loader_seed: of the order of batches. seeds: one for
+    each run, or one for all; they decide the initial prompts only.
 
     >>> plan = prompt.Plan("ifpl", k=8, iterations=5, optimisation=prompt.Optimisation(epochs=50))
     >>> plan.k, plan.balance, plan.optimisation.batch_size
@@ -70,6 +72,7 @@ class Plan:
     reinit: Reinit = "official"
     selection: Rule = "boards"
     loader_seed: int = 0
+    seeds: Sequence[int] = (1,)
     optimisation: Optimisation = dataclasses.field(default_factory=Optimisation)
 
     def __post_init__(self) -> None:
@@ -81,6 +84,29 @@ class Plan:
                 raise DataError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """Where a fit runs, what it starts from, and what is called on the way.
+
+    mesh: every batch is spread over its axis "data"; what is not on the mesh yet is copied to all its devices.
+    resume: file that the state is written to after every chunk of steps, atomically; if it is there already, the fit
+    goes on from it. initial: start prompts with leaves [R,...], instead of drawn ones. order: of the training list in
+    an epoch, (iteration, run, epoch, length) -> [length]; by default `plan.loader_seed`, iteration and epoch decide.
+    on_progress, on_record: called after every chunk of steps, and after every iteration.
+
+    >>> running = prompt.Running(resume="fit.safetensors", on_record=lambda record: print(record.loss))
+    >>> running.mesh is None
+    True
+    """
+
+    mesh: jax.sharding.Mesh | None = None
+    resume: str | Path | None = None
+    initial: Prompts | None = None
+    order: Order | None = None
+    on_progress: Callable[[Progress], None] | None = None
+    on_record: Callable[[Record], None] | None = None
+
+
 class Fit(NamedTuple):
     """Result: prompts with leaves [R,...], a record for every iteration, the selection each was trained on."""
 
@@ -89,180 +115,169 @@ class Fit(NamedTuple):
     selections: list[Selection]
 
 
+@renamed(
+    labels="prompt.Pool(images, labels)",
+    seeds="prompt.Plan(seeds=...)",
+    numerics="prompt.Task(modality, config, numerics)",
+    mesh="prompt.Running(mesh=...)",
+    resume="prompt.Running(resume=...)",
+    initial="prompt.Running(initial=...)",
+    order="prompt.Running(order=...)",
+    on_progress="prompt.Running(on_progress=...)",
+    on_record="prompt.Running(on_record=...)",
+)
 def fit(
-    modality: Modality,
+    task: Task,
     frozen: Frozen,
-    images: jax.Array,
+    pool: Pool,
     splits: Sequence[Split],
-    config: CLIPConfig,
     plan: Plan = Plan(),
+    running: Running = Running(),
     *,
-    labels: np.ndarray | None = None,
-    seeds: Sequence[int] = (1,),
-    test: tuple[jax.Array, np.ndarray] | None = None,
-    initial: Prompts | None = None,
-    order: Order | None = None,
-    numerics: Numerics = Numerics(),
-    mesh: jax.sharding.Mesh | None = None,
-    resume: str | Path | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    on_record: Callable[[Record], None] | None = None,
+    test: Pool | None = None,
 ) -> Fit:
-    """Tune prompts, R runs together.
+    """Tune prompts, R runs together: a fold of `advance` over the state of the fit.
 
     Args:
-      modality: `TextPrompt`, `VisualPrompt` or `JointPrompt`.
-      frozen: of `prepare.freeze`, made for this modality.
-      images: [N,...] the training pool, what `prepare.constant_images` or `prepare.read_source` returns.
+      task: modality, configuration of the checkpoint, numerics.
+      frozen: of `freeze`, made for this modality.
+      pool: the training pool, what `read_source` returns, or `Pool(constant_images(...), labels)`. Labels are needed
+        for labelled rows, elsewhere only for the record; -1: not known.
       splits: one for each run, or one for all.
-      config: of the checkpoint.
-      plan: strategy and settings.
-      labels: [N] true labels; needed for labelled rows, elsewhere only for the record. -1: not known.
-      seeds: one for each run, or one for all; decides the initial prompts only.
-      test: (images [M,...], labels [M]) evaluated after every iteration.
-      initial: start prompts with leaves [R,...], instead of drawn ones.
-      order: of the training list in an epoch; default depends on `plan.loader_seed`, iteration and epoch.
-      numerics: type and precision of the towers' products.
-      mesh: spread every batch over the axis "data"; what is not on the mesh yet is copied to all its devices.
-      resume: file that the state is written to after every chunk of steps, atomically; if it is there already, the
-        fit goes on from it.
-      on_progress: called after every chunk of steps.
-      on_record: called after every iteration.
+      plan: strategy, settings, and the seeds of the runs.
+      running: mesh, file to resume from, callbacks.
+      test: evaluated after every iteration.
 
     Returns:
       `Fit`; prompts are those of the last epoch, as in the authors' code (validation is not used).
 
     Raises:
-      DataError: K = 0, a missing split, `resume` of another fit, lists that do not fit.
+      DataError: K = 0, a missing split, a file to resume from of another fit, lists that do not fit.
       LabelError: labels of labelled rows outside of the classes.
-      DivergedError: a loss is not finite; `resume` holds the last good state.
+      DivergedError: a loss is not finite; the file to resume from holds the last good state.
 
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> source = data.open_source("photos")
     >>> frozen = prompt.freeze(model, modality, source.label_names)
-    >>> images, labels = prompt.read_source(model, modality, source)
-    >>> split = prompt.ul_split(len(images), len(source.label_names))
+    >>> pool = prompt.read_source(model, modality, source)
+    >>> split = prompt.ul_split(len(pool.images), len(source.label_names))
     >>> plan = prompt.Plan("grip", iterations=2, optimisation=prompt.Optimisation(epochs=4, warmup_epochs=1))
-    >>> tuned = prompt.fit(modality, frozen, images, [split], model.config, plan, labels=labels)
+    >>> tuned = prompt.fit(prompt.Task(modality, model.config), frozen, pool, [split], plan)
     >>> [record.k for record in tuned.records], tuned.prompts["prefix"].shape  # one run
     ([[5], [10]], (1, 4, 64))
     """
-    splits, seeds = _broadcast(splits, seeds)
-    labels = _known_labels(labels, len(images), splits)
-    ks = [schedule(plan.strategy, split, plan.k, plan.iterations) for split in splits]
-    frozen, images = on_mesh((frozen, images), mesh)
-    if test is not None:
-        test = on_mesh(test[0], mesh), test[1]
-    job = _Job(modality, frozen, images, splits, ks, labels, seeds, config, plan, numerics, mesh)
-    identity = resuming.identify(modality, splits, seeds, plan, frozen, images)
-    state = None if resume is None else resuming.read_state(resume, identity)
-    if state is None:
-        prompts = _draw(job, 0) if initial is None else initial
-        none = np.zeros((0, len(seeds)), np.float32)
-        state = FitState(0, none, prompts, start(prompts), _first_selections(job), [])
-    rate = Rate(len(ks[0]))
-
-    def after_chunk(steps: int) -> None:
-        if resume is not None:
-            resuming.write_state(resume, identity, state)
-        if on_progress is not None:
-            on_progress(rate.progress(state, steps))
-
-    while state.iteration < len(ks[0]):
-        _train_iteration(job, state, order, after_chunk)
-        state.records.append(_record(job, state, test, rate.seconds))
-        if on_record is not None:
-            on_record(state.records[-1])
-        _prepare_next(job, state)
-        if resume is not None:
-            resuming.write_state(resume, identity, state)
+    check_task(task)
+    job = _job(task, frozen, pool, splits, plan, running, test)
+    keep, state = _begun(job, running)
+    rate = Rate(job.iterations)
+    while state.iteration < job.iterations:
+        before, state = state, advance(job, state)
+        finished = len(state.records) > len(before.records)
+        if finished:
+            record = dataclasses.replace(state.records[-1], seconds=round(rate.seconds, 3))
+            state = state._replace(records=[*before.records, record])
+        keep(state)
+        if finished and running.on_record is not None:
+            running.on_record(record)
+        if not finished and running.on_progress is not None:
+            running.on_progress(rate.progress(state, total_steps(_training(job, state))))
     return Fit(state.train.prompts, state.records, state.selections)
 
 
 class _Job(NamedTuple):
     """What does not change during a fit; one split, schedule and seed for each of the R runs."""
 
-    modality: Modality
+    task: Task
     frozen: Frozen
-    images: jax.Array
+    pool: Pool
+    test: Pool | None
     splits: list[Split]
     ks: list[list[int]]
-    labels: np.ndarray
     seeds: list[int]
-    config: CLIPConfig
     plan: Plan
-    numerics: Numerics
-    mesh: jax.sharding.Mesh | None
+    running: Running
+
+    @property
+    def iterations(self) -> int:
+        return len(self.ks[0])
 
 
-def _train_iteration(job: _Job, state: FitState, order: Order | None, after_chunk: Callable[[int], None]) -> None:
-    """All steps of the current iteration that are still to be done; `state` follows."""
-    items, run = _training_lists(job, state)
-    iteration, plan = state.iteration, job.plan
-    steps = total_steps(items, plan.optimisation)
-
-    def on_chunk(train_state: TrainState, done: int, losses: np.ndarray) -> None:
-        state.train, state.losses = train_state, np.concatenate([state.losses, losses])
-        after_chunk(steps)
-
-    def own_order(run: int, epoch: int, length: int) -> np.ndarray:
-        if order is not None:
-            return order(iteration, run, epoch, length)
-        return np.random.default_rng((plan.loader_seed, iteration, epoch)).permutation(length)
-
-    train(
-        job.modality,
-        state.train,
-        items,
-        run,
-        job.frozen,
-        job.images,
-        job.config,
-        plan.optimisation,
-        order=own_order,
-        numerics=job.numerics,
-        first_step=len(state.losses),
-        mesh=job.mesh,
-        on_chunk=on_chunk,
-    )
+def _job(
+    task: Task, frozen: Frozen, pool: Pool, splits: Sequence[Split], plan: Plan, running: Running, test: Pool | None
+) -> _Job:
+    """The fit with its arrays on the devices, its runs side by side."""
+    splits, seeds = _broadcast(splits, plan.seeds)
+    labels = _known_labels(pool[1], len(pool[0]), splits)
+    ks = [schedule(plan.strategy, split, plan.k, plan.iterations) for split in splits]
+    frozen, images = on_mesh((frozen, pool[0]), running.mesh)
+    if test is not None:
+        test = Pool(on_mesh(test[0], running.mesh), test[1])
+    return _Job(task, frozen, Pool(images, labels), test, splits, ks, seeds, plan, running)
 
 
-def _record(job: _Job, state: FitState, test: tuple[jax.Array, np.ndarray] | None, seconds: float) -> Record:
+def _begun(job: _Job, running: Running) -> tuple[Callable[[FitState], None], FitState]:
+    """How a state is kept, and the one to go on from."""
+    prompts = _draw(job, 0) if running.initial is None else running.initial
+    prompts = on_mesh(prompts, running.mesh)
+    fresh = FitState(0, np.zeros((0, len(job.seeds)), np.float32), prompts, start(prompts), [], [])
+    if running.resume is None:
+        return lambda state: None, fresh._replace(selections=_first_selections(job))
+    path = running.resume
+    identity = resuming.identify(job.task, job.splits, job.plan, job.frozen, job.pool.images)
+    found = resuming.read_state(path, identity, fresh._replace(selections=[()] * len(job.seeds)))
+    _check_all_found(path, found)
+    state = fresh._replace(selections=_first_selections(job)) if found is None else found
+    keep = lambda state: resuming.write_state(path, identity, state)  # noqa: E731
+    return keep, state._replace(train=on_mesh(state.train, running.mesh))
+
+
+def _check_all_found(path: str | Path, found: FitState | None) -> None:
+    """`DataError` unless every process goes on from the same place: the first one writes, all of them read."""
+    own = (-1, 0) if found is None else (found.iteration, len(found.losses))
+    if not parallel.same_everywhere(np.array(own)):
+        raise DataError(f"the processes do not all see the same {path}; it must lie in a folder that all of them share")
+
+
+def advance(job: _Job, state: FitState) -> FitState:
+    """A step of a fit: the next chunk of steps of an iteration, or after its last one what ends the iteration."""
+    training = _training(job, state)
+    if len(state.losses) < total_steps(training):
+        train_state, losses = advance_training(training, state.train, len(state.losses))
+        return state._replace(train=train_state, losses=np.concatenate([state.losses, losses]))
+    return _next_iteration(job, state._replace(records=[*state.records, _record(job, state)]))
+
+
+def _record(job: _Job, state: FitState) -> Record:
     ks = [own[state.iteration] for own in job.ks]
     kept = [len(split_pseudolabels(*selected, k)[0]) for selected, k in zip(state.selections, ks, strict=True)]
-    accuracies = [_accuracy_of(selected, job.labels) for selected in state.selections]
+    accuracies = [_accuracy_of(selected, job.pool.labels) for selected in state.selections]
     sizes = [n + len(split.labelled) for n, split in zip(kept, job.splits, strict=True)]
     loss = [_last_epoch(own, n, job.plan) for own, n in zip(state.losses.T, sizes, strict=True)]
     results = None
-    if test is not None:
-        logits = _score(job, state.train.prompts, test[0])
+    if job.test is not None:
+        logits = score(job.task, state.train.prompts, job.frozen, job.test.images)
         results = [
-            evaluate(own.argmax(1), test[1], split.seen if split.paradigm == "trzsl" else None)
+            evaluate(own.argmax(1), job.test.labels, split.seen if split.paradigm == "trzsl" else None)
             for own, split in zip(logits, job.splits, strict=True)
         ]
-    return Record(state.iteration + 1, ks, kept, accuracies, loss, results, round(seconds, 3))
+    return Record(state.iteration + 1, ks, kept, accuracies, loss, results)
 
 
-def _prepare_next(job: _Job, state: FitState) -> None:
+def _next_iteration(job: _Job, state: FitState) -> FitState:
     """New pseudolabels by the tuned model, and where the next iteration starts.
 
     After the last one nothing: the released code selects once more and does not use it.
     """
-    state.iteration += 1
-    if state.iteration == len(job.ks[0]):
-        return
-    last = state.train.prompts
-    logits = _score(job, last, job.images)
-    state.selections = [
-        select_for(own, split, ks[state.iteration], job.plan.selection)
+    iteration, last = state.iteration + 1, state.train.prompts
+    if iteration == job.iterations:
+        return state._replace(iteration=iteration)
+    logits = score(job.task, last, job.frozen, job.pool.images)
+    selections = [
+        select_for(own, split, ks[iteration], job.plan.selection)
         for own, split, ks in zip(logits, job.splits, job.ks, strict=True)
     ]
-    state.train = start(_restarted(job, state.iteration, state.initial, last))
-    state.losses = state.losses[:0]
-
-
-def _score(job: _Job, prompts: Prompts, images: jax.Array) -> np.ndarray:
-    return score(job.modality, prompts, job.frozen, images, job.config, numerics=job.numerics)
+    train = start(on_mesh(_restarted(job, iteration, state.initial, last), job.running.mesh))
+    return state._replace(iteration=iteration, losses=state.losses[:0], train=train, selections=selections)
 
 
 # --- the steps of an iteration ------------------------------------------------------------------------
@@ -284,26 +299,41 @@ def _first_selections(job: _Job) -> list[Selection]:
     """By zero-shot CLIP; nothing for labels alone."""
     if job.plan.strategy == "labelled":
         return [(np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in job.splits]
-    features = job.frozen.pseudolabel_features
-    logits = plain_logits(job.modality, features, job.frozen, job.images, job.config, numerics=job.numerics)
+    logits = plain_logits(job.task, job.frozen.pseudolabel_features, job.frozen, job.pool.images)
     return [select_for(logits, split, ks[0], job.plan.selection) for split, ks in zip(job.splits, job.ks, strict=True)]
 
 
-def _training_lists(job: _Job, state: FitState) -> tuple[list[Items], Run]:
-    """Pseudolabelled items in drawn order, then the labelled ones; and the weights that depend on their numbers."""
-    items, weights, masks, plan = [], [], [], job.plan
+def _training(job: _Job, state: FitState) -> Training:
+    """The training of the current iteration: pseudolabelled items in drawn order, then the labelled ones.
+
+    The weights of the two groups depend on their numbers.
+    """
+    items, weights, plan, iteration = [], [], job.plan, state.iteration
     for selected, split, ks in zip(state.selections, job.splits, job.ks, strict=True):
-        rows, pseudo = split_pseudolabels(*selected, ks[state.iteration])
-        labels = np.concatenate([pseudo, job.labels[split.labelled]])
+        rows, pseudo = split_pseudolabels(*selected, ks[iteration])
+        labels = np.concatenate([pseudo, job.pool.labels[split.labelled]])
         if split.paradigm == "trzsl":  # groups by class: a pseudolabel is always one of the unseen
             second = np.isin(labels, split.candidates)
         else:
             second = np.arange(len(labels)) < len(rows)
         items.append(Items(np.concatenate([rows, split.labelled]), labels, second))
         sizes = len(split.labelled), len(rows)
-        weights.append(balance_weights(split.paradigm, plan.strategy, job.modality.name, *sizes, plan.balance))
-        masks.append(_competing(split, plan.strategy))
-    return items, runs(weights, np.stack(masks), plan.optimisation)
+        weights.append(balance_weights(split.paradigm, plan.strategy, job.task.modality.name, *sizes, plan.balance))
+    masks = np.stack([_competing(split, plan.strategy) for split in job.splits])
+    run = runs(weights, masks, plan.optimisation)
+    training = Training(
+        job.task, items, run, job.frozen, job.pool.images, plan.optimisation, _order(job, iteration), job.running.mesh
+    )
+    check_training(training)
+    return placed(training)
+
+
+def _order(job: _Job, iteration: int) -> Callable[[int, int, int], np.ndarray]:
+    """Order of a list in an epoch of this iteration."""
+    if job.running.order is not None:
+        return functools.partial(job.running.order, iteration)
+    seed = job.plan.loader_seed
+    return lambda run, epoch, length: np.random.default_rng((seed, iteration, epoch)).permutation(length)
 
 
 def _competing(split: Split, strategy: Strategy) -> np.ndarray:
@@ -319,14 +349,15 @@ def _restarted(job: _Job, iteration: int, initial: Prompts, last: Prompts) -> Pr
     if job.plan.reinit == "fresh":
         return _draw(job, iteration)
     keys = jnp.stack([_key(seed, iteration) for seed in job.seeds])
-    restart = lambda *arguments: job.modality.restart(arguments[0], job.config, *arguments[1:])  # noqa: E731
+    modality, config = job.task.modality, job.task.config
+    restart = lambda key, *prompts: modality.restart(key, config, *prompts)  # noqa: E731
     return jax.vmap(restart)(keys, initial, last)
 
 
 def _draw(job: _Job, iteration: int) -> Prompts:
     """Prompts with leaves [R,...] that depend on each run's seed and the iteration only."""
     keys = jnp.stack([_key(seed, iteration) for seed in job.seeds])
-    return jax.vmap(lambda key: job.modality.init(key, job.config))(keys)
+    return jax.vmap(lambda key: job.task.modality.init(key, job.task.config))(keys)
 
 
 def _key(seed: int, iteration: int) -> jax.Array:

@@ -10,7 +10,6 @@ SGD as in PyTorch: g = gradient + wd * p; m = momentum * m + g; p = p - lr * m (
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,13 +20,9 @@ import numpy as np
 import optax
 
 from jaxzs import parallel
-from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.layers import Numerics
-from jaxzs.clip.model import logits_per_image
 from jaxzs.errors import DataError, JaxzsError
-from jaxzs.prompt.modality import Frozen, Modality, Prompts, class_logits
+from jaxzs.prompt.modality import Frozen, Modality, Prompts, Task, check_task, class_logits
 from jaxzs.prompt.objective import loss
-from jaxzs.prompt.prepare import equal_batches
 from jaxzs.prompt.protocol import epoch_learning_rates
 
 Order = Callable[[int, int, int], np.ndarray]  # (run, epoch, length of its list) -> order of the list
@@ -63,9 +58,22 @@ class Optimisation:
     steps_per_chunk: int = 100
 
     def __post_init__(self) -> None:
+        sizes = self.epochs, self.warmup_epochs, self.batch_size, self.steps_per_chunk
+        if any(isinstance(n, bool) or not isinstance(n, int | np.integer) for n in sizes):
+            raise DataError(
+                f"epochs, warmup_epochs, batch_size and steps_per_chunk are {sizes}, expected whole numbers"
+            )
         if min(self.batch_size, self.steps_per_chunk, self.epochs) < 1:
             raise DataError("epochs, batch_size and steps_per_chunk must be at least 1")
         epoch_learning_rates(1.0, self.epochs, self.warmup_epochs)
+        rates = np.atleast_1d(0.0 if self.learning_rate is None else self.learning_rate)
+        for name, value, most in (
+            ("learning_rate", rates, np.inf),
+            ("momentum", self.momentum, 1),
+            ("weight_decay", self.weight_decay, np.inf),
+        ):
+            if not (np.isrealobj(value) and np.all(np.greater_equal(value, 0)) and np.all(np.less(value, most))):
+                raise DataError(f"{name} is {value}, expected finite numbers of at least 0" + ", below 1" * (most == 1))
 
     def learning_rates(self, modality: Modality, runs: int) -> np.ndarray:
         """Learning rate of every epoch and run: [epochs,R]."""
@@ -132,14 +140,7 @@ def _sgd(momentum: Any, weight_decay: Any) -> optax.GradientTransformation:
 
 
 def step(
-    modality: Modality,
-    state: TrainState,
-    batch: Batches,
-    run: Run,
-    frozen: Frozen,
-    images: jax.Array,
-    config: CLIPConfig,
-    numerics: Numerics = Numerics(),
+    task: Task, state: TrainState, batch: Batches, run: Run, frozen: Frozen, images: jax.Array
 ) -> tuple[TrainState, jax.Array]:
     """One SGD step of one run: batch leaves [B] and a scalar learning rate -> (state, loss before the step).
 
@@ -147,7 +148,7 @@ def step(
     """
 
     def objective(prompts: Prompts) -> jax.Array:
-        logits = class_logits(modality, prompts, frozen, images[batch.images], config, numerics)
+        logits = class_logits(task, prompts, frozen, images[batch.images])  # [B,C]
         weights = run.w_first, run.w_second
         return loss(logits, batch.labels, batch.second, weights, batch.mask, run.class_mask)
 
@@ -160,22 +161,15 @@ def step(
     return jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, state), value
 
 
-@functools.partial(jax.jit, static_argnames=("modality", "config", "numerics"))
+@jax.jit
 def train_chunk(
-    modality: Modality,
-    state: TrainState,
-    batches: Batches,
-    run: Run,
-    frozen: Frozen,
-    images: jax.Array,
-    config: CLIPConfig,
-    numerics: Numerics = Numerics(),
+    task: Task, state: TrainState, batches: Batches, run: Run, frozen: Frozen, images: jax.Array
 ) -> tuple[TrainState, jax.Array]:
     """All steps of a chunk for all runs: -> (state, losses [T,R] before each step, 0 where no batch was)."""
     R = batches.images.shape[1]
 
     def one(state: TrainState, batch: Batches, run: Run) -> tuple[TrainState, jax.Array]:
-        return step(modality, state, batch, run, frozen, images, config, numerics)
+        return step(task, state, batch, run, frozen, images)
 
     def advance(state: TrainState, batch: Batches) -> tuple[TrainState, jax.Array]:
         return jax.lax.cond(  # padding to the longest list costs nothing
@@ -225,92 +219,105 @@ def shuffled(seed: int) -> Order:
     return lambda run, epoch, length: np.random.default_rng((seed, epoch)).permutation(length)
 
 
-def train(
-    modality: Modality,
-    prompts: Prompts | TrainState,
-    items: Sequence[Items],
-    run: Run,
-    frozen: Frozen,
-    images: jax.Array,
-    config: CLIPConfig,
-    optimisation: Optimisation = Optimisation(),
-    *,
-    order: Order | None = None,
-    numerics: Numerics = Numerics(),
-    first_step: int = 0,
-    mesh: jax.sharding.Mesh | None = None,
-    on_chunk: Callable[[TrainState, int, np.ndarray], None] | None = None,
-) -> tuple[TrainState, np.ndarray]:
-    """Train R runs together, chunk by chunk.
+class Training(NamedTuple):
+    """All that a training of R runs reads and never changes.
+
+    items: one list for each run. run: weights of the loss and so on, leaves [R,...] (`runs`). frozen: what the towers
+    need. images: [N,...] on device, what `constant_images` returns. order: of a list in an epoch. mesh: every batch is
+    spread over its axis "data", of which the batch size must be a multiple; what is not on the mesh yet is copied to
+    all its devices.
+    """
+
+    task: Task
+    items: Sequence[Items]
+    run: Run
+    frozen: Frozen
+    images: jax.Array
+    optimisation: Optimisation = Optimisation()
+    order: Order = shuffled(0)
+    mesh: jax.sharding.Mesh | None = None
+
+
+def train(training: Training, prompts: Prompts | TrainState) -> tuple[TrainState, np.ndarray]:
+    """Train R runs together: all chunks of steps, one after the other.
 
     Args:
-      modality: settings of the prompt.
-      prompts: leaves [R,...], or the state of a training that was interrupted.
-      items: one training list for each run.
-      run: weights of the loss and so on, leaves [R,...] (`runs`).
-      frozen: what the towers need.
-      images: [N,...] on device, what `modality.constant_images` returns.
-      config: of the checkpoint.
-      optimisation: epochs, batch size, learning rate.
-      order: order of a list in an epoch; default `shuffled(0)`.
-      numerics: type and precision of the towers' products.
-      first_step: steps that the given state has already seen.
-      mesh: spread every batch over the axis "data"; the batch size must be a multiple of it. What is not on the mesh
-        yet is copied to all its devices.
-      on_chunk: called after every chunk with (state, steps done, losses [steps of the chunk,R]).
+      training: lists of the runs, loss, optimisation.
+      prompts: leaves [R,...].
 
     Returns:
-      (state, losses [steps taken,R], each before its step); 0 where a run with a shorter list had finished.
+      (state, losses [steps,R], each before its step); 0 where a run with a shorter list had finished.
 
     Raises:
       DivergedError: a loss is not finite; says at which epoch and step, and carries the last good state.
+      DataError: an empty list, a batch size that the mesh does not divide.
 
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> source = data.open_source("photos")
     >>> frozen = prompt.freeze(model, modality, source.label_names)
     >>> images, labels = prompt.read_source(model, modality, source)
-    >>> from jaxzs.prompt.training import Items, runs
+    >>> from jaxzs.prompt.training import Items, Training, runs
     >>> items = Items(np.arange(30), labels, np.ones(30, bool))  # all in the second group of the loss
     >>> optimisation = prompt.Optimisation(epochs=4, warmup_epochs=1)
     >>> one_run = jax.tree.map(lambda leaf: leaf[None], modality.init(jax.random.key(0), model.config))
     >>> run = runs([(0.0, 1.0)], np.ones((1, 3), bool), optimisation)
-    >>> state, losses = prompt.train(modality, one_run, [items], run, frozen, images, model.config, optimisation)
+    >>> task = prompt.Task(modality, model.config)
+    >>> state, losses = prompt.train(Training(task, [items], run, frozen, images, optimisation), one_run)
     >>> losses.shape, bool(losses[-1, 0] < losses[0, 0])
     ((8, 1), True)
     """
-    state = prompts if isinstance(prompts, TrainState) else start(prompts)
-    if min(len(own.images) for own in items) == 0:
+    check_training(training)
+    training = placed(training)
+    state = on_mesh(prompts if isinstance(prompts, TrainState) else start(prompts), training.mesh)
+    losses = np.zeros((0, len(training.items)), np.float32)
+    while len(losses) < total_steps(training):
+        state, own = advance(training, state, len(losses))
+        losses = np.concatenate([losses, own])
+    return state, losses
+
+
+def advance(training: Training, state: TrainState, done: int) -> tuple[TrainState, np.ndarray]:
+    """The chunk of steps that follows the first `done` ones: (state, losses [its steps,R]).
+
+    A training is this, again and again, from wherever it was left. training: `placed`.
+    """
+    optimisation, items = training.optimisation, training.items
+    rates = optimisation.learning_rates(training.task.modality, len(items))
+    batches = _spread(chunk_batches(items, training.order, done, rates, optimisation), training.mesh)
+    new, losses = train_chunk(training.task, state, batches, training.run, training.frozen, training.images)
+    own = np.asarray(losses)[: total_steps(training) - done]
+    _check_finite(own, state, training, done)
+    return new, own
+
+
+def check_training(training: Training) -> None:
+    """`DataError` for an empty list, or a batch size that the mesh does not divide."""
+    check_task(training.task)
+    if min(len(own.images) for own in training.items) == 0:
         raise DataError("the training list is empty")
-    rates = optimisation.learning_rates(modality, len(items))
-    order = order or shuffled(0)
-    place = _placer(mesh, optimisation.batch_size)
-    state, run = place(state), place(run)
-    frozen, images = on_mesh((frozen, images), mesh)
-    history = [np.zeros((0, len(items)), np.float32)]
-    total = total_steps(items, optimisation)
-    for first in range(first_step, total, optimisation.steps_per_chunk):
-        batches = place(chunk_batches(items, order, first, rates, optimisation))
-        new, losses = train_chunk(modality, state, batches, run, frozen, images, config, numerics)
-        done = min(first + optimisation.steps_per_chunk, total)
-        history.append(np.asarray(losses)[: done - first])
-        _check_finite(history[-1], state, items, first, optimisation.batch_size)
-        state = new
-        if on_chunk is not None:
-            on_chunk(state, done, history[-1])
-    return state, np.concatenate(history)
+    size, mesh = training.optimisation.batch_size, training.mesh
+    if mesh is not None and size % mesh.shape[parallel.DATA]:
+        raise DataError(f"batch_size {size} is not a multiple of the {mesh.shape[parallel.DATA]} devices")
 
 
-def total_steps(items: Sequence[Items], optimisation: Optimisation) -> int:
+def placed(training: Training) -> Training:
+    """The same with all arrays on the devices of its mesh."""
+    run, frozen, images = on_mesh((training.run, training.frozen, training.images), training.mesh)
+    return training._replace(run=run, frozen=frozen, images=images)
+
+
+def total_steps(training: Training) -> int:
     """Steps of a training: those of the run with the longest list."""
-    longest = max(len(own.images) for own in items)
-    return optimisation.epochs * steps_per_epoch(longest, optimisation.batch_size)
+    longest = max(len(own.images) for own in training.items)
+    return training.optimisation.epochs * steps_per_epoch(longest, training.optimisation.batch_size)
 
 
-def _check_finite(losses: np.ndarray, state: TrainState, items: Sequence[Items], first: int, batch_size: int) -> None:
+def _check_finite(losses: np.ndarray, state: TrainState, training: Training, first: int) -> None:
     bad = np.argwhere(~np.isfinite(losses))
     if len(bad):
         t, r = bad[0]
-        epoch, step = divmod(first + t, steps_per_epoch(len(items[r].images), batch_size))
+        per_epoch = steps_per_epoch(len(training.items[r].images), training.optimisation.batch_size)
+        epoch, step = divmod(first + t, per_epoch)
         raise DivergedError(
             f"the loss of run {r} is {losses[t, r]} at step {step} of epoch {epoch}; the state after {first} steps "
             "is the last good one. A smaller learning rate helps most often.",
@@ -319,26 +326,22 @@ def _check_finite(losses: np.ndarray, state: TrainState, items: Sequence[Items],
         )
 
 
-def _placer(mesh: jax.sharding.Mesh | None, batch_size: int) -> Callable[[Any], Any]:
-    """Puts arrays on the mesh: the batch axis, last of three, over "data"; everything else whole on every device."""
+def _spread(batches: Batches, mesh: jax.sharding.Mesh | None) -> Batches:
+    """Batches on the mesh: their images, last of three axes, over "data"; learning rates [T,R] whole everywhere."""
     if mesh is None:
-        return lambda tree: jax.tree.map(jnp.asarray, tree)
-    devices = mesh.shape[parallel.DATA]
-    if batch_size % devices:
-        raise DataError(f"batch_size {batch_size} is not a multiple of the {devices} devices")
+        return jax.tree.map(jnp.asarray, batches)
 
-    def spread(x: Any) -> jax.Array:
-        axes = (None, None, "images")[: x.ndim]  # [T,R,B]; learning rates are [T,R]
-        where = parallel.sharding(mesh, axes, x.shape)
+    def place(x: np.ndarray) -> jax.Array:
+        where = parallel.sharding(mesh, (None, None, "images")[: x.ndim], x.shape)
         return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
-    return lambda tree: jax.tree.map(spread, tree) if isinstance(tree, Batches) else on_mesh(tree, mesh)
+    return jax.tree.map(place, batches)
 
 
 def on_mesh(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
-    """Arrays that are not on the mesh yet, on all its devices; without a mesh, as they are."""
+    """Arrays that are not on the mesh yet, on all its devices; without a mesh, on the default one."""
     if mesh is None:
-        return tree
+        return jax.tree.map(jnp.asarray, tree)
     devices = set(mesh.devices.flat)
 
     def place(x: Any) -> jax.Array:
@@ -346,87 +349,3 @@ def on_mesh(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
         return x if there else parallel.replicate(x, mesh)
 
     return jax.tree.map(place, tree)
-
-
-# --- scoring ------------------------------------------------------------------------------------------
-
-
-def score(
-    modality: Modality,
-    prompts: Prompts,
-    frozen: Frozen,
-    images: jax.Array,
-    config: CLIPConfig,
-    *,
-    batch_size: int = 64,
-    numerics: Numerics = Numerics(),
-) -> np.ndarray:
-    """Logits of all images under the prompts of every run: images [N,...], prompts [R,...] -> [R,N,C] float32.
-
-    Scaled cosines, computed `batch_size` images at a time. images: as `constant_images` made them for this modality.
-
-    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
-    >>> source = data.open_source("photos")
-    >>> frozen = prompt.freeze(model, modality, source.label_names)
-    >>> images, labels = prompt.read_source(model, modality, source)
-    >>> prompts = modality.init(jax.random.key(0), model.config)
-    >>> one_run = jax.tree.map(lambda leaf: leaf[None], prompts)
-    >>> prompt.score(modality, one_run, frozen, images, model.config).shape
-    (1, 30, 3)
-    """
-    classes = _class_features(modality, prompts, frozen, config, numerics)
-    parts = [
-        np.asarray(_batch_logits(modality, prompts, classes, frozen, images, rows, config, numerics))[:, :real]
-        for rows, real in equal_batches(len(images), batch_size)
-    ]
-    return np.concatenate(parts, axis=1)
-
-
-@functools.partial(jax.jit, static_argnames=("modality", "config", "numerics"))
-def _class_features(modality, prompts, frozen, config, numerics):
-    one = lambda p: modality.class_features(p, frozen, config, numerics)  # noqa: E731
-    return jax.vmap(one)(prompts)
-
-
-@functools.partial(jax.jit, static_argnames=("modality", "config", "numerics"))
-def _batch_logits(modality, prompts, classes, frozen, images, rows, config, numerics):
-    def one(prompts, classes):
-        features = modality.image_features(prompts, frozen, images[rows], config, numerics)
-        return logits_per_image(features, classes, jnp.asarray(frozen.params["logit_scale"]))
-
-    return jax.vmap(one)(prompts, classes)
-
-
-def plain_logits(
-    modality: Modality,
-    class_features: jax.Array,
-    frozen: Frozen,
-    images: jax.Array,
-    config: CLIPConfig,
-    *,
-    batch_size: int = 64,
-    numerics: Numerics = Numerics(),
-) -> np.ndarray:
-    """Logits of all images without any prompt: images [N,...], class_features [C,E] -> [N,C] float32.
-
-    modality, frozen, images: of one kind, as `freeze` and `constant_images` made them. This is zero-shot CLIP, which
-    gives the first pseudolabels.
-
-    >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
-    >>> source = data.open_source("photos")
-    >>> frozen = prompt.freeze(model, modality, source.label_names)
-    >>> images, labels = prompt.read_source(model, modality, source)
-    >>> prompt.plain_logits(modality, frozen.text_features, frozen, images, model.config).shape
-    (30, 3)
-    """
-    parts = [
-        np.asarray(_plain_batch(modality, class_features, frozen, images, rows, config, numerics))[:real]
-        for rows, real in equal_batches(len(images), batch_size)
-    ]
-    return np.concatenate(parts)
-
-
-@functools.partial(jax.jit, static_argnames=("modality", "config", "numerics"))
-def _plain_batch(modality, class_features, frozen, images, rows, config, numerics):
-    features = modality.plain_features(frozen, images[rows], config, numerics)
-    return logits_per_image(features, class_features, jnp.asarray(frozen.params["logit_scale"]))
