@@ -173,7 +173,7 @@ def test_every_bit_of_a_state(tmp_path):
     def same(found):
         return all(map(np.array_equal, jax.tree.leaves(found[:5]), jax.tree.leaves(state[:5])))
 
-    assert same(resuming.read_state(path, "i", state))
+    assert same(resuming.read_state(path, "i", 1, state))
     with open(path, "r+b", buffering=0) as file:
         for place in range(8 * len(content)):
             byte = content[place // 8]
@@ -182,7 +182,7 @@ def test_every_bit_of_a_state(tmp_path):
                 file.write(bytes([value]))
                 if value != byte:
                     try:
-                        found = resuming.read_state(path, "i", state)
+                        found = resuming.read_state(path, "i", 1, state)
                     except DataError:
                         refused += 1
                     else:
@@ -209,10 +209,10 @@ def test_states_of_odd_content(tmp_path, edit):
     values.pop("sha256")
     write_arrays(path, arrays, {**values, **edit})
     with pytest.raises(DataError, match=r"not the state of this fit|damaged"):
-        resuming.read_state(path, "i", state._replace(selections=[()]))
+        resuming.read_state(path, "i", 1, state)
     write_arrays(path, {**arrays, "prompts/p": np.ones((2, 3), np.float32)}, values)
     with pytest.raises(DataError, match="damaged"):
-        resuming.read_state(path, "i", state._replace(selections=[()]))
+        resuming.read_state(path, "i", 1, state)
 
 
 def test_runs_of_different_seeds_and_splits_equal_those_alone():

@@ -52,7 +52,8 @@ def loss(
     present = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask)
     competing = jnp.ones(logits.shape[-1:], bool) if class_mask is None else jnp.asarray(class_mask)
     _check_loss(logits, labels, second, present, competing)
-    counted = jnp.logical_and(present, jnp.where(second, *(jnp.not_equal(w, 0) for w in weights[::-1])))  # [B]
+    weighs = [jnp.not_equal(weight, 0) for weight in weights]
+    counted = jnp.logical_and(present, jnp.where(second, weighs[1], weighs[0]))  # [B]
     _check_members(logits, labels, counted, competing)
     # Rows that do not count get harmless logits before anything is computed: 0 x NaN and 0 x inf are NaN.
     logits = jnp.where(competing[None], logits.astype(jnp.float32), -jnp.inf)

@@ -31,7 +31,7 @@ class Pool(NamedTuple):
     """
 
     images: jax.Array
-    labels: np.ndarray | None = None
+    labels: Any = None
 
 
 @renamed(compute_dtype="numerics=clip.Numerics(compute_dtype)")

@@ -111,8 +111,8 @@ def identify(task: Task, splits: Sequence[Split], plan: Any, frozen: Frozen, ima
     config, numerics = dataclasses.asdict(task.config), dataclasses.asdict(task.numerics)
     parts: list[Any] = [files.describe(task.modality), config, numerics, dataclasses.asdict(plan)]
     for split in splits:
-        rows = split.labelled, split.unlabelled, split.candidates
-        parts.append([split.paradigm, split.num_classes, *(own.tolist() for own in rows)])
+        of_split = split.labelled, split.unlabelled, split.candidates
+        parts.append([split.paradigm, split.num_classes, *(own.tolist() for own in of_split)])
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     for array in (*jax.tree.leaves(frozen), images):
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -155,10 +155,10 @@ def write_state(path: str | Path, identity: str, state: FitState) -> None:
         write_arrays(path, arrays, values)
 
 
-def read_state(path: str | Path, identity: str, like: FitState | None = None) -> FitState | None:
+def read_state(path: str | Path, identity: str, num_runs: int = 1, like: FitState | None = None) -> FitState | None:
     """The state in a file, None when there is no file.
 
-    like: a state of this fit, whose arrays it must have. Raises `DataError` when it is damaged or of another fit.
+    num_runs: of this fit; like: a state of it, whose arrays it must have. Raises `DataError` when it is damaged or of another fit.
     """
     if not Path(path).exists():
         return None
@@ -171,7 +171,7 @@ def read_state(path: str | Path, identity: str, like: FitState | None = None) ->
     try:
         state = _restored(arrays, values)
         if like is not None:
-            _check_like(state, like)
+            _check_like(state, num_runs, like)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(f"{path} is damaged ({error!r}); remove it to start anew") from error
     return state
@@ -190,11 +190,11 @@ def _restored(arrays: dict[str, np.ndarray], values: dict[str, Any]) -> FitState
     return FitState(values["iteration"], arrays["losses"], tree["initial"], train, selections, records)
 
 
-def _check_like(state: FitState, like: FitState) -> None:
+def _check_like(state: FitState, num_runs: int, like: FitState) -> None:
     shapes = lambda own: jax.tree.map(lambda x: (x.shape, x.dtype), (own.initial, own.train))  # noqa: E731
     if shapes(state) != shapes(like) or state.losses.shape[1:] != like.losses.shape[1:]:
         raise ValueError("its arrays are not those of this fit")
-    if len(state.selections) != len(like.selections):
+    if len(state.selections) != num_runs:
         raise ValueError("other runs")
 
 

@@ -224,7 +224,7 @@ def _begun(job: _Job, running: Running) -> tuple[Callable[[FitState], None], Fit
         return lambda state: None, fresh._replace(selections=_first_selections(job))
     path = running.resume
     identity = resuming.identify(job.task, job.splits, job.plan, job.frozen, job.pool.images)
-    found = resuming.read_state(path, identity, fresh._replace(selections=[()] * len(job.seeds)))
+    found = resuming.read_state(path, identity, len(job.seeds), fresh)
     _check_all_found(path, found)
     state = fresh._replace(selections=_first_selections(job)) if found is None else found
     keep = lambda state: resuming.write_state(path, identity, state)  # noqa: E731
