@@ -151,7 +151,7 @@ def _text(
     if not options.force:
         model.check_words(classes.names)
     if learned is not None:
-        return prompted_encoders(model, learned, classes.names, compute_dtype=options.compute_dtype)
+        return prompted_encoders(model, learned, classes.names, numerics=options.numerics)
     text = zeroshot.text_proxies(
         model, classes.names, classes.templates, numerics=options.numerics, progress=not options.quiet
     )

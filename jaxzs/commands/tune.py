@@ -258,7 +258,6 @@ def _results(job: _Job, fitted: Fit, zero_shot: _ZeroShot | None) -> Results:
     if zero_shot is None or job.test is None:
         return Results(metrics, pseudolabels=pseudolabels)
     images, labels = job.test
-    numerics = options.numerics
     logits = prompt.score(job.task, fitted.prompts, job.frozen, images)
     per_class = data, method, job.names, zero_shot.predictions, logits.argmax(2), labels, protocol
     return Results(
