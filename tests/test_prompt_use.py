@@ -238,9 +238,9 @@ def test_command_tunes_saves_and_reports(tmp_path, images, model, capsys):
     ("changes", "message"),
     [
         ({"paradigm": "ul", "strategy": "labelled"}, "no labels to train on"),
-        ({"labels": "circle, square"}, "2 class names are given, the data have 3 classes"),
+        ({"labels": "circle, square"}, "1 of 3 labels of the data have no class name"),
         ({"labels": "a,b,c", "dataset": "mnist"}, "only one of"),
-        ({"labels": "circle,square,zebra"}, "never seen the words: zebra"),
+        ({"labels": "circle,square,zebra"}, "1 of 3 labels of the data have no class name"),
         ({"iterations": 30}, "K = 0: 24 unlabelled images in 30 iterations"),
         ({"paradigm": "ssl", "labels_per_class": 9}, "class 0 has 8 images"),
         ({"out": "prompt.npz"}, "must end in .safetensors"),

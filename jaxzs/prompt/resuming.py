@@ -158,7 +158,8 @@ def write_state(path: str | Path, identity: str, state: FitState) -> None:
 def read_state(path: str | Path, identity: str, num_runs: int = 1, like: FitState | None = None) -> FitState | None:
     """The state in a file, None when there is no file.
 
-    num_runs: of this fit; like: a state of it, whose arrays it must have. Raises `DataError` when it is damaged or of another fit.
+    num_runs: of this fit; like: a state of it, whose arrays it must have. Raises `DataError` for a damaged file, and
+    for one of another fit.
     """
     if not Path(path).exists():
         return None
