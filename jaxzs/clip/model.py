@@ -67,16 +67,18 @@ def patch_embeddings(params: Params, pixels: Array, vision: VisionConfig, numeri
 def resize_weights(size: int, new_size: int, method: str = "bicubic") -> np.ndarray:
     """Interpolation matrix [new_size, size] float32 along one axis, as torch's `interpolate` has it.
 
-    Half-pixel centres, clamped borders, no antialiasing; "bicubic" (a = -0.75) or "bilinear".
+    Half-pixel centres, clamped borders, no antialiasing; "bicubic" (a = -0.75) or "bilinear". "bicubic_offset" samples
+    at a scale of (new_size + 0.1) / size, as dense repositories do to be safe from truncation.
     """
-    centres = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    scale = (new_size + 0.1 * (method == "bicubic_offset")) / size
+    centres = (np.arange(new_size) + 0.5) / scale - 0.5
     if method == "bilinear":
         centres = np.maximum(centres, 0.0)  # torch clamps the coordinate, not only the index
     first = np.floor(centres).astype(int)
     t = centres - first
     if method == "bilinear":
         taps = {0: 1 - t, 1: t}
-    elif method == "bicubic":
+    elif method in ("bicubic", "bicubic_offset"):
         a = -0.75
         near = lambda d: ((a + 2) * d - (a + 3)) * d * d + 1  # noqa: E731
         far = lambda d: ((a * d - 5 * a) * d + 8 * a) * d - 4 * a  # noqa: E731
@@ -93,7 +95,7 @@ def position_table(params: Params, vision: VisionConfig, grid: tuple[int, int], 
     """Learned positions [1+P,D] float32 for a grid of patches, interpolated when it is not the native one.
 
     Row 0 belongs to the class token and is never interpolated. "bicubic" is what HuggingFace does
-    (`interpolate_pos_encoding`), "bilinear" what TagCLIP does.
+    (`interpolate_pos_encoding`), "bilinear" what TagCLIP does, "bicubic_offset" what SCLIP and NACLIP do.
     """
     table = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
     if grid == vision.grid:

@@ -3,6 +3,7 @@
 from jaxzs.patch.batching import Batching, prepare_image
 from jaxzs.patch.cam import CamOutput, class_activation_maps
 from jaxzs.patch.crf import dense_crf
+from jaxzs.patch.dense import dense_features, dense_scores
 from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
 from jaxzs.patch.images import ImageTags, tag_images
 from jaxzs.patch.local import (
@@ -45,6 +46,8 @@ __all__ = [
     "default_attention_layers",
     "default_votes",
     "dense_crf",
+    "dense_features",
+    "dense_scores",
     "dual_masking",
     "enlarge",
     "find_candidates",

@@ -1,0 +1,188 @@
+"""Dense features: CLIP's patches in the shared space, by another attention in the last layer and nothing else.
+
+MaskCLIP ("v", arXiv 2112.01071), SCLIP ("csa", arXiv 2312.01597), ClearCLIP ("qq", arXiv 2407.12442) and NACLIP
+("naclip", arXiv 2404.08181) differ in which patches a patch collects its values from in the last block, and in
+whether that block keeps its residual and MLP.
+Axis letters: B batch, T = 1+P tokens, P patches (row-major), H heads, D width, E embedding, C classes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.layers import (
+    Attend,
+    Numerics,
+    Params,
+    attend,
+    block,
+    dense,
+    layer_norm,
+    layers_of,
+    merge_heads,
+    project_qkv,
+)  # fmt: skip
+from jaxzs.clip.model import normalize, position_table, vision_embeddings, vision_input, vision_output
+from jaxzs.errors import DataError
+from jaxzs.patch.tags import check_pixels, check_texts
+
+Attention = Literal["csa", "qq", "kk", "v", "naclip", "ordinary"]
+Positions = Literal["bicubic_offset", "bicubic"]
+
+
+def self_correlated(q, k, v, bias=None, numerics=Numerics()):
+    """Patches collect from those whose queries, and from those whose keys, are like theirs: rows sum to 2 (SCLIP)."""
+    by_queries, by_keys = queries_alone(q, k, v, bias, numerics), keys_alone(q, k, v, bias, numerics)
+    return by_queries[0] + by_keys[0], by_queries[1] + by_keys[1]
+
+
+def queries_alone(q, k, v, bias=None, numerics=Numerics()):
+    """By the likeness of queries; q comes scaled by 1/sqrt(D/H), which must count once (ClearCLIP)."""
+    return attend(q, q * q.shape[-1] ** 0.5, v, bias, numerics)
+
+
+def keys_alone(q, k, v, bias=None, numerics=Numerics()):
+    """By the likeness of keys."""
+    return attend(k * k.shape[-1] ** -0.5, k, v, bias, numerics)
+
+
+def values_alone(q, k, v, bias=None, numerics=Numerics()):
+    """Every patch keeps its own value (MaskCLIP)."""
+    return v, jnp.broadcast_to(jnp.eye(v.shape[2]), (*v.shape[:3], v.shape[2]))  # [B,H,T,T], not computed if unused
+
+
+_ATTENDS: Mapping[str, Attend] = {
+    "csa": self_correlated,
+    "qq": queries_alone,
+    "kk": keys_alone,
+    "v": values_alone,
+    "naclip": keys_alone,  # with a bias, `neighbourhood_bias`
+    "ordinary": attend,
+}
+_REDUCED = {"qq", "kk", "v", "naclip"}  # whose papers drop residual and MLP of the last block
+
+
+def neighbourhood_bias(grid: tuple[int, int], deviation: float | jax.Array) -> jax.Array:
+    """Gaussian of the distance between patches, 0 for the class token: [T,T] float32 (NACLIP, equation 3).
+
+    deviation: in patches, 5 as published; may be traced.
+    """
+    row, column = (np.asarray(place).reshape(-1, 1) for place in np.indices(grid))
+    squared = (row - row.T) ** 2 + (column - column.T) ** 2  # [P,P]
+    between = jnp.exp(-squared.astype(np.float32) / (2 * jnp.square(jnp.asarray(deviation, jnp.float32))))
+    return jnp.pad(between, ((1, 0), (1, 0)))
+
+
+class _Last(NamedTuple):
+    """The last block, as a static argument."""
+
+    attention: Attention
+    reduced: bool
+    positions: Positions
+
+
+def dense_features(
+    params: Params,
+    pixels: jax.Array | np.ndarray,
+    config: CLIPConfig,
+    *,
+    attention: Attention = "naclip",
+    reduced: bool | None = None,
+    neighbourhood: float | jax.Array = 5.0,
+    positions: Positions = "bicubic_offset",
+    numerics: Numerics = Numerics(),
+) -> jax.Array:
+    """Features of patches in the space of the texts: [B,P,E] float32, projected, NOT normalised, row-major.
+
+    Args:
+      params: parameter tree of a checkpoint.
+      pixels: [B,H,W,3] float, normalised; H and W any multiples of the patch size, at least two patches each.
+      config: of the checkpoint.
+      attention: of the last block: "csa" (SCLIP), "qq" (ClearCLIP), "kk", "v" (MaskCLIP), "naclip", or "ordinary".
+      reduced: drop residual and MLP of the last block; by default as the paper of that attention does ("csa" and
+        "ordinary" keep them).
+      neighbourhood: standard deviation in patches of NACLIP's Gaussian; may be traced.
+      positions: on other grids than the native one: "bicubic_offset" samples as those repositories do, by a scale of
+        (n + 0.1) / native; "bicubic" exactly.
+      numerics: how products are computed.
+
+    Raises `ImageError` for pixels that do not fit, `DataError` for an unknown attention.
+
+    >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 96, 3), np.float32)
+    >>> patch.dense_features(model.params, pixels, model.config, attention="csa").shape  # 6 x 12 patches
+    (1, 72, 64)
+    """
+    check_pixels(pixels, config, None)
+    last = _Last(attention, attention in _REDUCED if reduced is None else bool(reduced), positions)
+    _check_last(last, neighbourhood)
+    deviation = jnp.asarray(neighbourhood, jnp.float32)
+    return _dense_features(params, jnp.asarray(pixels), deviation, task=(config, last, numerics))
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _dense_features(params, pixels, neighbourhood, *, task):
+    config, last, numerics = task
+    return dense_tokens(params, pixels, neighbourhood, config, last, numerics)
+
+
+def dense_tokens(
+    params: Params, pixels: jax.Array, neighbourhood: jax.Array, config: CLIPConfig, last: _Last, numerics: Numerics
+) -> jax.Array:
+    """`dense_features`, unchecked, to be part of a program: [B,H,W,3] -> [B,P,E]."""
+    tree, vision = params["vision_model"], config.vision
+    grid = pixels.shape[1] // vision.patch_size, pixels.shape[2] // vision.patch_size
+    table = position_table(tree, vision, grid, last.positions)
+    x = vision_input(params, vision_embeddings(tree, pixels, vision, table, numerics), vision)
+    *before, final = layers_of(tree, vision)
+    for layer in before:
+        x, _ = block(layer, x, vision, None, numerics)
+    bias = neighbourhood_bias(grid, neighbourhood)[None, None] if last.attention == "naclip" else None  # [1,1,T,T]
+    mix = _ATTENDS[last.attention]
+    x = _reduced_block(final, x, config, bias, numerics, mix) if last.reduced else (
+        block(final, x, vision, bias, numerics, mix)[0]
+    )  # fmt: skip
+    return vision_output(params, x[:, 1:], vision, numerics)
+
+
+def _reduced_block(params, x, config, bias, numerics, mix):
+    """The last block as ClearCLIP and NACLIP have it, no residual and no MLP: [B,T,D] -> [B,T,D]."""
+    vision = config.vision
+    y = layer_norm(params["layer_norm1"], x, vision.layer_norm_eps)
+    mixed, _ = mix(*project_qkv(params["self_attn"], y, vision.num_attention_heads, numerics), bias, numerics)
+    return dense(params["self_attn"]["out_proj"], merge_heads(mixed), numerics)
+
+
+def dense_scores(
+    params: Params, pixels: jax.Array | np.ndarray, text_features: jax.Array | np.ndarray, config: CLIPConfig, **options
+) -> jax.Array:
+    """Cosines of patches with texts: pixels [B,H,W,3], text_features [C,E] -> [B,P,C] float32, -1 to 1.
+
+    options: of `dense_features`. Errors as there, and `DataError` for texts of another model, not finite or zero.
+
+    >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 96, 3), np.float32)
+    >>> texts = zeroshot.text_proxies(model, ["circle", "square", "ground"])
+    >>> patch.dense_scores(model.params, pixels, texts, model.config).shape
+    (1, 72, 3)
+    """
+    check_texts("text_features", text_features, config)
+    features = normalize(dense_features(params, pixels, config, **options))
+    texts = normalize(jnp.asarray(text_features))
+    return jnp.einsum("bpe,ce->bpc", features, texts, precision=jax.lax.Precision.HIGHEST)
+
+
+def _check_last(last: _Last, neighbourhood: float | jax.Array) -> None:
+    for name, value, choices in (
+        ("attention", last.attention, get_args(Attention)),
+        ("positions", last.positions, get_args(Positions)),
+    ):
+        if value not in choices:
+            raise DataError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+    if not isinstance(neighbourhood, jax.core.Tracer) and not 0 < float(neighbourhood) < np.inf:
+        raise DataError(f"neighbourhood is {neighbourhood}, expected a number of patches above 0")
