@@ -18,7 +18,7 @@ from jaxzs import proxy
 from jaxzs.clip import Model
 from jaxzs.errors import DataError, LabelError
 from jaxzs.proxy.settings import Solver
-from jaxzs.zeroshot import similarity
+from jaxzs.zeroshot import check_rows, similarity
 
 Method = Literal["zero-shot", "proxy", "learned"]
 FEW_IMAGES_PER_CLASS = 10
@@ -70,7 +70,7 @@ def classify(
 
     Raises:
       LabelError: fewer than two classes, or more than memory allows.
-      DataError: no images, or features of another width.
+      DataError: no images, features of another width, rows that are not finite or zero.
 
     >>> model = jaxzs.load("demo")
     >>> text = zeroshot.text_proxies(model, ["zero", "one"], ["the digit {}"])
@@ -81,6 +81,8 @@ def classify(
     if num_images == 0:
         raise DataError("there are no images to classify")
     check_number_of_classes(num_classes, text_proxies.shape[1])
+    check_rows(image_features, "image")
+    check_rows(text_proxies, "proxy")
     if top < 1:
         raise LabelError(f"top is {top}, expected at least 1")
     method, notes = _usable_method(method, num_images, num_classes)

@@ -21,6 +21,8 @@ from jaxzs.errors import DataError, LabelError, renamed
 
 _RENAMED = {"compute_dtype": "numerics=clip.Numerics(compute_dtype)"}
 DEFAULT_TEMPLATE = "a photo of a {}."
+_SAME = 2e-8  # entries of unit rows: half a unit in the last place, for equal rows in other batches
+_SHORTEST = 1e-18  # whose square is still a normal float32
 
 
 def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -68,7 +70,8 @@ def text_features(
 
     The texts are cut behind the longest end token of their batch: the text tower is causal, so nothing changes, and
     short prompts cost a third of the padded length. Lengths are rounded up to 8, so that few are compiled.
-    Raises `TextError` for an empty text or one too long for the model's context.
+    Raises `TextError` for an empty text or one too long for the model's context, `DataError` for features that are
+    not finite.
 
     >>> zeroshot.text_features(jaxzs.load("demo"), ["the digit one", "the digit two"]).shape
     (2, 64)
@@ -84,7 +87,9 @@ def text_features(
         input_ids = _fill_up(input_ids, min(batch_size, len(texts)))
         encoded = encode_text(model.params, input_ids, model.config, numerics=numerics)
         features.append(encoded[:count])
-    return normalize(jnp.concatenate(features))
+    encoded = jnp.concatenate(features)
+    check_rows(encoded, "text")
+    return normalize(encoded)
 
 
 def _longest(input_ids: np.ndarray, model: Model) -> int:
@@ -121,8 +126,9 @@ def text_proxies(
       progress: show a progress bar over classes on stderr, when that is a terminal.
 
     Raises:
-      LabelError: no or empty names, a template without "{}".
+      LabelError: no or empty names, a template without "{}", two names that the checkpoint cannot tell apart.
       TextError: a text too long for the model's context.
+      DataError: features that are not finite.
 
     >>> model = jaxzs.load("demo")
     >>> zeroshot.text_proxies(model, ["zero", "one"], ["the digit {}.", "a photo of the digit {}."]).shape
@@ -131,6 +137,7 @@ def text_proxies(
     from tqdm import tqdm
 
     texts, per_class = fill_templates(class_names, templates), len(templates)
+    _check_ids(model, class_names, texts[::per_class])
     step = per_class * min(max(1, batch_size // per_class), len(class_names))
     proxies = []
     bar = tqdm(total=len(class_names), unit="class", disable=None if progress else True)
@@ -141,7 +148,68 @@ def text_proxies(
         proxies.append(normalize(means)[: len(batch) // per_class])
         bar.update(len(batch) // per_class)
     bar.close()
-    return jnp.concatenate(proxies)
+    found = jnp.concatenate(proxies)
+    check_proxies(found, class_names)
+    return found
+
+
+def _check_ids(model: Model, class_names: Sequence[str], texts: Sequence[str]) -> None:
+    """Raise `LabelError` for different names with the same tokens, before anything is encoded."""
+    input_ids, _ = model.tokenizer(texts, pad_to=model.config.text.max_position_embeddings)
+    named: dict[bytes, str] = {}
+    for name, row in zip(class_names, input_ids, strict=True):
+        if named.setdefault(row.tobytes(), name) != name:
+            raise LabelError(
+                f"class names {named[row.tobytes()]!r} and {name!r} are one text for this checkpoint, the same tokens: "
+                "its images could not be told apart; rename one, or leave it out"
+            )
+
+
+def check_proxies(proxies: jax.Array, class_names: Sequence[str] | None = None) -> None:
+    """Raise unless the rows of [C,E] can decide between classes: finite, of usable length, no two of them equal.
+
+    class_names: named in messages; a name that occurs twice, as in ImageNet's published list, may have equal rows.
+    Raises `DataError` for rows that are no directions, `LabelError` for equal ones.
+
+    >>> zeroshot.check_proxies(jnp.array([[1.0, 0.0], [0.0, 0.0]]), ["cat", "dog"])
+    Traceback (most recent call last):
+    jaxzs.errors.DataError: the proxy of class 'dog' has length 0: no image can be compared with it
+    """
+    names = list(class_names or map(str, range(len(proxies))))
+    check_rows(proxies, "proxy", [f"class {name!r}" for name in names])
+    rows = np.asarray(normalize(proxies))
+    # Along a random direction, equal rows are neighbours; every pair need not be looked at.
+    order = np.argsort(rows @ np.random.default_rng(0).standard_normal(rows.shape[1]), kind="stable")
+    apart = np.abs(rows[order[1:]] - rows[order[:-1]]).max(axis=1, initial=0)
+    for place in np.flatnonzero(apart <= _SAME):
+        one, other = sorted(order[place : place + 2])
+        if names[one] != names[other]:
+            raise LabelError(
+                f"classes {names[one]!r} and {names[other]!r} have the same proxy: images could not be told apart. If "
+                "all classes have, the checkpoint's end token is not its tokenizer's, or its weights are unfit"
+            )
+
+
+def check_rows(rows: jax.Array, what: str, names: Sequence[str] = ()) -> None:
+    """Raise `DataError` naming the first row of [N,E] that is not finite, or that has no length to divide by.
+
+    >>> zeroshot.check_rows(jnp.array([[1.0, 2.0], [jnp.nan, 0.0]]), "image")
+    Traceback (most recent call last):
+    jaxzs.errors.DataError: the features of image 1 are not finite (1 of 2 rows): weights or preprocessing are unfit
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(np.asarray(rows, np.float32), axis=-1)  # in the arithmetic that divides by them
+    unfit = np.flatnonzero(~np.isfinite(lengths) | (lengths < _SHORTEST))
+    if not len(unfit):
+        return
+    first = int(unfit[0])
+    name = f"the {what} of {names[first]}" if names else f"the features of {what} {first}"
+    if np.isfinite(lengths[first]):
+        raise DataError(f"{name} has length {lengths[first]:.3g}: no image can be compared with it")
+    verb = "is" if names else "are"
+    raise DataError(
+        f"{name} {verb} not finite ({len(unfit)} of {len(lengths)} rows): weights or preprocessing are unfit"
+    )
 
 
 @renamed(**_RENAMED)
@@ -156,7 +224,7 @@ def image_features(
     """Encode preprocessed images in batches of one shape: pixels [N,S,S,3] -> [N,E] float32, L2-normalised.
 
     encode: another encoder of pixels than the model's own, e.g. `prompt.prompted_encoders(...).encode_image`.
-    Raises `DataError` for an empty set.
+    Raises `DataError` for an empty set, and for features that are not finite.
 
     >>> model, source = jaxzs.load("demo"), data.open_source("photos")
     >>> pixels = model.preprocess([source[number].image for number in range(len(source))])
@@ -172,7 +240,9 @@ def image_features(
         batch = pixels[start : start + batch_size]
         filled = _fill_up(batch, batch_size)
         features.append(encode(filled)[: len(batch)])
-    return normalize(jnp.concatenate(features))
+    encoded = jnp.concatenate(features)
+    check_rows(encoded, "image")
+    return normalize(encoded)
 
 
 def similarity(image_features: jax.Array, proxies: jax.Array) -> jax.Array:

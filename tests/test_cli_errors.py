@@ -32,7 +32,7 @@ MODEL = [
 CLASSES = [
     ("--labels circle,circle", ["--labels 'circle,circle'", "more than once: circle"]),
     ("--labels circle,,square", ["--labels", "number 1 is empty"]),
-    ("--labels circle,zebra", ["never seen", "zebra", "--force", "Use a real CLIP"]),
+    ("--labels circle,zebra", ["never seen", "zebra", "--force", "use a real CLIP"]),
     ("--labels-file none.txt", ["none.txt", "No such file", "one class name a line"]),
     ("--labels-file wrong.json", ["wrong.json", "expected a JSON list", '["cat", "dog"]']),
     ("--labels-file cut.json", ["cut.json", "not valid JSON"]),

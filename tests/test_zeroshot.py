@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -136,8 +137,63 @@ def test_words_outside_the_model_card_are_named(tiny_checkpoint, tmp_path):
     (folder / "model_card.json").write_text(json.dumps({"vocabulary": ["red", "circle"]}))
     model = jaxzs.load(folder)
     model.check_words(["Red circle", "circle."])
-    with pytest.raises(TextError, match=r"words: dog, tabby\..*--model openai"):
+    with pytest.raises(TextError, match=r"words: dog, tabby\..*load a real CLIP") as raised:
         model.check_words(["red", "tabby dog"])
+    assert "--model openai" in raised.value.shown(on_command_line=True)
     (folder / "model_card.json").write_text("[]")
     with pytest.raises(CheckpointError, match="model_card"):
         jaxzs.load(folder)
+
+
+# --- answers that could not be decided --------------------------------------------------------------------
+
+PROJECTIONS = ("visual_projection", "text_projection")
+
+
+def test_names_that_are_one_text_are_refused(model):
+    demo = jaxzs.load("demo")
+    for names in (["seven", "Seven"], ["one", "seven", "seven "], ["SEVEN", "one", "seven"]):
+        with pytest.raises(LabelError, match="are one text for this checkpoint"):
+            zeroshot.text_proxies(demo, names)
+    # A published list may hold a name twice: its labels tell the classes apart.
+    assert zeroshot.text_proxies(demo, ["seven", "one", "seven"]).shape == (3, 64)
+
+
+def test_features_that_are_not_finite_are_named(model):
+    huge = {name: {"kernel": jnp.full_like(model.params[name]["kernel"], 3e38)} for name in PROJECTIONS}
+    broken = dataclasses.replace(model, params={**model.params, **huge})
+    pixels = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    with pytest.raises(DataError, match=r"features of text 0 are not finite"):
+        zeroshot.text_proxies(broken, ["a", "b"])
+    with pytest.raises(DataError, match=r"features of image 0 are not finite"):
+        zeroshot.image_features(broken, pixels)
+
+
+def test_pixels_that_are_not_finite_are_named(model):
+    pixels = np.zeros((3, 32, 32, 3), np.float32)
+    pixels[1, 0, 0, 0] = np.nan
+    with pytest.raises(DataError, match=r"features of image 1 are not finite \(1 of 3 rows\)"):
+        zeroshot.image_features(model, pixels)
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([[1.0, 0.0], [0.0, 0.0]], DataError, "class 'b' has length 0"),
+        ([[1.0, 0.0], [1e-38, 0.0]], DataError, "class 'b' has length"),
+        ([[3e38, 3e38], [1.0, 0.0]], DataError, "class 'a' is not finite"),
+        ([[np.inf, 0.0], [1.0, 0.0]], DataError, "class 'a' is not finite"),
+        ([[1.0, 2.0], [2.0, 4.0]], LabelError, "'a' and 'b' have the same proxy"),
+    ],
+)
+def test_proxies_that_decide_nothing_are_named(rows, error, message):
+    with pytest.raises(error, match=message):
+        zeroshot.check_proxies(jnp.array(rows, jnp.float32), ["a", "b"])
+    zeroshot.check_proxies(jnp.array([[1.0, 2.0], [2.0, 3.9]]), ["a", "b"])
+
+
+def test_equal_proxies_are_found_among_many():
+    rows = jax.random.normal(jax.random.key(0), (500, 16))
+    zeroshot.check_proxies(rows)
+    with pytest.raises(LabelError, match="'3' and '400'"):
+        zeroshot.check_proxies(rows.at[400].set(rows[3]))

@@ -147,6 +147,7 @@ def _text(
 
     options = run.options
     if learned is not None and not isinstance(learned, TunedPrompt):
+        zeroshot.check_proxies(jnp.asarray(learned.proxies), classes.names)
         return jnp.asarray(learned.proxies), None
     if not options.force:
         model.check_words(classes.names)
