@@ -160,6 +160,7 @@ def _prepare(run: Run) -> _Job:
         names,
         template=options.template,
         literal_braces=not options.filled_template,
+        distinct=options.dataset is None,
         numerics=options.numerics,
     )
 

@@ -16,6 +16,7 @@ from jaxzs.prompt.files import TunedPrompt
 from jaxzs.prompt.joint import JointPrompt
 from jaxzs.prompt.modality import Prompts, Task
 from jaxzs.prompt.prepare import equal_batches, freeze
+from jaxzs.zeroshot import check_proxies
 
 
 @renamed(compute_dtype="numerics=clip.Numerics(compute_dtype)")
@@ -90,10 +91,10 @@ def prompted_encoders(
     names = class_names or tuned.class_names
     frozen = freeze(model, tuned.modality, names, template=tuned.template, numerics=numerics)
     prompts = jax.tree.map(jnp.asarray, tuned.prompts)
-    proxies = normalize(_class_features(task, prompts, frozen))
-    _check_apart(np.asarray(proxies), names)
+    proxies = _class_features(task, prompts, frozen)
+    check_proxies(proxies, names)
     # Weights are arguments of the program: as constants they would be compiled into it, once more in memory.
-    return PromptedEncoders(proxies, functools.partial(_encode_image, task, prompts, frozen))
+    return PromptedEncoders(normalize(proxies), functools.partial(_encode_image, task, prompts, frozen))
 
 
 @jax.jit
@@ -105,20 +106,6 @@ def _encode_image(task, prompts, frozen, pixels):
 @jax.jit
 def _class_features(task, prompts, frozen):
     return task.modality.class_features(prompts, frozen, task.config, task.numerics)  # [C,E]
-
-
-def _check_apart(proxies: np.ndarray, names: Sequence[str]) -> None:
-    """`DataError` where the classes cannot be told apart under the prompt: [C,E] not finite, zero, or two alike."""
-    if not np.isfinite(proxies).all() or not proxies.any(1).all():
-        raise DataError("text features under this prompt are not finite: it has diverged; tune it again")
-    _, first, inverse = np.unique(proxies, axis=0, return_index=True, return_inverse=True)
-    twins = np.flatnonzero(first[inverse.reshape(-1)] != np.arange(len(proxies)))
-    if len(twins):
-        other = names[first[inverse.reshape(-1)[twins[0]]]]
-        raise DataError(
-            f"under this prompt {names[twins[0]]!r} and {other!r} have the same text features: it has diverged, or the "
-            "tokenizer makes one text of both"
-        )
 
 
 class NearToken(NamedTuple):

@@ -15,7 +15,7 @@ from jaxzs.data import Source, batches
 from jaxzs.errors import DataError, LabelError, renamed
 from jaxzs.prompt.modality import Frozen, Modality
 from jaxzs.prompt.text import placeholder_ids
-from jaxzs.zeroshot import check_class_names
+from jaxzs.zeroshot import check_class_names, check_proxies
 
 TEMPLATE = "a photo of a {}"  # of every published data set, without a full stop
 
@@ -42,6 +42,7 @@ def freeze(
     *,
     template: str = TEMPLATE,
     literal_braces: bool = True,
+    distinct: bool = True,
     numerics: Numerics = Numerics(),
 ) -> Frozen:
     """All that training reads of a model and its classes.
@@ -49,14 +50,15 @@ def freeze(
     Args:
       model: a loaded checkpoint.
       modality: its prompt length decides the token layout.
-      class_names: C distinct names; underscores become blanks.
+      class_names: C names; underscores become blanks.
       template: for the class features without a textual prompt.
       literal_braces: make the first pseudolabels with the template as it stands, braces and all, followed by the
         name ("a photo of a {}river"): the released code forgets to fill it in there. False fills it in.
+      distinct: whether a name that occurs twice is an error. Not in a data set whose labels tell the classes apart.
       numerics: type and precision of the text tower's products.
 
     Raises:
-      LabelError: empty or repeated names, a template without "{}".
+      LabelError: empty or repeated names, names that are one text for the checkpoint, a template without "{}".
       TextError: a name too long for the context.
 
     >>> model = jaxzs.load("demo")
@@ -65,12 +67,13 @@ def freeze(
     ((2, 7), (2, 64))
     """
     names = [str(name).replace("_", " ") for name in class_names]
-    check_class_names(names)
+    check_class_names(names, distinct=distinct)
     if template.count("{}") != 1:
         raise LabelError(f"template {template!r} must contain '{{}}' exactly once")
     bare, _ = model.tokenize(names)
     encode = functools.partial(_encode_texts, model, numerics)
     text = encode([template.replace("{}", name) for name in names])
+    check_proxies(text, names)
     first = encode([template + name for name in names]) if literal_braces else text
     ids = jnp.asarray(placeholder_ids(bare, modality.length, model.config.text))
     return Frozen(jax.tree.map(jnp.asarray, model.params), ids, text, first)
