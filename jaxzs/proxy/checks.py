@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jaxzs.errors import ConfigError, DataError
 
 SMALLEST = 1e-37  # of a temperature: a tenth of it and float32 is no longer normal, so that S / tau is not a number
+LARGEST_LOGIT = 1e37  # of which float32 still holds differences and sums
 SUM_OF_LABELS = 1e-2  # how far a row of labels may be from a distribution: more than float16 rounds off
 
 
@@ -33,7 +34,8 @@ def matrix(x: Any, name: str, axes: str) -> jax.Array:
         raise DataError(f"{name} has shape {x.shape}: it is empty; expected at least one row of {axes}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise DataError(f"{name} has dtype {x.dtype}; expected a floating-point type")
-    return jnp.asarray(x)
+    with np.errstate(over="ignore"):  # too wide for float32: an infinity, which `finite` names
+        return jnp.asarray(x)
 
 
 def _on_host(x: Any, name: str) -> np.ndarray:
@@ -58,11 +60,12 @@ def row_mask(mask: Any, num_rows: int) -> jax.Array:
     """A bool mask [N]; None stands for all rows."""
     if mask is None:
         return jnp.ones((num_rows,), bool)
-    if jnp.shape(mask) != (num_rows,):
-        raise DataError(f"mask has shape {jnp.shape(mask)}; expected one entry per row: ({num_rows},)")
-    mask = jnp.asarray(mask)
+    mask = mask if isinstance(mask, jax.Array) else _on_host(mask, "mask")
+    if mask.shape != (num_rows,):
+        raise DataError(f"mask has shape {mask.shape}; expected one entry per row: ({num_rows},)")
     if mask.dtype != jnp.bool_:
         raise DataError(f"mask has dtype {mask.dtype}; expected bool, True for rows that count")
+    mask = jnp.asarray(mask)
     if concrete(mask):
         with jax.ensure_compile_time_eval():  # the caller may be tracing something else
             if not bool(jnp.any(mask)):
@@ -115,16 +118,15 @@ def same(a: int, b: int, what: str) -> None:
 
 def between(value: Any, name: str, low: float, high: float) -> jax.Array:
     """A float32 scalar in that range, or a tracer of one."""
+    wrong = ConfigError(f"{name} is {value!r:.80}; expected one number from {low:g} to {high:g}")
     try:
         array = value if isinstance(value, jax.Array) else np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} is {value!r}; expected a number from {low:g} to {high:g}") from error
+        raise wrong from error
     real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
-    if not real or array.shape != ():
-        raise ConfigError(f"{name} is {value!r}; expected one number from {low:g} to {high:g}")
-    if concrete(value) and not low <= float(array) <= high:
-        raise ConfigError(f"{name} is {value!r}; expected a number from {low:g} to {high:g}")
-    return jnp.asarray(array if isinstance(array, jax.Array) else np.float32(array)).astype(jnp.float32)
+    if not real or array.shape != () or (concrete(array) and not low <= float(array) <= high):
+        raise wrong
+    return jnp.asarray(array).astype(jnp.float32)
 
 
 def scale(value: Any, name: str) -> jax.Array:
@@ -166,7 +168,7 @@ def random_key(key: Any) -> jax.Array:
             return jnp.asarray(key)
         if key.dtype == np.uint32 and key.shape == jax.random.PRNGKey(0).shape:
             return jnp.asarray(key)
-    raise ConfigError(f"key is {key!r}; expected a random key: jax.random.key(0) or another")
+    raise ConfigError(f"key is {key!r:.80}; expected a random key: jax.random.key(0) or another")
 
 
 def features_and_proxies(image_features: Any, text_proxies: Any, mask: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -184,6 +186,20 @@ def text(text_proxies: Any, width: int) -> jax.Array:
     same(width, z.shape[1], "the feature sizes of image_features and text_proxies")
     directions(z, "text_proxies")
     return z
+
+
+def similarities(similarity: Any, mask: Any, label_temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Checked similarities [N, C] and mask [N]; float32 holds their quotients by the temperature."""
+    s = matrix(similarity, "similarity", "[N,C]")
+    classes(s.shape[1])
+    rows_mask = row_mask(mask, s.shape[0])
+    finite(s, "similarity", rows_mask)
+    if concrete(s) and concrete(rows_mask) and concrete(label_temperature):
+        with jax.ensure_compile_time_eval():
+            logits = s.astype(jnp.float32) / label_temperature
+            too_large = ~(jnp.max(jnp.abs(logits), axis=-1) <= LARGEST_LOGIT)
+            _no_row(too_large, rows_mask, "similarity / temperature holds numbers that float32 does not")
+    return s, rows_mask
 
 
 def distributions(soft_labels: Any, num_rows: int, num_classes: int, mask: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxzs.proxy.rows import EXACT, Rows, count, normalize
 from jaxzs.proxy.settings import Checked
-from jaxzs.proxy.sinkhorn import round_labels, similarity_of, soft_labels
+from jaxzs.proxy.sinkhorn import rounded_labels, similarity_of
 
 FROM_THE_MEAN = 1e-5  # a class mean nearer to the overall mean of unit vectors than this is equal to it
 
@@ -43,8 +43,7 @@ def sums_of(rows: Rows, labels: jax.Array) -> LabelSums:
 
 def label_sums(rows: Rows, text: jax.Array | None, potentials: jax.Array, settings: Checked) -> LabelSums:
     """`sums_of` with the rounded labels of the block."""
-    labels = soft_labels(similarity_of(rows, text), potentials, settings.label_temperature)
-    return sums_of(rows, round_labels(labels, settings.confidence))
+    return sums_of(rows, rounded_labels(similarity_of(rows, text), potentials, settings))
 
 
 @jax.jit

@@ -12,7 +12,7 @@ from jaxzs.proxy.closed_form import label_sums, sums_of
 from jaxzs.proxy.gamma import held_out_gamma, random_halves
 from jaxzs.proxy.rows import Blocks, Rows, count, normalize, prepare, where_rows_lie
 from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Checked, Settings, Solver, for_rows, in_float32
-from jaxzs.proxy.sinkhorn import Task, round_labels, sinkhorn
+from jaxzs.proxy.sinkhorn import Task, rounded, sinkhorn
 from jaxzs.proxy.solvers import ProxyResult, solve
 from jaxzs.proxy.sweeps import Kept, Recomputed
 
@@ -75,14 +75,15 @@ def learn_proxies(
     """
     x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
     labels = checks.distributions(soft_labels, x.shape[0], z.shape[0], rows_mask)
-    settings = Settings(temperature=temperature, confidence=confidence, solver=solver, iterations=iterations)
+    tau = checks.scale(temperature, "temperature")
+    settings = Settings(temperature=tau, confidence=confidence, solver=solver, iterations=iterations)
     return learn(Rows(rows_mask, features=x), z, labels, in_float32(settings))
 
 
 @jax.jit
 def learn(rows: Rows, text: jax.Array, labels: jax.Array, settings: Checked) -> ProxyResult:
     """`learn_proxies` without its checks; settings `in_float32`."""
-    sums = sums_of(prepare(rows), round_labels(labels.astype(jnp.float32), settings.confidence))
+    sums = sums_of(prepare(rows), rounded(labels.astype(jnp.float32), settings.confidence))
     return solve(Kept(rows, settings), sums, text, settings)
 
 

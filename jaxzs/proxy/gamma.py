@@ -12,7 +12,7 @@ from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import LabelSums, closed_form, feature_sums, labelled_sums, precondition
 from jaxzs.proxy.rows import EXACT, Rows
 from jaxzs.proxy.settings import Checked
-from jaxzs.proxy.sinkhorn import Task, round_labels, similarity_of, sinkhorn, soft_labels
+from jaxzs.proxy.sinkhorn import Task, rounded_labels, similarity_of, sinkhorn
 
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -24,11 +24,6 @@ def random_halves(key: Any, num_rows: int) -> jax.Array:
     return jax.random.bernoulli(checks.random_key(key), 0.5, (num_rows,))
 
 
-def rounded(similarity: jax.Array, potentials: jax.Array, settings: Checked) -> jax.Array:
-    """Rounded labels [N, C] of similarities [N, C] and potentials [C]."""
-    return round_labels(soft_labels(similarity, potentials, settings.label_temperature), settings.confidence)
-
-
 def sums_by_half(rows: Rows, text: jax.Array | None, potentials: jax.Array, settings: Checked) -> LabelSums:
     """Label sums of a block for each half and potentials [G, C]: leaves [2, ...], labelled and mass [2, G, ...]."""
 
@@ -36,7 +31,9 @@ def sums_by_half(rows: Rows, text: jax.Array | None, potentials: jax.Array, sett
         mine = rows.mask & (rows.fold == second)
         part = rows._replace(mask=mine, features=jnp.where(mine[:, None], rows.features, 0.0))
         similarity = similarity_of(part, text)
-        products, masses = jax.lax.map(lambda v: labelled_sums(part, rounded(similarity, v, settings)), potentials)
+        products, masses = jax.lax.map(
+            lambda v: labelled_sums(part, rounded_labels(similarity, v, settings)), potentials
+        )
         return LabelSums(products, masses, *feature_sums(part))
 
     return jax.lax.map(half, jnp.array([False, True]))
@@ -56,7 +53,7 @@ def held_out_loss(
             EXACT.logits(rows.features, from_second),
         )  # [N,C]
         log_q = jax.nn.log_softmax(logits / settings.temperature, axis=-1)
-        loss = -jnp.sum(rounded(similarity, potentials, settings) * log_q, axis=-1)  # [N]
+        loss = -jnp.sum(rounded_labels(similarity, potentials, settings) * log_q, axis=-1)  # [N]
         return jnp.sum(jnp.where(rows.mask, loss, jnp.float32(0)))
 
     return jax.lax.map(one, (potentials, proxies[0], proxies[1]))

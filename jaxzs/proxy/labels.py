@@ -51,7 +51,9 @@ def sinkhorn_potentials(
     [0.5 0.5]
     """
     x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
-    settings = _label_settings(temperature, checks.between(gamma, "gamma", 0, 1), iterations)
+    settings = _label_settings(temperature, gamma, iterations)
+    if settings.auto:
+        raise ConfigError('gamma is "auto", which potentials alone do not tell; expected a number from 0 to 1')
     rows = Rows(rows_mask, features=x)
     return _sinkhorn_potentials(rows, z, for_rows(settings, rows, z.shape[0]))
 
@@ -154,11 +156,8 @@ def pseudo_labels(
     >>> print(proxy.pseudo_labels(s, gamma=0).mean(axis=0).round(2))  # a uniform class marginal
     [0.5 0.5]
     """
-    s = checks.matrix(similarity, "similarity", "[N,C]")
-    checks.classes(s.shape[1])
-    rows_mask = checks.row_mask(mask, s.shape[0])
-    checks.finite(s, "similarity", rows_mask)
     settings = _label_settings(temperature, gamma, iterations)
+    s, rows_mask = checks.similarities(similarity, mask, settings.label_temperature)
     rows = Rows(rows_mask, similarity=s)
     if settings.auto:
         if image_features is None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxzs.proxy import checks
 from jaxzs.proxy.rows import EXACT, Reduce, Rows
 from jaxzs.proxy.settings import Checked
 
@@ -31,16 +32,23 @@ def soft_labels(similarity: jax.Array, potentials: jax.Array, label_temperature:
     return jax.nn.softmax(similarity / label_temperature + potentials[None, :], axis=-1)
 
 
-def round_labels(labels: jax.Array, confidence: ArrayLike = 0.6) -> jax.Array:
+def round_labels(labels: ArrayLike, confidence: ArrayLike = 0.6) -> jax.Array:
     """Rows whose largest entry is strictly above `confidence` become one-hot there: [N, C] -> [N, C].
 
-    InMaP (arXiv 2310.19752): labels above 0.6 are taken as certain. confidence: 0 to 1.
+    InMaP (arXiv 2310.19752): labels above 0.6 are taken as certain. labels: any float type, which the result has.
+    confidence: 0 to 1. Raises `DataError` for labels that are not finite, `ConfigError` for another confidence.
 
     >>> print(proxy.round_labels(jnp.array([[0.7, 0.3], [0.55, 0.45]])))
     [[1.   0.  ]
      [0.55 0.45]]
     """
-    confidence = jnp.asarray(confidence, labels.dtype)
+    labels = checks.matrix(labels, "labels", "[N,C]")
+    checks.finite(labels, "labels")
+    return rounded(labels, checks.between(confidence, "confidence", 0, 1).astype(labels.dtype))
+
+
+def rounded(labels: jax.Array, confidence: jax.Array) -> jax.Array:
+    """`round_labels` without its checks."""
     sure = jnp.max(labels, axis=-1, keepdims=True) > confidence
     one_hot = jax.nn.one_hot(jnp.argmax(labels, axis=-1), labels.shape[-1], dtype=labels.dtype)
     return jnp.where(sure, one_hot, labels)
@@ -52,6 +60,11 @@ def similarity_of(rows: Rows, text: jax.Array | None) -> jax.Array:
         return rows.similarity
     assert text is not None
     return EXACT.logits(rows.features, text)
+
+
+def rounded_labels(similarity: jax.Array, potentials: jax.Array, settings: Checked) -> jax.Array:
+    """Rounded labels [N, C] of similarities [N, C] and potentials [C]."""
+    return rounded(soft_labels(similarity, potentials, settings.label_temperature), settings.confidence)
 
 
 def log_masses(rows: Rows, text: jax.Array | None, potentials: jax.Array, label_temperature: jax.Array) -> jax.Array:
