@@ -27,9 +27,9 @@ PACKAGES = ("clip", "data", "features", "metrics", "parallel", "patch", "prompt"
 RESULTS = {
     "clip.TowerOutput": "clip.vision_tower",
     "data.Batch": "data.batches",
+    "data.FolderSource": "data.open_folder",
     "data.Found": "data.search_images",
     "data.Pairing": "data.match_names",
-    "data.ImageBatch": "data.load_images",
     "features.Chunk": "features.FeatureStore",
     "patch.CamOutput": "patch.class_activation_maps",
     "patch.Candidates": "patch.find_candidates",

@@ -19,17 +19,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from jaxzs.clip.preprocess import ImagePreprocessor, to_rgb
-from jaxzs.data import (
-    Batch,
-    batches,
-    class_from_subfolder,
-    find_images,
-    open_files,
-    open_folder,
-    open_image,
-    open_images,
-    search_images,
-)
+from jaxzs.data import Batch, batches, find_images, open_files, open_folder, open_image, open_images, search_images
 from jaxzs.data.images import decoders
 from jaxzs.errors import DataError, ImageError
 
@@ -407,17 +397,20 @@ def test_a_stray_has_no_class(tmp_path: Path) -> None:
     assert open_images(tmp_path).label_names == ()  # no longer clear what is a stray
 
 
-def test_class_per_subfolder() -> None:
-    root = Path("data")
+def test_class_per_subfolder(tmp_path: Path) -> None:
+    def classes(*below: str) -> tuple[str, ...]:
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        tree(root, *below)
+        source = open_images(root)
+        expected = [path.split("/")[0] for path in sorted(below)] if source.label_names else [""] * len(below)
+        assert [source.label_names[of[0]] if of else "" for of in source.labels] == expected
+        return source.label_names
 
-    def classes(*below: str) -> list[str] | None:
-        return class_from_subfolder([root / name for name in below], root)
-
-    assert classes("cat/1.png", "dog/1.png", "cat/2.png") == ["cat", "dog", "cat"]
-    assert classes("cat/1.png", "cat/2.png") is None
-    assert classes("cat/1.png", "2.png", "dog/1.png") is None
-    assert classes("train/cat/1.png", "train/dog/2.png") is None
-    assert class_from_subfolder([Path("other/cat/1.png")], root) is None
+    assert classes("cat/1.png", "dog/1.png", "cat/2.png") == ("cat", "dog")
+    assert classes("10/1.png", "9/1.png") == ("9", "10")
+    assert classes("cat/1.png", "cat/2.png") == ()
+    assert classes("cat/1.png", "2.png", "dog/1.png") == ()
+    assert classes("train/cat/1.png", "train/dog/2.png") == ()
 
 
 # Loading

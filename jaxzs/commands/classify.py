@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from jaxzs.commands.options import (
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from jaxzs.classify import Classification
-    from jaxzs.clip import Model, Numerics
-    from jaxzs.data import DatasetInfo
+    from jaxzs.clip import Model
+    from jaxzs.data import DatasetInfo, FolderSource
     from jaxzs.prompt import TunedPrompt
     from jaxzs.proxy import LearnedProxies
     from jaxzs.report import Results
@@ -77,15 +76,15 @@ def run(options: ClassifyOptions) -> int:
 
     run = Run(options)
     with run.measured(kept=lambda: _kept(options)):
-        paths = run.find_images()
-        folders = _folders(options, paths)
+        source = run.open_images()
+        folders = _folders(source)
         given = options.class_names()
         model = run.load_model()
         learned = _learned(options, model)
         classes = _classes(run, given, folders, learned)
         check_number_of_classes(len(classes.names), model.config.projection_dim)
         text, encode = _text(run, model, classes, learned)
-        features, read = _encode(run, model, paths, encode)
+        features, read = _encode(run, model, source, encode)
         result = classify(
             model,
             features,
@@ -95,15 +94,14 @@ def run(options: ClassifyOptions) -> int:
             top=options.top,
             seed=options.seed,
         )
-    rows = _rows(read, classes.names, result)
+    rows = _rows([source.files[i] for i in read], classes.names, result)
     run.write_table(options.out, *_table(rows))
     run.settings = {"method": result.method}
     for note in result.notes:
         run.notice(f"note: {note}")
     if classes.truth == ():
         run.notice("note: no subfolder is named as a class; no accuracy")
-    truth = dict(zip(paths, classes.truth, strict=True)) if classes.truth else {}
-    known = [truth[path] for path in read] if truth else None
+    known = [classes.truth[i] for i in read] if classes.truth else None
     results = _results(run, classes, result, (features, text), known)
     record = run.record(results, class_names=list(classes.names), templates=list(classes.templates), rows=rows)
     run.write(record, options.out)
@@ -119,11 +117,11 @@ def _kept(options: ClassifyOptions) -> str:
     return f"{options.store} keeps what was encoded, the same command goes on from there"
 
 
-def _folders(options: ClassifyOptions, paths: Sequence[Path]) -> list[str] | None:
-    """The subfolder of each image, where one folder is given and its subfolders are classes."""
-    from jaxzs.data import class_from_subfolder
-
-    return class_from_subfolder(paths, options.images[0]) if len(options.images) == 1 else None
+def _folders(source: FolderSource) -> list[str | None] | None:
+    """The subfolder of each image, where one folder is given and its subfolders are classes; None for strays."""
+    if not source.label_names:
+        return None
+    return [source.label_names[labels[0]] if labels else None for labels in source.labels]
 
 
 def _learned(options: ClassifyOptions, model: Model) -> LearnedProxies | TunedPrompt | None:
@@ -198,18 +196,21 @@ class _Classes(NamedTuple):
 
     names: tuple[str, ...]
     templates: tuple[str, ...]
-    truth: tuple[int, ...] | None
+    truth: tuple[int | None, ...] | None
 
 
 def _classes(
-    run: Run, given: tuple[str, ...] | None, folders: Sequence[str] | None, learned: TunedPrompt | LearnedProxies | None
+    run: Run,
+    given: tuple[str, ...] | None,
+    folders: Sequence[str | None] | None,
+    learned: TunedPrompt | LearnedProxies | None,
 ) -> _Classes:
     """As given, of a known data set, of the tuned prompt or kept proxies, or the names of the subfolders."""
     from jaxzs import zeroshot
     from jaxzs.data import order_names
 
     templates, info = read_templates(run.options.templates), run.options.dataset_info()
-    found = () if folders is None else order_names(folders)
+    found = order_names(folder for folder in folders or () if folder is not None)
     if info is not None:
         return _Classes(info.class_names, templates or info.templates, _of_dataset(run, info, folders, found))
     if given is not None:
@@ -226,8 +227,8 @@ def _classes(
 
 
 def _truth(
-    run: Run, names: Sequence[str], folders: Sequence[str] | None, found: Sequence[str]
-) -> tuple[int, ...] | None:
+    run: Run, names: Sequence[str], folders: Sequence[str | None] | None, found: Sequence[str]
+) -> tuple[int | None, ...] | None:
     """The class of each image by its subfolder. Raises `LabelError` where only some of them name classes."""
     from jaxzs.data import match_names, match_places
 
@@ -242,12 +243,12 @@ def _truth(
         return ()
     run.tell_pairing(pairing)
     place_of = dict(zip(pairing.found, pairing.places, strict=True))
-    return tuple(place_of[folder] for folder in folders)
+    return tuple(None if folder is None else place_of[folder] for folder in folders)
 
 
 def _of_dataset(
-    run: Run, info: DatasetInfo, folders: Sequence[str] | None, found: Sequence[str]
-) -> tuple[int, ...] | None:
+    run: Run, info: DatasetInfo, folders: Sequence[str | None] | None, found: Sequence[str]
+) -> tuple[int | None, ...] | None:
     """The same by the labels, names and aliases of a data set."""
     if folders is None:
         return None
@@ -255,93 +256,68 @@ def _of_dataset(
     if set(places.values()) == {None}:
         return ()
     info.names_for(found)  # says which of them are strangers
-    return tuple(place for folder in folders if (place := places[folder]) is not None)
+    return tuple(None if folder is None else places[folder] for folder in folders)
 
 
-def _encode(run: Run, model: Model, paths: Sequence[Path], encode: Encoder | None) -> tuple[jax.Array, list[Path]]:
-    """Features [N,E] of the images that can be read, and their paths.
+def _encode(run: Run, model: Model, source: FolderSource, encode: Encoder | None) -> tuple[jax.Array, Sequence[int]]:
+    """Features [N,E] of the images that can be read, and their numbers.
 
     encode: instead of the model's own encoder. Raises `DataError` when no image can be read.
     """
-    options = run.options
-    if options.store is None:
-        features, read, unreadable = encode_files(
-            model, paths, options.batch_size, options.numerics, encode, progress=not options.quiet
-        )
-    else:
-        features, read, unreadable = _stored(options, model, paths)
+    reading = _stored if run.options.store is not None else encode_files
+    features, read, unreadable = reading(run.options, model, source, encode)
     run.skip(unreadable)
     run.check_any(read, "read")
     return features, read
 
 
-def _stored(options: ClassifyOptions, model: Model, paths: Sequence[Path]) -> tuple[jax.Array, list[Path], list[str]]:
-    """The same through a feature store."""
+def _stored(
+    options: ClassifyOptions, model: Model, source: FolderSource, _: Encoder | None
+) -> tuple[jax.Array, Sequence[int], list[str]]:
+    """The same through a feature store, and why the other images cannot be read."""
     import jax.numpy as jnp
 
-    from jaxzs.data import open_files
-    from jaxzs.features import extract
+    from jaxzs.features import Extraction, extract
 
     assert options.store is not None
-    store = extract(
-        model,
-        open_files(paths),
-        options.store,
-        numerics=options.numerics,
-        batch_size=options.batch_size,
-        max_skipped=len(paths),
-        progress=not options.quiet,
-    )
-    kept = store.arrays()
-    return jnp.asarray(kept.features), [paths[i] for i in kept.indices], kept.skipped
+    choices = Extraction(numerics=options.numerics, batch_size=options.batch_size, max_skipped=len(source))
+    kept = extract(model, source, options.store, choices, progress=not options.quiet).arrays()
+    return jnp.asarray(kept.features), kept.indices.tolist(), kept.skipped
 
 
 def encode_files(
-    model: Model,
-    paths: Sequence[Path],
-    batch_size: int,
-    numerics: Numerics | None = None,
-    encode: Encoder | None = None,
-    *,
-    progress: bool = True,
-) -> tuple[jax.Array, list[Path], list[str]]:
-    """Features [N,E] of the readable images, their paths, and why the others cannot be read.
-
-    Reading runs ahead in threads; progress on stderr.
-    """
+    options: ClassifyOptions, model: Model, source: FolderSource, encode: Encoder | None
+) -> tuple[jax.Array, Sequence[int], list[str]]:
+    """The same at once. Reading runs ahead in threads; progress on stderr."""
     import jax.numpy as jnp
     from tqdm import tqdm
 
-    from jaxzs.clip import Numerics
-    from jaxzs.data import load_images
+    from jaxzs.data import batches
     from jaxzs.zeroshot import image_features
 
-    unreadable: list[str] = []
-    batch_size = min(batch_size, len(paths))
+    size = min(options.batch_size, len(source))
+    side = model.config.vision.image_size
     features = [jnp.zeros((0, model.config.projection_dim), jnp.float32)]
-    read: list[Path] = []
-    bar = tqdm(total=len(paths), unit="image", disable=None if progress else True)
-    batches = load_images(
-        paths, model.preprocessor, batch_size=batch_size, on_error=lambda path, error: unreadable.append(str(error))
-    )
-    for batch in batches:
-        features.append(
-            image_features(model, batch.pixels, batch_size=batch_size, numerics=numerics or Numerics(), encode=encode)
-        )
-        read.extend(batch.paths)
-        bar.update(len(read) + len(unreadable) - bar.n)
-    bar.close()
+    read: list[int] = []
+    unreadable: list[str] = []
+    with tqdm(total=len(source), unit="image", disable=None if not options.quiet else True) as bar:
+        for batch in batches(source, model.preprocess, size, image_shape=(side, side, 3)):
+            found = image_features(model, batch.pixels, batch_size=size, numerics=options.numerics, encode=encode)
+            features.append(found[jnp.asarray(batch.mask)])
+            read += batch.indices[batch.mask].tolist()
+            unreadable += batch.errors
+            bar.update(len(read) + len(unreadable) - bar.n)
     return jnp.concatenate(features), read, unreadable
 
 
-def _rows(paths: Sequence[Path], class_names: Sequence[str], result: Classification) -> list[dict[str, Any]]:
+def _rows(paths: Sequence[str], class_names: Sequence[str], result: Classification) -> list[dict[str, Any]]:
     """One record an image: path, label, score, and the best classes with their scores."""
     rows = []
     for path, classes, scores in zip(paths, result.classes, result.scores, strict=True):
         best = [
             {"label": class_names[c], "score": round(float(score), 6)} for c, score in zip(classes, scores, strict=True)
         ]
-        rows.append({"path": str(path), **best[0], "top": best})
+        rows.append({"path": path, **best[0], "top": best})
     return rows
 
 
@@ -350,7 +326,7 @@ def _results(
     classes: _Classes,
     result: Classification,
     compared: tuple[jax.Array, jax.Array],
-    truth: Sequence[int] | None,
+    truth: Sequence[int | None] | None,
 ) -> Results:
     """Accuracy against the subfolders' classes [N].
 
@@ -364,8 +340,9 @@ def _results(
     metrics: dict[str, Any] = {"images": len(result.classes), "classes": len(classes.names)}
     if truth is None:
         return Results(metrics)
-    labels = np.array(truth)
-    metrics["known"] = len(labels)
+    labels = np.array([-1 if place is None else place for place in truth])
+    known = labels >= 0
+    metrics["known"] = int(known.sum())
     method, protocol = _shown(run.options, result)
     found = {method: result.classes[:, 0]}
     # With a prompt or kept proxies there is no plain text to compare with.
@@ -373,7 +350,8 @@ def _results(
         found = {"zero-shot": np.asarray(zeroshot.predict(*compared)), **found}
     data = run.data["name"] if run.data else ""
     figures = [
-        Figure(data, name, "accuracy", 100 * float((own == labels).mean()), protocol) for name, own in found.items()
+        Figure(data, name, "accuracy", 100 * float((own == labels)[known].mean()), protocol)
+        for name, own in found.items()
     ]
     per_class = []
     if len(found) > 1:

@@ -92,6 +92,7 @@ def _extract(run: Run) -> FeatureStore:
         label_separator=options.label_separator,
     )
     run.of_data(options.images, source.identity, len(source))
+    run.pass_over(getattr(source, "passed_over", None))
     choices = features.Extraction(
         options.dtype,
         options.numerics,

@@ -18,7 +18,7 @@ from jaxzs.errors import DataError, JaxzsError
 
 if TYPE_CHECKING:
     from jaxzs.clip import Model
-    from jaxzs.data import Pairing
+    from jaxzs.data import FolderSource, Pairing, PassedOver
     from jaxzs.report import Results
 
 _SHOWN = 20  # lines on the terminal of what is written in full elsewhere
@@ -40,6 +40,7 @@ class Run:
         self.data: dict[str, Any] | None = None
         self.model: Model | None = None
         self.notices: list[str] = []
+        self.passed_over: PassedOver | None = None
         self.unusable: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.started = time.perf_counter()
@@ -65,13 +66,24 @@ class Run:
 
     def find_images(self) -> list[Path]:
         """Paths of the images that the options name; the record's data, as they were before the work."""
-        from jaxzs.data import find_images, open_files
+        return [Path(file) for file in self.open_images().files]
+
+    def open_images(self) -> FolderSource:
+        """The images that the options name, with the classes of their subfolders; tells what was passed over."""
+        from jaxzs.data import open_images
 
         if not self.options.images:
             raise DataError("no images given: name a folder, files or globs")
-        paths = find_images(self.options.images)
-        self.of_data(self.options.images[0], open_files(paths).identity, len(paths))
-        return paths
+        source = open_images(self.options.images)
+        self.of_data(self.options.images[0], source.identity, len(source))
+        self.pass_over(source.passed_over)
+        return source
+
+    def pass_over(self, passed: PassedOver | None) -> None:
+        """Tells what lies beside the images; a folder that cannot be read makes the run incomplete."""
+        self.passed_over = passed
+        for line in passed.notices() if passed else ():
+            self.notice(line)
 
     def of_data(self, place: str, identity: str, images: int) -> None:
         """The record's data: named as the data set, or as the folder."""
@@ -129,6 +141,8 @@ class Run:
 
         if self.notices:
             more["notices"] = self.notices
+        if self.passed_over and (passed := self.passed_over.record()):
+            more["passed_over"] = passed
         if self.data:
             more["unreadable"] = list(self.unusable.values())
         record = write_record(
@@ -168,7 +182,7 @@ class Run:
             self.options.say(closing)
         self.options.print_record(record)
         if not self.unusable:
-            return FINISHED
+            return INCOMPLETE if self.passed_over and self.passed_over.unreadable_folders else FINISHED
         total = self.data["images"] if self.data else len(self.unusable)
         lines = [f"  {one_line(reason)}" for reason in list(self.unusable.values())[:_SHOWN]]
         if len(self.unusable) > _SHOWN:

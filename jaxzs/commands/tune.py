@@ -278,6 +278,7 @@ def _sources(run: Run) -> tuple[Source, Source | None]:
 
     options: TuneOptions = run.options
     source = open_source(options.images, split=options.split)
+    run.pass_over(getattr(source, "passed_over", None))
     if options.test is None and options.test_split is None:
         return source, None
     test = open_source(options.test or options.images, split=options.test_split)

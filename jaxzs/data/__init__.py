@@ -1,6 +1,6 @@
 """Image sources, batches of preprocessed images, and the class names and templates of public data sets."""
 
-from jaxzs.data.batches import Batch, ImageBatch, batches, load_images, shard
+from jaxzs.data.batches import Batch, batches, shard
 from jaxzs.data.datasets import (
     DatasetInfo,
     dataset_info,
@@ -9,8 +9,8 @@ from jaxzs.data.datasets import (
     template_set,
     template_set_names,
 )
-from jaxzs.data.finding import SUFFIXES, Found, PassedOver, class_from_subfolder, find_images, search_images
-from jaxzs.data.folders import open_files, open_folder, open_images
+from jaxzs.data.finding import SUFFIXES, Found, PassedOver, find_images, search_images
+from jaxzs.data.folders import FolderSource, open_files, open_folder, open_images
 from jaxzs.data.images import open_image
 from jaxzs.data.names import Pairing, common_spellings, match_names, match_places, name_key, order_names
 from jaxzs.data.opening import open_source
@@ -21,21 +21,19 @@ __all__ = [
     "SUFFIXES",
     "Batch",
     "DatasetInfo",
+    "FolderSource",
     "Found",
-    "ImageBatch",
     "Item",
     "Pairing",
     "PassedOver",
     "Source",
     "batches",
-    "class_from_subfolder",
     "common_spellings",
     "dataset_info",
     "dataset_names",
     "find_images",
     "from_arrays",
     "from_object",
-    "load_images",
     "match_names",
     "match_places",
     "name_key",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxzs.clip import ImagePreprocessor
-from jaxzs.data.folders import open_files
 from jaxzs.data.images import one_large_at_a_time
 from jaxzs.data.sources import Labels, Source
 from jaxzs.errors import ConfigError, ImageError
@@ -112,47 +109,6 @@ def batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, read_ahead * batch_size))
     # Rows are read ahead one by one, by all threads; batches are put together as they are asked for.
     yield from data.to_iter_dataset(options).batch(batch_size, batch_fn=collate)
-
-
-class ImageBatch(NamedTuple):
-    """Some images ready for the encoder, and the files they came from."""
-
-    pixels: np.ndarray  # [B,H,W,3] float32
-    paths: list[Path]  # B of them
-
-
-def load_images(
-    paths: Sequence[str | Path],
-    preprocess: ImagePreprocessor,
-    *,
-    batch_size: int = 32,
-    on_error: Callable[[Path, ImageError], None] | None = None,
-    threads: int = 2,
-) -> Generator[ImageBatch, None, None]:
-    """Batches of preprocessed images in the order of `paths`, without those that cannot be read: `batches` of files.
-
-    `on_error(path, error)` is told of each of these; without it the first one raises its `ImageError`.
-
-    >>> paths = [*data.find_images("photos/one"), "not/there.png"]
-    >>> unreadable = []
-    >>> batches = data.load_images(
-    ...     paths, jaxzs.load("demo").preprocessor, batch_size=8, on_error=lambda *why: unreadable.append(why)
-    ... )
-    >>> [(batch.pixels.shape, batch.paths[0].name) for batch in batches]
-    [((8, 48, 48, 3), '0.png'), ((2, 48, 48, 3), '8.png')]
-    >>> unreadable[0][0].name
-    'there.png'
-    """
-    files = list(map(Path, paths))
-    shape = (*preprocess.crop_size, 3)
-    for batch in batches(open_files(files), preprocess, batch_size, image_shape=shape, threads=threads):
-        unread = [files[i] for i, good in zip(batch.indices, batch.mask, strict=True) if i >= 0 and not good]
-        for path, reason in zip(unread, batch.errors, strict=True):
-            if on_error is None:
-                raise ImageError(reason)
-            on_error(path, ImageError(reason))
-        if batch.mask.any():
-            yield ImageBatch(batch.pixels[batch.mask], [files[i] for i in batch.indices[batch.mask]])
 
 
 def shard(num_items: int, part: int, parts: int) -> range:

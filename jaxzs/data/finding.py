@@ -244,16 +244,3 @@ def subfolders(paths: Sequence[Path], root: str | Path) -> list[str | None] | No
         return None
     names = [path.parts[0] if len(path.parts) == 2 else None for path in below]
     return names if len(set(names) - {None}) > 1 else None
-
-
-def class_from_subfolder(paths: Sequence[Path], root: str | Path) -> list[str] | None:
-    """The class name of each image where a folder is laid out as root/class/image; otherwise None.
-
-    None too when all images lie in one subfolder, which then says nothing about classes.
-
-    >>> data.class_from_subfolder(data.find_images("photos"), "photos")[::10]
-    ['one', 'two', 'zero']
-    """
-    found = subfolders(paths, root) or [None]
-    names = [name for name in found if name is not None]
-    return names if len(names) == len(found) else None

@@ -27,7 +27,7 @@ class FolderSource:
     """Image files with their labels. Made by `open_folder`, `open_images` and `open_files`."""
 
     root: Path
-    files: tuple[str, ...]  # relative to root, or absolute
+    files: tuple[str, ...]  # below root
     labels: tuple[Labels, ...]
     label_names: tuple[str, ...]
     multi_label: bool
@@ -119,7 +119,7 @@ def open_images(sources: str | Path | Iterable[str | Path]) -> FolderSource:
         labels = [() if name is None else (shown_name(name),) for name in folders]
         strays = tuple(str(path) for path, name in zip(found.paths, folders, strict=True) if name is None)
         passed = dataclasses.replace(passed, strays=strays)
-    return _source(Path.cwd(), list(map(str, found.paths)), labels, False, passed=passed)
+    return _source(Path(), list(map(str, found.paths)), labels, False, passed=passed)
 
 
 def _table_in(root: Path) -> Path | None:
@@ -253,8 +253,9 @@ def _source(
 
 def _stamp(root: Path, file: str) -> list[Any]:
     """Name, size and time of writing stand for the contents, which would have to be read otherwise."""
+    name = file if root != Path() else os.path.abspath(file)
     try:
         status = (root / file).stat()
     except (OSError, ValueError):  # gone, or a link to nothing: told when it is read
-        return [file, -1, -1]
-    return [file, status.st_size, status.st_mtime_ns]
+        return [name, -1, -1]
+    return [name, status.st_size, status.st_mtime_ns]
