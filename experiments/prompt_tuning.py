@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxzs import data, load, prompt
+from jaxzs import data, load, prompt, report
 from jaxzs.clip import Model
 from jaxzs.errors import LabelError
 from jaxzs.prompt.files import MODALITIES
@@ -231,7 +231,7 @@ def gains_table(cells: dict[str, Results], labels: np.ndarray) -> str:
     for key, cell in cells.items():
         if key.startswith("zero-shot") or " ul " not in key:
             continue
-        found = [prompt.robin_hood(before, np.array(p), labels) for p in cell.metrics["predictions"]]
+        found = [report.robin_hood(before, np.array(p), labels) for p in cell.metrics["predictions"]]
         mean = lambda f, found=found: float(np.mean([f(one) for one in found]))  # noqa: E731
         rows.append(
             [

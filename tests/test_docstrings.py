@@ -45,7 +45,7 @@ RESULTS = {
     "prompt.Progress": "prompt.fit",
     "prompt.PromptedEncoders": "prompt.prompted_encoders",
     "prompt.Record": "prompt.fit",
-    "prompt.RobinHood": "prompt.robin_hood",
+    "report.RobinHood": "report.robin_hood",
     "prompt.Split": "prompt.ul_split",
     "prompt.Training": "prompt.train",
     "proxy.ProxyResult": "proxy.learn_proxies",

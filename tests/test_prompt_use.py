@@ -192,24 +192,6 @@ def test_evaluation_as_in_the_original():
         prompt.evaluate(np.array([0]), np.array([0, 1]))
 
 
-def test_robin_hood_tells_giving_from_taking(tmp_path):
-    labels = np.repeat(np.arange(4), 10)
-    poor = np.where(np.arange(40) % 10 < 2 * (labels + 1), labels, (labels + 1) % 4)  # 20, 40, 60, 80 %
-    giving = np.where(np.arange(40) % 10 < 7, labels, (labels + 1) % 4)  # 70 % everywhere
-    found = prompt.robin_hood(poor, giving, labels)
-    assert found.classes.tolist() == [0, 1, 2, 3]
-    assert found.bottom_gain == pytest.approx(0.5)
-    assert found.top_gain == pytest.approx(-0.1)
-    assert found.slope == pytest.approx(-1)
-    assert found.deviation_tuned == pytest.approx(0)
-    taking = prompt.robin_hood(giving, poor, labels)
-    assert taking.deviation_tuned > taking.deviation_zero_shot
-    prompt.plot_robin_hood(found, "abcd", tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 5000
-    with pytest.raises(DataError, match="two classes"):
-        prompt.robin_hood(np.zeros(3), np.zeros(3), np.zeros(3))
-
-
 def options_for(tmp_path, pictures, /, **changes) -> tune.TuneOptions:
     file = tmp_path / "images.npz"
     np.savez(file, images=pictures[0], labels=pictures[1], label_names=np.array(NAMES))

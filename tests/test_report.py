@@ -24,8 +24,12 @@ from jaxzs.report import (
     Results,
     Sweep,
     data_entry,
+    markdown_table,
     measured,
+    plot_robin_hood,
     read_record,
+    robin_hood,
+    write_csv,
     write_record,
 )
 from jaxzs.report.curves import convergence
@@ -479,3 +483,38 @@ def test_an_experiment_skips_what_it_has(tmp_path, monkeypatch, capsys):
     assert first.cells["one, plain, fast"] == second.cells["one, plain, fast"]
     assert first.cells["two, plain, fast"] != second.cells["two, plain, fast"]
     assert [curve.data for curve in second.results.convergence] == ["one", "two"]
+
+
+def test_robin_hood_tells_giving_from_taking(tmp_path):
+    labels = np.repeat(np.arange(4), 10)
+    poor = np.where(np.arange(40) % 10 < 2 * (labels + 1), labels, (labels + 1) % 4)  # 20, 40, 60, 80 %
+    giving = np.where(np.arange(40) % 10 < 7, labels, (labels + 1) % 4)  # 70 % everywhere
+    found = robin_hood(poor, giving, labels)
+    assert found.classes.tolist() == [0, 1, 2, 3]
+    assert found.bottom_gain == pytest.approx(0.5)
+    assert found.top_gain == pytest.approx(-0.1)
+    assert found.slope == pytest.approx(-1)
+    assert found.deviation_tuned == pytest.approx(0)
+    taking = robin_hood(giving, poor, labels)
+    assert taking.deviation_tuned > taking.deviation_zero_shot
+    plot_robin_hood(found, "abcd", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    with pytest.raises(DataError, match="two classes"):
+        robin_hood(np.zeros(3), np.zeros(3), np.zeros(3))
+
+
+def test_a_cell_is_no_formula_and_a_name_is_what_it_was(tmp_path):
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "a=1", "caf\udce9.png"]
+    write_csv(tmp_path / "t.csv", ["=name", "number"], [[name, -1.5] for name in names])
+    with open(tmp_path / "t.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        header, *rows = list(csv.reader(file))
+    assert header == ["'=name", "number"]
+    assert [row[0] for row in rows] == [f"'{name}" for name in names[:6]] + names[6:]
+    assert {row[1] for row in rows} == {"-1.5"}, "numbers are numbers"
+
+
+def test_a_name_cannot_leave_its_cell():
+    table = markdown_table(["name"], [["a|b"], ["one\ntwo"]]).splitlines()
+    assert len(table) == 4
+    assert "a\\|b" in table[2]
+    assert "one two" in table[3]

@@ -195,7 +195,7 @@ plt.show()
 
 # %%
 grip_logits = prompt.score(task, fits["GRIP"].prompts, frozen, test_images.images)
-found = [prompt.robin_hood(zero_shot, logits.argmax(1), test_images.labels) for logits in grip_logits]
+found = [report.robin_hood(zero_shot, logits.argmax(1), test_images.labels) for logits in grip_logits]
 before = 100 * found[0].zero_shot
 change = 100 * np.mean([one.tuned for one in found], axis=0) - before
 

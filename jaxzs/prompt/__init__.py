@@ -7,7 +7,10 @@ split = prompt.ul_split(len(pixels), len(class_names))
 tuned = prompt.fit(prompt.Task(modality, model.config), frozen, pool, [split], prompt.Plan("grip"))
 """
 
-from jaxzs.prompt.evaluation import Evaluation, RobinHood, evaluate, plot_robin_hood, robin_hood
+import importlib
+from typing import Any
+
+from jaxzs.prompt.evaluation import Evaluation, evaluate
 from jaxzs.prompt.files import TunedPrompt, load_prompt, save_prompt
 from jaxzs.prompt.inference import PromptedEncoders, classify, nearest_tokens, prompted_encoders
 from jaxzs.prompt.joint import JointPrompt, joint_prefixes
@@ -23,6 +26,14 @@ from jaxzs.prompt.text import TextPrompt, placeholder_ids, text_features
 from jaxzs.prompt.training import DivergedError, Optimisation, Training, train
 from jaxzs.prompt.visual import VisualPrompt, image_features
 
+
+def __getattr__(name: str) -> Any:
+    """`RobinHood` and its functions live in `jaxzs.report` now; the old spelling still finds them."""
+    if name in ("RobinHood", "plot_robin_hood", "robin_hood"):
+        return getattr(importlib.import_module("jaxzs.report"), name)
+    raise AttributeError(f"module 'jaxzs.prompt' has no attribute {name!r}")
+
+
 __all__ = [
     "DivergedError",
     "Evaluation",
@@ -36,7 +47,6 @@ __all__ = [
     "Progress",
     "PromptedEncoders",
     "Record",
-    "RobinHood",
     "Running",
     "Split",
     "Task",
@@ -59,10 +69,8 @@ __all__ = [
     "nearest_tokens",
     "placeholder_ids",
     "plain_logits",
-    "plot_robin_hood",
     "prompted_encoders",
     "read_source",
-    "robin_hood",
     "save_prompt",
     "score",
     "select_pseudolabels",

@@ -2,6 +2,7 @@
 
 from jaxzs.report.records import Record, data_entry, environment, model_entry, read_record, write_record
 from jaxzs.report.results import Convergence, Figure, PerClass, Pseudolabels, Results
+from jaxzs.report.robin_hood import RobinHood, plot_robin_hood, robin_hood
 from jaxzs.report.sweep import Sweep
 from jaxzs.report.tables import markdown_table, write_csv
 from jaxzs.report.timing import measured
@@ -13,13 +14,16 @@ __all__ = [
     "Pseudolabels",
     "Record",
     "Results",
+    "RobinHood",
     "Sweep",
     "data_entry",
     "environment",
     "markdown_table",
     "measured",
     "model_entry",
+    "plot_robin_hood",
     "read_record",
+    "robin_hood",
     "write_csv",
     "write_record",
 ]

@@ -9,6 +9,8 @@ from typing import Any
 
 from jaxzs.files import atomic_path
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 2) -> str:
     """A Markdown table; floats are rounded to `digits`, columns aligned to read well as plain text too.
@@ -38,18 +40,34 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits:
 
 
 def _cell(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.{digits}f}"
+    return " ".join(str(value).splitlines()).replace("|", "\\|")  # a name cannot begin another cell or row
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a table as CSV, atomically; None is an empty cell.
+
+    A text that a spreadsheet would take for a formula (it begins with = + - @, a tab or a return) gets a ' in front.
+    Bytes of a file name that are no UTF-8 are written as they are.
 
     >>> from pathlib import Path
     >>> report.write_csv("table.csv", ["method", "accuracy"], [["zero-shot", 87.12], ["proxies", None]])
     >>> Path("table.csv").read_text().splitlines()
     ['method,accuracy', 'zero-shot,87.12', 'proxies,']
     """
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        plain, quoted = (csv.writer(file, lineterminator="\n", quoting=q) for q in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+        for row in (header, *rows):
+            cells = [_harmless(cell) for cell in row]
+            # A return alone ends a row for readers, but is not quoted by Python's writer.
+            (quoted if any("\r" in str(cell) for cell in cells) else plain).writerow(cells)
+
+
+def _harmless(cell: Any) -> Any:
+    if cell is None:
+        return ""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
