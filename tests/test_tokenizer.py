@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxzs.clip.config import TextConfig
+from jaxzs.clip.texts import RULES
 from jaxzs.clip.tokenizer import Tokenizer
 from jaxzs.clip.tokenizer_files import END, START
-from jaxzs.errors import CheckpointError, TextError
+from jaxzs.errors import CheckpointError, DependencyError, TextError
 
+TOKENS = Path(__file__).parent / "golden" / "tokens"
 MERGES = ["t h", "c a", "ca t</w>", "th e</w>", "p h", "o t", "ph ot", "phot o</w>", "Ã ©</w>"]
 TEXTS = ["a photo of the cat.", "Don't café ISN'T 42!", "the\n the\t  CAT", "naïve 日本 🐈", "<|x|>"]
 
@@ -366,6 +369,141 @@ def test_tables_of_replacements_are_followed_before_they_are_used(small: Tokeniz
     steps.insert(0, charsmap({}, b""))
     with pytest.raises(CheckpointError, match="Precompiled occurs twice"):
         encode(charsmap({}, b""))
+
+
+# Other families: ids of the libraries that own them (tests/golden/tokens/ids.json says which)
+
+
+@functools.cache
+def published() -> dict[str, Any]:
+    return json.loads((TOKENS / "ids.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("family", ["siglip", "gemma"])
+def test_siglip_ids_equal_those_of_transformers(family: str) -> None:
+    texts, ids = (published()[family][key] for key in ("texts", "ids"))
+    text = TextConfig(vocab_size=137 if family == "siglip" else 422, max_position_embeddings=16)
+    tokenizer = Tokenizer.from_folder(TOKENS / family, max_length=16, vocab_size=text.vocab_size)
+    assert tokenizer.fixed
+    kept = [index for index, content in enumerate(texts) if content]
+    made, mask = tokenizer([texts[index] for index in kept], truncate=True)
+    np.testing.assert_array_equal(made, np.array(ids)[kept])
+    assert (mask.sum(1) == [1 + list(row).index(1) for row in np.array(ids)[kept]]).all()
+    assert tokenizer.start_id is None
+    assert tokenizer.decode(tokenizer.encode("A photo of a Cat")) == "a photo of a cat"
+    for empty in ("", " \n", "!!!" if family == "siglip" else "\t"):
+        with pytest.raises(TextError, match="text 0 is empty"):
+            tokenizer([empty])
+    with pytest.raises(TextError, match=r"padded to 16 tokens, got pad_to=12"):
+        tokenizer(["cat"], pad_to=12)
+
+
+def test_siglip_words_are_those_of_its_rule() -> None:
+    tokenizer = Tokenizer.from_folder(TOKENS / "siglip", max_length=16)
+    words = tokenizer.word_tokens("It's a Cat")
+    assert [word for word, _ in words] == ["its", "a", "cat"]
+    assert [token for _, ids in words for token in ids] == tokenizer.encode("It's a Cat")[:-1]
+
+
+def test_siglip_files_in_the_wild_are_the_same_rules(shared: Path) -> None:
+    folder = shared / "golden" / "families" / "siglip" / "hf_siglip"  # with SentencePiece's table of replacements
+    tokenizer = Tokenizer.from_folder(folder, max_length=16, vocab_size=137)
+    kept = [
+        (text, ids) for text, ids in zip(*(published()["siglip"][k] for k in ("texts", "ids")), strict=True) if text
+    ]
+    np.testing.assert_array_equal(tokenizer([text for text, _ in kept], truncate=True)[0], [ids for _, ids in kept])
+    assert tokenizer.encode("ＡＢＣ ﬁ") == tokenizer.encode("abc fi")  # NFKC
+
+
+def test_open_clip_canonicalizes_for_siglip() -> None:
+    config = {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP2", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    text = TextConfig(vocab_size=422, max_position_embeddings=16)
+    tokenizer = Tokenizer.from_open_clip(TOKENS / "gemma", config, text)
+    pairs = zip(published()["gemma"]["texts"], published()["gemma"]["ids_canonicalized"], strict=True)
+    for content, ids in pairs:
+        if content:
+            assert tokenizer([content], truncate=True)[0].tolist() == [ids], content
+
+
+def test_packaged_byte_pairs_give_the_ids_of_open_clip(tmp_path: Path) -> None:
+    pytest.importorskip("ftfy")
+    tokenizer = Tokenizer.for_tower(tmp_path, TextConfig(), open_clip={})
+    simple = published()["simple"]
+    for content, ids in zip(simple["texts"], simple["simple_77"], strict=True):
+        if content:
+            assert tokenizer([content], truncate=True)[0].tolist() == [ids], content
+    assert tokenizer(["cat"], pad_to=77)[0][0].tolist() == [49406, 2368, 49407] + [0] * 74
+    assert (tokenizer.start_id, tokenizer.end_id, tokenizer.context) == (49406, 49407, 77)
+
+
+def test_packaged_byte_pairs_are_the_published_ones(shared: Path, tmp_path: Path) -> None:
+    packaged = Tokenizer.for_tower(tmp_path, TextConfig(), open_clip={})
+    assert packaged.backend.to_str() == Tokenizer.from_folder(shared / "golden" / "tokenizer").backend.to_str()
+
+
+@pytest.mark.parametrize("rule", ["lower", "whitespace", "canonicalize"])
+def test_texts_are_cleaned_as_open_clip_does(rule: str) -> None:
+    pytest.importorskip("ftfy")
+    simple = published()["simple"]
+    assert [RULES[f"open_clip {rule}"](text) for text in simple["texts"]] == simple[rule]
+
+
+def test_plain_texts_need_no_ftfy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    assert RULES["open_clip lower"]("A  Cat") == "a cat"
+    for text in ("caf\u00e9", "Tom &amp; Jerry", "a\tcat"):
+        with pytest.raises(DependencyError, match="pip install ftfy"):
+            RULES["open_clip lower"](text)
+
+
+def test_clipa_reads_words_of_bert_and_ends_with_zero(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "##s", "photo", "of", "."]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
+    config = {"hf_tokenizer_name": "bert-base-uncased", "tokenizer_kwargs": {"strip_sep_token": True}}
+    text = TextConfig(vocab_size=11, max_position_embeddings=10)
+    tokenizer = Tokenizer.from_open_clip(tmp_path, config, text)
+    assert tokenizer(["A photo of cats."])[0].tolist() == [[2, 5, 8, 9, 6, 7, 10, 0, 0, 0]]
+    assert tokenizer(["a cat " * 9], truncate=True)[0].tolist() == [[2, 5, 6, 5, 6, 5, 6, 5, 6, 0]]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"hf_tokenizer_name": "facebook/xlm-v-base"}, "names 'facebook/xlm-v-base': put that one's files beside it"),
+        ({"tokenizer_kwargs": {"clean": "dirty"}}, "tokenizer_kwargs.clean is 'dirty'"),
+        ({"tokenizer_kwargs": 5}, "tokenizer_kwargs is 5"),
+    ],
+)
+def test_unfit_open_clip_configurations_are_named(config: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        Tokenizer.from_open_clip(tmp_path, config, TextConfig())
+
+
+def test_packaged_byte_pairs_are_not_those_of_any_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="ids up to 49407, the model has 600 token embeddings"):
+        Tokenizer.from_open_clip(tmp_path, {}, TextConfig(vocab_size=600))
+    with pytest.raises(CheckpointError, match="no tokenizer in"):  # HuggingFace's layout brings its own
+        Tokenizer.for_tower(tmp_path, TextConfig())
+
+
+def test_damaged_sentencepiece_files_are_named(tmp_path: Path) -> None:
+    content = (TOKENS / "siglip" / "spiece.model").read_bytes()
+    rng = np.random.default_rng(0)
+    named = 0
+    for number in range(60):
+        data = bytearray(content)
+        place = int(rng.integers(0, len(data)))
+        if number % 2:
+            data[place] ^= 1 << int(rng.integers(0, 8))
+        else:
+            del data[place:]
+        (tmp_path / "spiece.model").write_bytes(bytes(data))
+        try:
+            Tokenizer.from_folder(tmp_path, max_length=16, vocab_size=137)(["a photo", "é 日本"], truncate=True)
+        except (CheckpointError, TextError):
+            named += 1
+    assert 20 < named <= 60
 
 
 # The tower

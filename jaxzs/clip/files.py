@@ -28,8 +28,8 @@ def known_stranger(head: bytes) -> str | None:
     return None
 
 
-def read_text(path: Path, error: type[JaxzsError]) -> str:
-    """The UTF-8 text of a small file; raises `error`, naming the file, when it cannot be had."""
+def read_bytes(path: Path, error: type[JaxzsError]) -> bytes:
+    """The content of a small file; raises `error`, naming the file, when it cannot be had or is of another kind."""
     try:
         size = path.stat().st_size
         if size > MAX_TEXT_BYTES:
@@ -39,8 +39,13 @@ def read_text(path: Path, error: type[JaxzsError]) -> str:
         raise error(f"cannot read {path}: {cause.strerror}") from cause
     if (stranger := known_stranger(content)) is not None:
         raise error(f"{path} is {stranger}")
+    return content
+
+
+def read_text(path: Path, error: type[JaxzsError]) -> str:
+    """The UTF-8 text of a small file; raises `error`, naming the file, when it cannot be had."""
     try:
-        return content.decode("utf-8")
+        return read_bytes(path, error).decode("utf-8")
     except UnicodeDecodeError as cause:
         raise error(f"{path} is not UTF-8 text: {cause}") from cause
 

@@ -1,27 +1,32 @@
-"""Text to token ids: CLIP's lower-cased byte-level BPE, as HuggingFace's CLIPTokenizer does it.
+"""Text to token ids, as the library that owns a checkpoint's layout gives them.
 
-Radford et al. 2021, section 2.4. Runs on the `tokenizers` library alone.
+CLIP's lower-cased byte-level BPE (Radford et al. 2021, section 2.4), SigLIP's Unigram, Gemma's BPE, BERT's WordPiece,
+on the `tokenizers` library.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from jaxzs.clip import texts as text_rules
 from jaxzs.clip.config import TextConfig
 from jaxzs.clip.tokenizer_files import (
     WORD_END,
+    Pipeline,
+    Style,
     add_tokens,
     build,
+    has_tokenizer,
+    packaged_pipeline,
     read_pipeline,
     read_settings,
-    special,
-    special_tokens,
+    style_of,
 )
 from jaxzs.errors import CheckpointError, TextError
 
@@ -41,6 +46,8 @@ class Tokenizer:
     max_length: the number of tokens that a text may have, start and end token included. context: the number that the
     model can read, to which texts can be padded. truncate: whether longer texts are cut, keeping the end token, instead
     of refused. Padding is behind the text whatever the files say: the towers count positions from the left.
+    start_id: None where texts begin with their first word (SigLIP). clean: the rule of `jaxzs.clip.texts` for a text
+    before it is split. fixed: texts are always padded to `context`, as a tower that is not causal reads the padding.
 
     >>> tokenizer = jaxzs.load("demo").tokenizer
     >>> input_ids, attention_mask = tokenizer(["seven", "the digit seven"])
@@ -56,29 +63,77 @@ class Tokenizer:
     backend: tokenizers.Tokenizer
     max_length: int
     context: int
-    start_id: int
+    start_id: int | None
     end_id: int
     pad_id: int
     cut_left: bool = False
     truncate: bool = False
+    clean: str = ""
+    fixed: bool = False
 
     @classmethod
     def from_folder(
         cls, folder: str | Path, *, max_length: int | None = None, vocab_size: int | None = None
     ) -> Tokenizer:
-        """From a model folder: `tokenizer.json`, else `vocab.json` with `merges.txt`.
+        """From a model folder in HuggingFace's layout.
 
-        `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` give further tokens and the longest
-        text. `max_length` and `vocab_size`: of the model's text tower, which the tokenizer may not exceed.
+        `tokenizer.json`, `vocab.json` with `merges.txt`, `spiece.model` or `vocab.txt`.
+        `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` give the kind, further tokens and the
+        longest text. `max_length` and `vocab_size`: of the model's text tower, which the tokenizer may not exceed.
         Raises `CheckpointError`, naming the file that is missing or malformed.
         """
         folder = Path(folder)
         settings = read_settings(folder)
-        start, end, _ = special_tokens(settings)
-        file, pipeline = read_pipeline(folder, settings)
-        backend = build(file, add_tokens(folder, pipeline, settings))
+        style = style_of(folder, settings)
+        file, pipeline = read_pipeline(folder, style)
+        pipeline = add_tokens(folder, pipeline, settings, style)
+        limit = _longest_text(settings.get("model_max_length"), max_length)
+        made = cls._from_pipeline(file, pipeline, style, vocab_size, limit)
+        return dataclasses.replace(
+            made, context=max_length or limit, cut_left=settings.get("truncation_side") == "left"
+        )
+
+    @classmethod
+    def from_open_clip(cls, folder: str | Path, text_cfg: Mapping[str, Any], text: TextConfig) -> Tokenizer:
+        """As open_clip makes it from `text_cfg` of an `open_clip_config.json`: its rule for texts, its lengths.
+
+        The files in the folder, else OpenAI's byte pairs, which this package brings. Raises `CheckpointError`.
+
+        >>> tokenizer = clip.Tokenizer.from_open_clip(".", {}, clip.TextConfig())
+        >>> tokenizer(["a photo of a cat &amp; a dog"])[0].tolist()
+        [[49406, 320, 1125, 539, 320, 2368, 261, 320, 1929, 49407]]
+        """
+        folder, named = Path(folder), text_cfg.get("hf_tokenizer_name")
+        options = text_cfg.get("tokenizer_kwargs") or {}
+        if not isinstance(options, Mapping):
+            raise CheckpointError(f"{folder / 'open_clip_config.json'}: tokenizer_kwargs is {options!r:.40}")
+        rule = f"open_clip {options.get('clean', 'whitespace' if named else 'lower')}"
+        if rule not in text_rules.RULES:
+            raise CheckpointError(f"{folder / 'open_clip_config.json'}: tokenizer_kwargs.clean is {rule[10:]!r:.40}")
+        settings = read_settings(folder)
+        style = dataclasses.replace(style_of(folder, settings), clean=rule)
+        if has_tokenizer(folder):
+            file, pipeline = read_pipeline(folder, style)
+        elif named:
+            raise CheckpointError(
+                f"{folder} has no tokenizer; open_clip_config.json names {named!r:.80}: put that one's files beside it"
+            )
+        else:
+            file, pipeline = packaged_pipeline()
+        pipeline = add_tokens(folder, pipeline, settings, style)
+        made = cls._from_pipeline(file, pipeline, style, text.vocab_size, text.max_position_embeddings)
+        if options.get("strip_sep_token"):  # CLIPA: 0 in its place
+            return dataclasses.replace(made, end_id=0)
+        return made if named else dataclasses.replace(made, pad_id=0)
+
+    @classmethod
+    def _from_pipeline(
+        cls, file: Path, pipeline: Pipeline, style: Style, vocab_size: int | None, limit: int
+    ) -> Tokenizer:
+        backend = build(file, pipeline)
         vocab = backend.get_vocab()
-        if missing := [token for token in (start, end) if token not in vocab]:
+        around = [token for token in (style.start, style.end) if token is not None]
+        if missing := [token for token in around if token not in vocab]:
             raise CheckpointError(f"{file} has no token {', '.join(missing)}: not the tokenizer of a CLIP model")
         largest = max(vocab.values())
         if vocab_size is not None and largest >= vocab_size:
@@ -86,23 +141,25 @@ class Tokenizer:
                 f"{file} gives ids up to {largest}, the model has {vocab_size} token embeddings: "
                 "tokenizer and weights are not of the same model"
             )
-        limit = _longest_text(settings.get("model_max_length"), max_length)
         if limit < 3:
             raise CheckpointError(f"{file}: a text length of {limit} leaves no room for words")
         return cls(
             backend=backend,
             max_length=limit,
-            context=max_length or limit,
-            start_id=vocab[start],
-            end_id=vocab[end],
+            context=limit,
+            start_id=None if style.start is None else vocab[style.start],
+            end_id=vocab[style.end],
             # Never read by a causal tower: any token will do where the stated one does not exist.
-            pad_id=vocab.get(special(settings, "pad_token", end), vocab[end]),
-            cut_left=settings.get("truncation_side") == "left",
+            pad_id=vocab.get(style.pad, vocab[style.end]),
+            clean=style.clean,
+            fixed=style.fixed,
         )
 
     @classmethod
-    def for_tower(cls, folder: str | Path, text: TextConfig) -> Tokenizer:
+    def for_tower(cls, folder: str | Path, text: TextConfig, open_clip: Mapping[str, Any] | None = None) -> Tokenizer:
         """The tokenizer in a folder, checked against the text tower that is to read its ids.
+
+        open_clip: `text_cfg` of the `open_clip_config.json` where that layout is read, {} for OpenAI's own files.
 
         Raises `CheckpointError` too where the tower would pool a token that does not end a text: every text would then
         get the same feature, or that of a wrong place.
@@ -111,10 +168,18 @@ class Tokenizer:
         >>> clip.Tokenizer.for_tower(clip.find_checkpoint("demo"), config.text).end_id == config.text.eos_token_id
         True
         """
-        tokenizer = cls.from_folder(folder, max_length=text.max_position_embeddings, vocab_size=text.vocab_size)
+        if open_clip is not None:
+            tokenizer = cls.from_open_clip(folder, open_clip, text)
+        else:
+            tokenizer = cls.from_folder(folder, max_length=text.max_position_embeddings, vocab_size=text.vocab_size)
+        pooling, causal = getattr(text, "pooling", "end"), getattr(text, "causal", True)
+        tokenizer = dataclasses.replace(tokenizer, fixed=pooling == "last" or not causal)
+        if pooling == "last":
+            return tokenizer
         if tokenizer.start_id == tokenizer.end_id:
             raise CheckpointError(f"{folder}: the tokenizer's start and end token are one, id {tokenizer.end_id}")
-        if text.eos_token_id == LEGACY_END:  # the highest id is pooled: padding must not be higher
+        if pooling == "highest" or (text.eos_token_id == LEGACY_END != tokenizer.end_id):
+            # The highest id is pooled: padding must not be higher.
             return dataclasses.replace(tokenizer, pad_id=min(tokenizer.pad_id, tokenizer.end_id))
         if text.eos_token_id != tokenizer.end_id:
             raise CheckpointError(
@@ -137,8 +202,11 @@ class Tokenizer:
         listed = [texts] if isinstance(texts, str) else list(texts)
         if not listed:
             raise TextError("no texts were given")
+        if self.fixed and pad_to not in (None, self.context):
+            raise TextError(f"texts for this model are padded to {self.context} tokens, got pad_to={pad_to}")
         if pad_to is not None and not 3 <= pad_to <= self.context:
             raise TextError(f"pad_to must be 3 to {self.context} tokens, got {pad_to}")
+        pad_to = self.context if self.fixed else pad_to
         limit = min(self.max_length, pad_to or self.max_length)
         truncate = self.truncate if truncate is None else truncate
         rows = [self._row(index, text, limit, truncate) for index, text in enumerate(listed)]
@@ -152,7 +220,7 @@ class Tokenizer:
 
     def _row(self, index: int, text: str, limit: int, truncate: bool) -> list[int]:
         row = self.encode(text)
-        if len(row) <= 2:
+        if not text.strip() or len(row) <= 1 + (self.start_id is not None):
             raise TextError(f"text {index} is empty: {text!r:.80}")
         if len(row) > limit and not truncate:
             raise TextError(
@@ -165,13 +233,14 @@ class Tokenizer:
     def _cut(self, row: list[int], limit: int) -> list[int]:
         if len(row) <= limit:
             return row
-        words = row[1:-1]
-        kept = words[len(words) - (limit - 2) :] if self.cut_left else words[: limit - 2]
-        return [row[0], *kept, row[-1]]
+        first = int(self.start_id is not None)
+        words, room = row[first:-1], limit - first - 1
+        return [*row[:first], *(words[len(words) - room :] if self.cut_left else words[:room]), row[-1]]
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text between start and end token, of any length, not padded."""
-        return [self.start_id, *self._encode(text).ids, self.end_id]
+        start = [] if self.start_id is None else [self.start_id]
+        return [*start, *self._encode(text).ids, self.end_id]
 
     def word_tokens(self, text: str) -> list[tuple[str, list[int]]]:
         """The words of a text as the tokenizer splits it, each with its ids; no start or end token."""
@@ -207,6 +276,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as cause:  # lone surrogates
             raise TextError(f"not valid Unicode, it cannot be encoded: {text!r:.80}") from cause
+        text = text_rules.RULES[self.clean](text)
         # e.g. a character missing in a vocabulary without unknown token
         return _named(lambda: self.backend.encode(text, add_special_tokens=False), f"encode {text!r:.80}")
 

@@ -1,13 +1,20 @@
 """Tokenizer files on disk to one audited pipeline of the `tokenizers` library.
 
-transformers' AutoTokenizer is not used for these: it takes a pad token such as "!" inside a text for padding, appends a
-`<mask>` beyond Gemma's vocabulary, leaves out SigLIP's lower-casing, and takes two seconds to import.
+transformers reads what is in other formats: SentencePiece's protobuf, BERT's word list. Its AutoTokenizer is not asked:
+it takes a pad token such as "!" inside a text for padding, appends a `<mask>` beyond Gemma's vocabulary, leaves out
+SigLIP 2's lower-casing, reads SigLIP 1 only with sentencepiece installed, hands hostile tables to code that aborts, and
+takes a second or more to import.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import dataclasses
+import gzip
+import importlib.resources
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from jaxzs.clip.files import read_json, read_text
+from jaxzs.clip.files import read_bytes, read_json, read_text
 from jaxzs.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -48,6 +55,8 @@ _LONGEST_TOKEN = 1_000  # characters
 _LINEAR = re.compile(r"(\\s|\[(?:[^\[\]\\]|\\.)+\]|[^\\\[\](){}*+?|.^$])(\+|\{\d,?\})?", re.DOTALL)
 _LONGEST_REPLACEMENT = 64  # bytes; the longest one of Unicode's NFKC has 33
 
+_WHOLE = ("tokenizer.json", "spiece.model", "vocab.txt")  # each of them is a tokenizer
+
 Pipeline = dict[str, Any]
 _T = TypeVar("_T")
 
@@ -68,20 +77,76 @@ def special(settings: Mapping[str, Any], key: str, default: str) -> str:
     return value if isinstance(value, str) else default
 
 
-def special_tokens(settings: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Start, end and unknown token; the defaults are CLIP's."""
-    named = (("bos_token", START), ("eos_token", END), ("unk_token", END))
-    return tuple(special(settings, key, default) for key, default in named)  # type: ignore[return-value]
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What the class of a tokenizer adds to its pipeline: the tokens around a text, and what is done to it before.
+
+    start is None where texts begin with their first word. clean: a key of `jaxzs.clip.texts.RULES`. fixed: texts are
+    padded to the full length, which the tower reads.
+    """
+
+    start: str | None = START
+    end: str = END
+    unknown: str = END
+    pad: str = END
+    clean: str = ""
+    fixed: bool = False
+
+    def stated(self, settings: Mapping[str, Any]) -> Style:
+        """With the tokens that the settings name in their place."""
+        start, end = ("cls_token", "sep_token") if self.start == "[CLS]" else ("bos_token", "eos_token")
+        return dataclasses.replace(
+            self,
+            start=None if self.start is None else special(settings, start, self.start),
+            end=special(settings, end, self.end),
+            unknown=special(settings, "unk_token", self.unknown),
+            pad=special(settings, "pad_token", self.pad),
+        )
 
 
-def read_pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Path, Pipeline]:
+_SIGLIP = Style(None, "</s>", "<unk>", "</s>", "siglip", fixed=True)
+_GEMMA = Style(None, "<eos>", "<unk>", "<pad>", "lower", fixed=True)
+_XLM = Style("<s>", "</s>", "<unk>", "<pad>")
+_STYLES = {
+    "CLIP": Style(),
+    "Siglip": _SIGLIP,
+    "T5": _SIGLIP,  # what open_clip's conversions of SigLIP 1 call it
+    "Siglip2": _GEMMA,
+    "Gemma": _GEMMA,
+    "Bert": Style("[CLS]", "[SEP]", "[UNK]", "[PAD]", fixed=True),
+    "XLMRoberta": _XLM,
+}
+
+
+def style_of(folder: Path, settings: Mapping[str, Any]) -> Style:
+    """By the class that `tokenizer_config.json` names, else by the files."""
+    name = str(settings.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
+    by_files = _SIGLIP if (folder / "spiece.model").is_file() else _STYLES["CLIP"]
+    return _STYLES.get(name, by_files).stated(settings)
+
+
+def read_pipeline(folder: Path, style: Style) -> tuple[Path, Pipeline]:
     """The file that rules and its pipeline as `tokenizer.json` writes it, not yet audited."""
-    if (folder / "tokenizer.json").is_file():
-        file = folder / "tokenizer.json"
-        return file, read_json(file, CheckpointError)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return folder / "vocab.json", _read_vocab_and_merges(folder / "vocab.json", folder / "merges.txt", settings)
-    raise CheckpointError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
+    whole, spiece = folder / "tokenizer.json", folder / "spiece.model"
+    if spiece.is_file() and (
+        style.clean == "siglip" or not whole.is_file()
+    ):  # as SiglipTokenizer, which has no fast one
+        return spiece, _read_sentencepiece(spiece)
+    if whole.is_file():
+        return whole, read_json(whole, CheckpointError)
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if vocab.is_file() and merges.is_file():
+        return vocab, _read_vocab_and_merges(vocab, merges, style)
+    if (folder / "vocab.txt").is_file():
+        return folder / "vocab.txt", _read_word_list(folder / "vocab.txt")
+    raise CheckpointError(
+        f"no tokenizer in {folder}: expected vocab.json with merges.txt, or one of {', '.join(_WHOLE)}"
+    )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `read_pipeline` finds something to read."""
+    return any((folder / name).is_file() for name in (*_WHOLE, "vocab.json"))
 
 
 def build(file: Path, pipeline: Pipeline) -> tokenizers.Tokenizer:
@@ -116,19 +181,93 @@ def or_malformed(file: Path, build: Callable[[], _T]) -> _T:
         raise CheckpointError(f"{file} is not a CLIP tokenizer: {cause!s:.200}") from cause
 
 
+# --- files of other formats -------------------------------------------------------------------------------------------
+
+
+def _read_sentencepiece(file: Path) -> Pipeline:
+    """SigLIP 1's Unigram model; the pieces in the order of their ids, as log probabilities."""
+    content = read_bytes(file, CheckpointError)
+    with _quiet_transformers():
+        from transformers.convert_slow_tokenizer import import_protobuf
+
+        model = or_malformed(file, lambda: import_protobuf().ModelProto.FromString(content))
+    if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
+        raise CheckpointError(f"{file} is not a CLIP tokenizer: a SentencePiece model of another kind than Unigram")
+    steps: list[dict[str, Any]] = [
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+    ]
+    if charsmap := model.normalizer_spec.precompiled_charsmap:
+        steps.insert(0, {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": metaspace,
+        "decoder": metaspace,
+        "model": {
+            "type": "Unigram",
+            "unk_id": model.trainer_spec.unk_id,
+            "vocab": [[piece.piece, piece.score] for piece in model.pieces],
+            "byte_fallback": model.trainer_spec.byte_fallback,
+        },
+    }
+
+
+def _read_word_list(file: Path) -> Pipeline:
+    """BERT's WordPiece (CLIPA), as transformers builds it from `vocab.txt` and its settings."""
+    read_text(file, CheckpointError)  # what is no text at all is named here
+    with _quiet_transformers():
+        from transformers import BertTokenizerFast
+
+        made = or_malformed(file, lambda: BertTokenizerFast.from_pretrained(str(file.parent), local_files_only=True))
+    return dict(json.loads(made.backend_tokenizer.to_str()))
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its notices that torch is missing and that ids are not those of its default configuration."""
+    before = os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    try:
+        from transformers.utils import logging
+
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        yield
+        logging.set_verbosity(level)
+    finally:
+        os.environ.pop("TRANSFORMERS_NO_ADVISORY_WARNINGS")
+        if before is not None:
+            os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = before
+
+
 # --- the older files of CLIP ------------------------------------------------------------------------------------------
 
 
-def _read_vocab_and_merges(vocab_file: Path, merges_file: Path, settings: Mapping[str, Any]) -> Pipeline:
+def packaged_pipeline() -> tuple[Path, Pipeline]:
+    """OpenAI's own byte pairs, for checkpoints that bring no tokenizer; their ids are fixed by their order."""
+    file = Path(str(importlib.resources.files("jaxzs") / "assets" / "bpe" / "merges.txt.gz"))
+    merges = [(left, right) for left, right in map(str.split, gzip.decompress(file.read_bytes()).decode().splitlines())]
+    # GPT-2's order of the bytes: those that print stand for themselves and come first.
+    printing = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = [*map(chr, printing), *(chr(256 + n) for n in range(256 - len(printing)))]
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), START, END]
+    return file, clip_pipeline({token: number for number, token in enumerate(tokens)}, merges)
+
+
+def _read_vocab_and_merges(vocab_file: Path, merges_file: Path, style: Style) -> Pipeline:
     """The pipeline that HuggingFace builds for CLIP from the two older files."""
     vocab = read_json(vocab_file, CheckpointError)
     for token, number in vocab.items():
         if not _is_id(number):
             raise CheckpointError(f"{vocab_file}: token {token!r:.40} has id {number!r:.40}")
-    if missing := [token for token in special_tokens(settings) if token not in vocab]:
+    needed = dict.fromkeys(token for token in (style.start, style.end, style.unknown) if token is not None)
+    if missing := [token for token in needed if token not in vocab]:
         raise CheckpointError(f"{vocab_file} has no token {', '.join(missing)}")
     merges = _read_merges(merges_file, vocab)
-    return clip_pipeline(vocab, merges, special_tokens(settings)[2])
+    return clip_pipeline(vocab, merges, style.unknown)
 
 
 def clip_pipeline(vocab: Mapping[str, int], merges: list[tuple[str, str]], unknown: str = END) -> Pipeline:
@@ -188,18 +327,20 @@ def _read_merges(file: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
 # --- added tokens -----------------------------------------------------------------------------------------------------
 
 
-def add_tokens(folder: Path, pipeline: Pipeline, settings: Mapping[str, Any]) -> Pipeline:
+def add_tokens(folder: Path, pipeline: Pipeline, settings: Mapping[str, Any], style: Style) -> Pipeline:
     """The pipeline with the added tokens of every file that may hold some, in the order of their ids.
 
     A pad token that is a word of the vocabulary is left out: Stable Diffusion 2 and LAION pad with "!".
     """
-    vocab = pipeline["model"].get("vocab") if isinstance(pipeline.get("model"), Mapping) else None
+    model = pipeline.get("model")
+    vocab = model.get("vocab") if isinstance(model, Mapping) else None
+    if isinstance(vocab, list):  # Unigram: pieces in the order of their ids
+        vocab = {piece[0]: number for number, piece in enumerate(vocab) if _is_piece(piece)}
     vocab = vocab if isinstance(vocab, Mapping) else {}
-    pad = special(settings, "pad_token", END)
-    word = pad + WORD_END in vocab
-    specials = [*special_tokens(settings), *([] if word else [pad])]
+    word = style.pad + WORD_END in vocab
+    specials = [style.start, style.end, style.unknown, *([] if word else [style.pad])]
     listed = [*_own_tokens(folder, pipeline), *_decoder_tokens(folder, settings), *_json_tokens(folder)]
-    listed += [_added(token, vocab[token]) for token in specials if token in vocab]
+    listed += [_added(token, vocab[token]) for token in specials if token in vocab and _is_id(vocab[token])]
     merged: dict[str, dict[str, Any]] = {}
     for token in listed:
         first = merged.setdefault(token["content"], token)
@@ -209,7 +350,7 @@ def add_tokens(folder: Path, pipeline: Pipeline, settings: Mapping[str, Any]) ->
                 f"{token['id']} in another"
             )
     if word:
-        merged.pop(pad, None)
+        merged.pop(style.pad, None)
     return {**pipeline, "added_tokens": sorted(merged.values(), key=lambda token: token["id"])}
 
 
@@ -256,6 +397,10 @@ def _is_token(value: Any) -> bool:
     return isinstance(text, str) and 0 < len(text) <= _LONGEST_TOKEN and _is_id(value.get("id"))
 
 
+def _is_piece(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+
+
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
@@ -281,7 +426,8 @@ def audit(file: Path, pipeline: Pipeline) -> None:
             if name in met - _REPEATED:
                 refuse(f"{kind} {name} occurs twice")
             met.add(name)
-            if (fault := _FAULTS.get(name, _no_fault)(part)) is not None:
+            check = _model_fault if kind == "model" else _FAULTS.get(name, _no_fault)
+            if (fault := check(part)) is not None:
                 refuse(f"{kind} {name}: {fault}")
     if not isinstance(pipeline.get("model"), Mapping):
         refuse("it has no model")
@@ -381,5 +527,4 @@ _FAULTS: dict[str, Callable[[Any], str | None]] = {
     "Split": _split_fault,
     "Prepend": _prepend_fault,
     "Precompiled": _precompiled_fault,
-    **dict.fromkeys(("BPE", "Unigram", "WordPiece"), _model_fault),
 }
