@@ -216,7 +216,7 @@ def test_malformed_files_are_named(name: str, content: bytes, message: str, tmp_
 
 
 def test_absent_files_and_foreign_vocabularies_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no tokenizer in .* vocab\.json and merges\.txt"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer in .* vocab\.json with merges\.txt"):
         Tokenizer.from_folder(tmp_path)
     with pytest.raises(CheckpointError, match="ids up to 523, the model has 500 token embeddings"):
         Tokenizer.from_folder(folder, vocab_size=500)
@@ -408,11 +408,10 @@ def test_siglip_words_are_those_of_its_rule() -> None:
 def test_siglip_files_in_the_wild_are_the_same_rules(shared: Path) -> None:
     folder = shared / "golden" / "families" / "siglip" / "hf_siglip"  # with SentencePiece's table of replacements
     tokenizer = Tokenizer.from_folder(folder, max_length=16, vocab_size=137)
-    kept = [
-        (text, ids) for text, ids in zip(*(published()["siglip"][k] for k in ("texts", "ids")), strict=True) if text
-    ]
-    np.testing.assert_array_equal(tokenizer([text for text, _ in kept], truncate=True)[0], [ids for _, ids in kept])
-    assert tokenizer.encode("ＡＢＣ ﬁ") == tokenizer.encode("abc fi")  # NFKC
+    for text, ids in zip(published()["siglip"]["texts"], published()["siglip"]["ids"], strict=True):
+        if text:
+            assert tokenizer([text], truncate=True)[0].tolist() == [ids], text
+    assert tokenizer.encode("\uff41\uff42\u00b2 \ufb01") == tokenizer.encode("ab2 fi")  # NFKC
 
 
 def test_open_clip_canonicalizes_for_siglip() -> None:

@@ -32,8 +32,8 @@ def siglip(text: str) -> str:
 def open_clip_whitespace(text: str) -> str:
     """open_clip's rule for other libraries' tokenizers: broken Unicode and HTML mended, single blanks.
 
-    >>> open_clip_whitespace("Tom &amp;amp;  Jerry")
-    'Tom & Jerry'
+    >>> open_clip_whitespace(" Tom  and Jerry")
+    'Tom and Jerry'
     """
     return " ".join(html.unescape(html.unescape(_mended(text))).split())
 
@@ -41,8 +41,8 @@ def open_clip_whitespace(text: str) -> str:
 def open_clip_lower(text: str) -> str:
     """OpenAI's rule for CLIP's byte pairs: as above, and lower case.
 
-    >>> open_clip_lower("Tom &amp; Jerry")
-    'tom & jerry'
+    >>> open_clip_lower("Tom  and Jerry")
+    'tom and jerry'
     """
     return open_clip_whitespace(text).lower()
 
