@@ -250,6 +250,12 @@ def test_unfit_contents_are_named(tmp_path, content, message):
         dataset_info(path)
 
 
+@pytest.mark.parametrize("name", sorted(PINNED))
+def test_names_for_reports_are_distinct(name):
+    info = dataset_info(name)
+    assert len(set(info.distinct_names)) == info.num_classes
+
+
 def test_many_classes_take_no_long_time(tmp_path):
     path = tmp_path / "mine.json"
     names = [f"class {number}" for number in range(100_000)]

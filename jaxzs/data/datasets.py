@@ -70,6 +70,18 @@ class DatasetInfo:
         return len(self.class_names)
 
     @property
+    def distinct_names(self) -> tuple[str, ...]:
+        """Class names for rows and keys of a report: one that occurs twice is followed by its label.
+
+        >>> info = data.dataset_info("imagenet")
+        >>> [name for name in info.distinct_names if name.startswith("missile")]
+        ['missile (n03773504)', 'missile (n04008634)']
+        """
+        times = collections.Counter(self.class_names)
+        pairs = zip(self.class_names, self.labels, strict=True)
+        return tuple(f"{name} ({label})" if times[name] > 1 else name for name, label in pairs)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of class names, labels, templates and background names: what a result depends on."""
         lists = [self.class_names, self.labels, self.templates, self.background_names]
