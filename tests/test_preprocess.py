@@ -364,6 +364,9 @@ def test_without_a_file_the_preprocessing_is_a_guess_and_said_to_be(tmp_path: Pa
     with pytest.warns(UserWarning, match="neither processor_config.json nor .* 32 pixels, which is a guess"):
         made = ImagePreprocessor.for_tower(tmp_path, TOWER_32)
     assert made == ImagePreprocessor(32, (32, 32))
+    assert ImagePreprocessor.for_tower(tmp_path, TOWER_32, open_clip={}) == ImagePreprocessor(
+        32, (32, 32), crop_rounding="even"
+    )
 
 
 @pytest.mark.parametrize(

@@ -119,11 +119,14 @@ class ImagePreprocessor:
         return self.size if self.do_resize and isinstance(self.size, tuple) else None
 
     @classmethod
-    def for_tower(cls, folder: str | Path, vision: VisionConfig) -> ImagePreprocessor:
+    def for_tower(
+        cls, folder: str | Path, vision: VisionConfig, open_clip: Mapping[str, Any] | None = None
+    ) -> ImagePreprocessor:
         """The preprocessing that the files in a folder ask for, checked against the tower that reads its pixels.
 
-        `processor_config.json`, which transformers 5 writes, rules over `preprocessor_config.json`. Without either,
-        OpenAI's preprocessing at the tower's size, and a warning that this is a guess.
+        open_clip: `preprocess_cfg` of the `open_clip_config.json` where that layout is read, {} for OpenAI's own files.
+        Else `processor_config.json`, which transformers 5 writes, rules over `preprocessor_config.json`. Without either
+        what is usual for the family, at the tower's size, and a warning that this is a guess.
         Raises `ConfigError`, naming the file, where what comes out does not fit the tower.
 
         >>> config = jaxzs.load("demo").config
@@ -131,14 +134,19 @@ class ImagePreprocessor:
         (48, 48)
         """
         side = vision.image_size
-        file = _ruling_file(Path(folder))
+        if open_clip is not None:
+            return cls.from_open_clip(open_clip, side)
+        file = ruling_file(Path(folder))
         if file is None:
+            siglip = getattr(vision, "pooling", "class") == "map"
             warnings.warn(
                 f"{folder} has neither processor_config.json nor preprocessor_config.json: images are prepared as "
-                f"OpenAI's CLIP does, at {side} pixels, which is a guess. Copy the file from the source of the weights",
+                f"{'SigLIP' if siglip else 'CLIP'} does by default, at {side} pixels, which is a guess. Copy the file "
+                "from the source of the weights",
                 stacklevel=3,
             )
-            return cls(size=side, crop_size=(side, side))
+            guess = {**_DEFAULTS["Siglip"], "size": (side, side)} if siglip else {"size": side}
+            return cls(crop_size=(side, side), **guess)
         read = cls.from_json(file)
         if read.output_shape != (side, side):
             made = "x".join(map(str, read.output_shape or ())) or "of each image's own size (no crop)"
@@ -489,7 +497,7 @@ def _as_list(images: Any) -> Sequence[Any]:
 # Reading the keys of the JSON file
 
 
-def _ruling_file(folder: Path) -> Path | None:
+def ruling_file(folder: Path) -> Path | None:
     """The file that decides, as transformers 5 chooses; older processor_config.json say nothing about images."""
     processor = folder / "processor_config.json"
     if processor.is_file() and isinstance(read_json(processor, ConfigError).get("image_processor"), Mapping):

@@ -178,7 +178,8 @@ class Tokenizer:
             return tokenizer
         if tokenizer.start_id == tokenizer.end_id:
             raise CheckpointError(f"{folder}: the tokenizer's start and end token are one, id {tokenizer.end_id}")
-        if pooling == "highest" or (text.eos_token_id == LEGACY_END != tokenizer.end_id):
+        legacy = pooling == "end" and text.eos_token_id == LEGACY_END != tokenizer.end_id
+        if pooling == "highest" or legacy:
             # The highest id is pooled: padding must not be higher.
             return dataclasses.replace(tokenizer, pad_id=min(tokenizer.pad_id, tokenizer.end_id))
         if text.eos_token_id != tokenizer.end_id:
