@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from jaxzs.clip import Model
     from jaxzs.patch import CRF, Segmenting
 
-_CPU_KERNEL = 2e9  # kernel elements an iteration that a CPU is given: seconds for a photo
 _CLIP_ES_TEMPLATE = "a clean origami {}."
 
 
@@ -46,7 +44,7 @@ class SegmentOptions(PatchOptions):
     crf: Flag = False
     """Sharpen the masks along the edges of the photo with a dense CRF."""
     crf_stride: Number = None
-    """Take only every so many rows and columns as sources; default 1, on a CPU more for large images."""
+    """Sum over every so many rows and columns of pixels instead of a lattice; 1 is exact, and slow on a CPU."""
     box_threshold: float = 0.4
     """Fraction of a map's maximum above which it spreads; 0.4 for VOC, 0.7 for COCO."""
 
@@ -67,7 +65,7 @@ def run(options: SegmentOptions) -> int:
     with run.measured(kept=lambda: f"{options.out} keeps {len(rows)} of {len(paths)} masks"):
         paths, names = run.find_images(), _names(options)
         given = None if options.tags is None else _read_tags(options.tags, paths, names.foreground)
-        job = _Job(run, run.load_model(names.all), paths, names, given, _crf(options, paths))
+        job = _Job(run, run.load_model(names.all), paths, names, given, _crf(options))
         masks_found = _by_scores(job) if options.maps == "scores" else _by_activation(job)
         write = _Writer(options.out, paths, names.foreground)
         bar = {"total": len(paths), "unit": "image", "desc": "masks", "disable": options.no_progress}
@@ -228,25 +226,10 @@ def _read_tags(file: Path, paths: Sequence[Path], foreground: Sequence[str]) -> 
     return tags
 
 
-def _crf(options: SegmentOptions, paths: Sequence[Path]) -> CRF | None:
-    """Stride as asked for; else exact on an accelerator, and on a CPU what takes seconds for the largest image."""
-    import jax
-
+def _crf(options: SegmentOptions) -> CRF | None:
+    """With a stride the exact kernel at so many sources, else what suits the machine."""
     from jaxzs.patch import CRF
 
     if not options.crf:
         return None
-    if options.crf_stride is not None:
-        return CRF(stride=options.crf_stride)
-    if jax.default_backend() != "cpu":
-        return CRF()
-    return CRF(stride=max(1, round(max(_pixels(paths), default=1) / _CPU_KERNEL**0.5)))
-
-
-def _pixels(paths: Sequence[Path]) -> Iterator[int]:
-    """Size of each image that can be opened; of the others is said elsewhere."""
-    from PIL import Image
-
-    for path in paths:
-        with contextlib.suppress(Exception), Image.open(path) as image:
-            yield image.width * image.height
+    return CRF() if options.crf_stride is None else CRF(kernel="exact", stride=options.crf_stride)

@@ -1,23 +1,28 @@
-"""Dense conditional random field (Kraehenbuehl and Koltun 2011, arXiv 1210.5644): mean field without a lattice.
+"""Dense conditional random field (Kraehenbuehl and Koltun 2011, arXiv 1210.5644): mean field, in two ways.
 
-The fully connected Gaussian terms are attention without the softmax: every pixel sums over all others with weights
-exp(-|f_i - f_j|^2 / 2). Rows of that kernel are made in blocks, so that the N x N matrix never exists. Potts
-compatibility, symmetric normalisation: what pydensecrf does by default, without its approximation.
-Axis letters: N = H*W pixels, S of them as sources, C labels.
+Every pixel sums over all others with weights exp(-|f_i - f_j|^2 / 2). Exactly, the terms are attention without the
+softmax: rows of that kernel are made in blocks, so that the N x N matrix never exists. On permutohedral lattices
+(`lattice.py`), as pydensecrf has it, they are linear in the pixels. Potts compatibility, symmetric normalisation.
+Axis letters: B photos, N = H*W pixels, S of them as sources, C labels.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs.errors import ImageError, renamed
+from jaxzs.errors import DataError, ImageError, renamed
+from jaxzs.patch.batching import padded_side
+from jaxzs.patch.lattice import Lattice, blur, build, padded
 from jaxzs.patch.settings import CRF, is_known
 
 _BLOCK_ELEMENTS = 2**24  # of the kernel held at once, 64 MiB
+MOST_POINTS = 2**21  # of a lattice: about 2 GB while it is built
 _CLIP_ES_MEAN = (104.008, 116.669, 122.675)  # of BGR
 
 
@@ -26,15 +31,16 @@ def dense_crf(probabilities: jax.Array | np.ndarray, image: jax.Array | np.ndarr
     """Label probabilities sharpened along the edges of the photo: [C,H,W] float32, summing to 1 over C.
 
     Args:
-      probabilities: [C,H,W], 0 to 1, need not sum to 1; the unary term is -log(clip(p, 1e-5, 1)).
-      image: [H,W,3] with levels 0 to 255.
-      settings: `CRF`, by default the values of CLIP-ES.
+      probabilities: [C,H,W], 0 to 1, need not sum to 1; the unary term is -log(clip(p, 1e-5, 1)). Or [B,C,H,W].
+      image: [H,W,3] with levels 0 to 255. Or [B,H,W,3].
+      settings: `CRF`, by default the values of CLIP-ES. Its kernel says what is differentiable.
 
     Returns:
-      The mean field. Differentiable in `probabilities` and `image`.
+      The mean field, of the shape of the probabilities.
 
     Raises:
-      ImageError: the image does not fit the probabilities. DataError: numbers out of range.
+      ImageError: the image does not fit the probabilities, or is too large for the memory that the lattice may take.
+      DataError: a lattice where photo or widths are traced, or whose widths are too small.
 
     >>> image = np.zeros((4, 6, 3), np.uint8)
     >>> image[:, 3:] = 255
@@ -43,8 +49,17 @@ def dense_crf(probabilities: jax.Array | np.ndarray, image: jax.Array | np.ndarr
     >>> np.asarray(patch.dense_crf(probabilities, image)).argmax(0)[2].tolist()
     [0, 0, 0, 1, 1, 1]
     """
-    shape = tuple(probabilities.shape)
-    if len(shape) != 3 or shape[0] < 1 or tuple(image.shape) != (*shape[1:], 3):
+    _check_photo(probabilities, image)
+    if np.ndim(probabilities) == 4:
+        return _of_batch(probabilities, image, settings)
+    if _on_lattice(image, settings):
+        return _lattice_field(probabilities, np.asarray(image), settings)
+    return _exact_field(jnp.asarray(probabilities, jnp.float32), jnp.asarray(image).astype(jnp.float32), settings)
+
+
+def _check_photo(probabilities: jax.Array | np.ndarray, image: jax.Array | np.ndarray) -> None:
+    *batch, _, height, width = shape = tuple(probabilities.shape)
+    if len(shape) not in (3, 4) or 0 in shape or tuple(image.shape) != (*batch, height, width, 3):
         raise ImageError(
             f"probabilities have shape {shape} and the image {tuple(image.shape)}, expected [C,H,W] "
             "and [H,W,3] of the same height and width"
@@ -52,17 +67,115 @@ def dense_crf(probabilities: jax.Array | np.ndarray, image: jax.Array | np.ndarr
     for name, values in (("probabilities", probabilities), ("the image's levels", image)):
         if is_known(values) and not np.isfinite(np.asarray(values, np.float32)).all():
             raise ImageError(f"{name} are not all finite")
-    return _mean_field(jnp.asarray(probabilities, jnp.float32), jnp.asarray(image).astype(jnp.float32), settings)
+
+
+def _on_lattice(image: jax.Array | np.ndarray, settings: CRF) -> bool:
+    """Whether the lattice is asked for, or the better choice. It is built on the host, from numbers."""
+    widths = settings.smooth_sigma, settings.bilateral_sigma, settings.colour_sigma
+    known = is_known(image) and all(is_known(width) and np.ndim(width) == 0 for width in widths)
+    if settings.kernel == "lattice" and not known:
+        raise DataError("the lattice is built on the host from photo and widths, which are traced here: take 'exact'")
+    if settings.kernel != "auto":
+        return settings.kernel == "lattice"
+    return known and settings.stride == 1 and jax.default_backend() == "cpu"
+
+
+def _of_batch(probabilities: jax.Array | np.ndarray, image: jax.Array | np.ndarray, settings: CRF) -> jax.Array:
+    """Photo after photo, in one program: a photo fills a machine, and its kernel the memory."""
+    if not _on_lattice(image, settings):
+        photos = jnp.asarray(probabilities, jnp.float32), jnp.asarray(image).astype(jnp.float32)
+        return jax.lax.map(lambda photo: _exact_field(*photo, settings), photos)
+    return jnp.stack([_lattice_field(*photo, settings) for photo in zip(probabilities, np.asarray(image), strict=True)])
+
+
+# --- on lattices ------------------------------------------------------------------------------------
+
+
+def _lattice_field(probabilities: jax.Array | np.ndarray, image: np.ndarray, settings: CRF) -> jax.Array:
+    """The mean field of one photo. Pixels, corners and labels are padded: photos of many sizes share few programs."""
+    C, height, width = probabilities.shape
+    num, labels = height * width, C if C <= 4 else padded_side(C, 2)
+    if num > MOST_POINTS:
+        raise ImageError(
+            f"{height}x{width} pixels are more than the {MOST_POINTS} that a CRF takes at once: sharpen a smaller "
+            "picture and enlarge what comes out"
+        )
+    points = padded_side(num, 256)
+    lattices = tuple(
+        padded(one, points, padded_side(one.neighbours.shape[2], 256))
+        for one in (
+            _places(height, width, float(settings.smooth_sigma)),
+            build(_features(image, float(settings.bilateral_sigma), float(settings.colour_sigma))),
+        )
+    )
+    array = jnp if isinstance(probabilities, jax.Array) else np  # padding on the host compiles nothing
+    flat = array.asarray(probabilities, np.float32).reshape(C, num).T  # [N,C]
+    flat = array.pad(flat, ((0, points - num), (0, labels - C)))
+    present = np.arange(labels) < C
+    weights = jnp.float32(settings.smooth_weight), jnp.float32(settings.bilateral_weight)
+    field = _mean_field_on(flat, present, lattices, weights, iterations=settings.iterations)
+    if isinstance(probabilities, jax.Array):
+        return field[:num, :C].T.reshape(C, height, width)
+    return jnp.asarray(np.ascontiguousarray(np.asarray(field)[:num, :C].T).reshape(C, height, width))
+
+
+@functools.lru_cache(maxsize=8)  # photos of one size share it
+def _places(height: int, width: int, sigma: float) -> Lattice:
+    return build(_grid_places(height, width) / np.float32(sigma))
+
+
+def _grid_places(height: int, width: int) -> np.ndarray:
+    """Column and row of each pixel: [N,2] float32."""
+    row, column = np.indices((height, width), np.float32)
+    return np.stack([column.ravel(), row.ravel()], axis=1)
+
+
+def _features(image: np.ndarray, sigma: float, colour_sigma: float) -> np.ndarray:
+    """Place and colour of each pixel in units of their widths: image [H,W,3] -> [N,5]."""
+    places = _grid_places(*image.shape[:2]) / np.float32(sigma)
+    return np.concatenate([places, image.reshape(-1, 3).astype(np.float32) / np.float32(colour_sigma)], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="iterations")
+def _mean_field_on(
+    probabilities: jax.Array,
+    present: jax.Array,
+    lattices: tuple[Lattice, ...],
+    weights: tuple[jax.Array, ...],
+    *,
+    iterations: int,
+) -> jax.Array:
+    """Mean field of pixels [N,C], of which labels only `present` [C] exist."""
+    unary = jnp.where(present[None], -jnp.log(jnp.clip(probabilities, 1e-5, 1.0)), jnp.inf)  # [N,C]
+    ones = jnp.ones((len(unary), 1), jnp.float32)
+    terms = [functools.partial(blur, lattice) for lattice in lattices]
+    return _iterate(unary, terms, [jax.lax.rsqrt(term(ones) + 1e-20) for term in terms], weights, iterations)
+
+
+def _iterate(
+    unary: jax.Array, terms: Sequence[Callable], norms: Sequence[jax.Array], weights: Sequence, iterations: int
+) -> jax.Array:
+    """Labels of pixels by their own evidence and by what those that each term joins them with hold: [N,C]."""
+
+    def step(field: jax.Array, _: None) -> tuple[jax.Array, None]:
+        logits = -unary
+        for weight, norm, term in zip(weights, norms, terms, strict=True):
+            logits = logits + weight * norm * term(norm * field)  # Potts: what agrees is rewarded
+        return jax.nn.softmax(logits, axis=1), None
+
+    return jax.lax.scan(step, jax.nn.softmax(-unary, axis=1), length=iterations)[0]
+
+
+# --- exactly ----------------------------------------------------------------------------------------
 
 
 @jax.jit
-def _mean_field(probabilities: jax.Array, image: jax.Array, settings: CRF) -> jax.Array:
+def _exact_field(probabilities: jax.Array, image: jax.Array, settings: CRF) -> jax.Array:
     C, height, width = probabilities.shape
     unary = -jnp.log(jnp.clip(probabilities, 1e-5, 1.0)).reshape(C, -1).T  # [N,C]
     features = bilateral_features(image, settings.bilateral_sigma, settings.colour_sigma)  # [H,W,5]
-    targets = features.reshape(-1, 5)
-    sources = features[:: settings.stride, :: settings.stride].reshape(-1, 5)
-    every = jnp.arange(height * width).reshape(height, width)[:: settings.stride, :: settings.stride].reshape(-1)
+    every = slice(None, None, settings.stride)
+    targets, sources = features.reshape(-1, 5), features[every, every].reshape(-1, 5)
 
     def smooth(values: jax.Array) -> jax.Array:
         """Sum over the neighbourhood of each pixel: [N,C] -> [N,C]."""
@@ -70,19 +183,12 @@ def _mean_field(probabilities: jax.Array, image: jax.Array, settings: CRF) -> ja
 
     def bilateral(values: jax.Array) -> jax.Array:
         """Sum over sources, each for the pixels around it: [N,C] -> [N,C]."""
-        return float(settings.stride**2) * _kernel_product(targets, sources, values[every], settings.precision)
+        taken = values.reshape(height, width, -1)[every, every].reshape(len(sources), -1)  # [S,C]
+        return float(settings.stride**2) * _kernel_product(targets, sources, taken, settings.precision)
 
     ones = jnp.ones((height * width, 1), jnp.float32)
-    weights = settings.smooth_weight, settings.bilateral_weight
-    norms = [jax.lax.rsqrt(term(ones) + 1e-20) for term in (smooth, bilateral)]
-
-    def step(field: jax.Array, _: None) -> tuple[jax.Array, None]:
-        logits = -unary
-        for weight, norm, term in zip(weights, norms, (smooth, bilateral), strict=True):
-            logits = logits + weight * norm * term(norm * field)
-        return jax.nn.softmax(logits, axis=1), None
-
-    field, _ = jax.lax.scan(step, jax.nn.softmax(-unary, axis=1), length=settings.iterations)
+    terms, weights = (smooth, bilateral), (settings.smooth_weight, settings.bilateral_weight)
+    field = _iterate(unary, terms, [jax.lax.rsqrt(term(ones) + 1e-20) for term in terms], weights, settings.iterations)
     return field.T.reshape(C, height, width)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxzs.errors import DataError
 from jaxzs.patch.local import default_attention_layers, default_votes
 
 Number = float | jax.Array | np.ndarray
+Kernel = Literal["auto", "lattice", "exact"]
 
 
 def _static(default: Any) -> Any:
@@ -126,6 +127,8 @@ class CRF:
       bilateral_weight: of the Gaussian over positions and colours.
       bilateral_sigma: its width in pixels.
       colour_sigma: its width in levels of 0 to 255.
+      kernel: "lattice", what pydensecrf computes: linear in the pixels, differentiable in the probabilities; "exact",
+        quadratic, differentiable in the photo, too; "auto": the lattice on a CPU, where photo and widths are known.
       stride: of the exact kernel; 1 costs N^2 an iteration. Above 1, an approximation for slow machines: the bilateral
         term takes only every stride-th row and column of pixels as its sources, each standing for stride^2.
       precision: XLA precision of the exact kernel's distances; they are large, and lower ones blur colours.
@@ -142,12 +145,17 @@ class CRF:
     bilateral_weight: Number = 4.0
     bilateral_sigma: Number = 67.0
     colour_sigma: Number = 3.0
+    kernel: Kernel = dataclasses.field(default="auto", metadata={"static": True})
     stride: int = _static(1)
     precision: jax.lax.PrecisionLike = dataclasses.field(default="highest", metadata={"static": True})
 
     def __post_init__(self) -> None:
         if self.iterations < 0 or self.stride < 1:
             raise DataError("iterations must be at least 0, stride at least 1")
+        if self.kernel not in ("auto", "lattice", "exact"):
+            raise DataError(f"kernel is {self.kernel!r}, expected one of auto, lattice, exact")
+        if self.kernel == "lattice" and self.stride > 1:
+            raise DataError("stride is of the exact kernel: leave it at 1 with the lattice")
         for name in ("smooth_sigma", "bilateral_sigma", "colour_sigma"):
             if (value := _concrete(getattr(self, name))) is not None and not (np.isfinite(value) & (value > 0)).all():
                 raise DataError(f"{name} is {value}, expected a number above 0")
