@@ -35,11 +35,15 @@ def test_text_features(length, share_context, cut):
         ids = ids[:, : golden[f"p{length}_eot"].max() + 1]
     for tag in ("", "_big"):
         prefix = jnp.asarray(golden[f"p{length}_prefix{tag}"][0])
-        found = text.text_features(params, prefix, ids, config, share_context=share_context)
+        found = text.text_features(params, prefix, ids, config, modality=text.TextPrompt(share_context=share_context))
         assert_near(found, golden[f"p{length}_features{tag}"], FEATURES)
     # With the same rounding points; a value on the border between two float16 numbers may fall to either side.
     half = text.text_features(
-        params, jnp.asarray(golden[f"p{length}_prefix"][0]), ids, config, share_context=share_context, half=True
+        params,
+        jnp.asarray(golden[f"p{length}_prefix"][0]),
+        ids,
+        config,
+        modality=text.TextPrompt(share_context=share_context, half=True),
     )
     assert_near(half, golden[f"p{length}_features_halfinput"], 5e-3)
 
@@ -164,7 +168,8 @@ def test_shared_context_is_exact_in_the_gradient(recompute):
 
     @jax.grad
     def run(p, share_context, recompute=False):
-        features = text.text_features(params, p, ids, config, share_context=share_context, recompute=recompute)
+        how = text.TextPrompt(share_context=share_context, recompute=recompute)
+        features = text.text_features(params, p, ids, config, modality=how)
         return (features * weights).sum()
 
     plain = run(prefix, False)

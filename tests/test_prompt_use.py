@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from prompt_golden import load
+from safetensors.numpy import save_file
 
 import jaxzs
 from jaxzs import clip, data, prompt
 from jaxzs.commands import tune
 from jaxzs.errors import DataError, JaxzsError, LabelError, TextError
-from jaxzs.files import write_arrays
+from jaxzs.files import read_arrays, write_arrays
 from jaxzs.prompt import files, inference
 
 NAMES = ("circle", "square", "star")
@@ -236,3 +237,74 @@ def test_command_refuses(tmp_path, images, changes, message):
         changes = {**changes, "out": tmp_path / changes["out"]}
     with pytest.raises(JaxzsError, match=message):
         tune.run(options_for(tmp_path, images, **changes))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"length": "4"}, {"length": 4.0}, {"length": None}, {"length": [4]}, {"length": float("inf")}, {"length": 0},
+        {"length": -1}, {"length": True}, {"length": 10**12}, {"name": "audio"}, {"name": ["text"]}, {"name": None},
+        {"half": "yes"}, {"deviation": "0.02"}, {"deviation": float("nan")}, {"unknown": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_odd_descriptions_are_refused(model, tmp_path, edit):
+    """With a checksum that fits, as of a hostile file."""
+    path = tmp_path / "p.safetensors"
+    prompt.save_prompt(path, tuned_of(model, MODALITIES[0]))
+    arrays, values = read_arrays(path, "")
+    header = json.dumps({**{k: v for k, v in values.items() if k != "sha256"}, "modality": values["modality"] | edit})
+    save_file(arrays, path, metadata={"jaxzs": header})
+    with pytest.raises(DataError, match=r"description of the prompt is damaged|does not fit this checkpoint"):
+        prompt.load_prompt(path, model)
+
+
+@pytest.mark.parametrize(
+    "edit", [{"class_names": 5}, {"class_names": [1]}, {"template": None}, {"settings": 3}], ids=str
+)
+def test_odd_values_are_refused(model, tmp_path, edit):
+    path = tmp_path / "p.safetensors"
+    prompt.save_prompt(path, tuned_of(model, MODALITIES[0]))
+    arrays, values = read_arrays(path, "")
+    values.pop("sha256")
+    write_arrays(path, arrays, {**values, **edit})
+    with pytest.raises(DataError, match="description of the prompt is damaged"):
+        prompt.load_prompt(path, model)
+
+
+def test_a_flipped_bit_of_a_prompt_is_named(model, tmp_path):
+    path = tmp_path / "p.safetensors"
+    prompt.save_prompt(path, tuned_of(model, MODALITIES[0]))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="does not match its checksum"):
+        prompt.load_prompt(path, model)
+
+
+@pytest.mark.parametrize("value", [3e38, 1e13, float("inf")])
+def test_prompts_beyond_all_use_are_refused(model, tmp_path, value):
+    """Whatever a tower makes of such numbers is NaN, or the same for every image."""
+    tuned = tuned_of(model, MODALITIES[0])
+    spoiled = {"prefix": tuned.prompts["prefix"].at[0, 0].set(value)}
+    prompt.save_prompt(tmp_path / "p.safetensors", dataclasses.replace(tuned, prompts=spoiled))
+    with pytest.raises(DataError, match=r"not finite|has diverged"):
+        prompt.load_prompt(tmp_path / "p.safetensors", model)
+
+
+def test_classes_that_a_prompt_makes_alike_are_named(model, images):
+    tuned = tuned_of(model, MODALITIES[0])
+    huge = dataclasses.replace(tuned, prompts={"prefix": tuned.prompts["prefix"] + jnp.float32(3e38)})
+    with pytest.raises(DataError, match=r"not finite|same text features"):
+        prompt.prompted_encoders(model, huge)
+
+
+def test_a_second_use_compiles_nothing(model, images):
+    """The weights are arguments of the program, and the program is the module's, not the call's."""
+    pixels = model.preprocess(list(images[0][:4]))
+    first = tuned_of(model, MODALITIES[1])
+    prompt.classify(model, first, pixels)
+    programs = inference._encode_image, inference._class_features
+    before = [program._cache_size() for program in programs]
+    prompt.classify(model, tuned_of(model, MODALITIES[1], seed=1), pixels)
+    assert [program._cache_size() for program in programs] == before

@@ -37,6 +37,7 @@ def evaluate(predictions: np.ndarray, labels: np.ndarray, seen: np.ndarray | Non
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or labels.ndim != 1 or not len(labels):
         raise DataError(f"predictions {predictions.shape} and labels {labels.shape} must be [N] with N >= 1")
+    _check_classes(predictions, labels)
     right = predictions == labels
     if seen is None:
         return Evaluation(float(right.mean()))
@@ -45,3 +46,10 @@ def evaluate(predictions: np.ndarray, labels: np.ndarray, seen: np.ndarray | Non
         raise DataError("the test images are all of seen or all of unseen classes; TRZSL needs both")
     s, u = float(right[is_seen].mean()), float(right[~is_seen].mean())
     return Evaluation(float(right.mean()), s, u, 2 * s * u / (s + u) if s + u else 0.0)
+
+
+def _check_classes(*lists: np.ndarray) -> None:
+    """`DataError` unless all hold classes: whole numbers from 0, equally many."""
+    for values in lists:
+        if values.shape != lists[0].shape or not np.issubdtype(values.dtype, np.integer) or (values < 0).any():
+            raise DataError(f"predictions and labels must be classes [{len(lists[0])}], whole numbers from 0")

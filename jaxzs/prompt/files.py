@@ -26,6 +26,7 @@ from jaxzs.prompt.visual import VisualPrompt
 
 MODALITIES: dict[str, Any] = {"text": TextPrompt, "image": VisualPrompt, "joint": JointPrompt}
 FORMAT = "jaxzs.prompt/1"
+_LARGEST = 1e12  # a LayerNorm squares: beyond 1e19 nothing is left of the float32 features, at 1e12 all are alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +91,10 @@ def load_prompt(path: str | Path, model: Model) -> TunedPrompt:
         raise DataError(f"{path} holds no prompt: it is not a file written by `jaxzs tune`")
     try:
         modality = restore(values["modality"])
-        names, template = tuple(values["class_names"]), str(values["template"])
-        fingerprint, settings = str(values["fingerprint"]), dict(values["settings"])
+        names, template = values["class_names"], values["template"]
+        fingerprint, settings = values["fingerprint"], dict(values["settings"])
+        if not isinstance(names, list) or not all(isinstance(x, str) for x in (*names, template, fingerprint)):
+            raise TypeError("class names, template and fingerprint must be texts")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: the description of the prompt is damaged ({error!r})") from error
     check_shapes(arrays, modality, model.config, f"{path} does not fit this checkpoint")
@@ -101,7 +104,7 @@ def load_prompt(path: str | Path, model: Model) -> TunedPrompt:
             f"{model.fingerprint[:12]}); the widths agree, its accuracy need not",
             stacklevel=2,
         )
-    return TunedPrompt(modality, unflatten(arrays), names, template, fingerprint, settings)
+    return TunedPrompt(modality, unflatten(arrays), tuple(names), template, fingerprint, settings)
 
 
 def check_shapes(arrays: dict[str, np.ndarray], modality: Modality, config: CLIPConfig, what: str) -> None:
@@ -119,8 +122,13 @@ def check_shapes(arrays: dict[str, np.ndarray], modality: Modality, config: CLIP
             f"{what} ({modality.name} prompt; text width {config.text.hidden_size}, vision width "
             f"{config.vision.hidden_size}): {'; '.join(wrong[:4])}. Use the checkpoint it was tuned with."
         )
+    if any(array.dtype != np.float32 for array in arrays.values()):
+        raise DataError(f"{what}: its arrays are not float32")
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise DataError(f"{what}: it holds values that are not finite")
+    largest = max(float(np.abs(array.astype(np.float64)).max(initial=0)) for array in arrays.values())
+    if largest > _LARGEST:
+        raise DataError(f"{what}: it holds values up to {largest:.0e}, a prompt that has diverged")
 
 
 def describe(modality: Modality) -> dict[str, Any]:

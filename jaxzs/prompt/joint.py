@@ -6,14 +6,15 @@ UPT, arXiv 2210.07225, as the code of GRIP (arXiv 2306.01669) has it.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig, TextConfig
 from jaxzs.clip.layers import Numerics, Params, block, dense
-from jaxzs.prompt.modality import Frozen, Prompts
+from jaxzs.errors import ConfigError
+from jaxzs.prompt.modality import Frozen, Prompts, check_settings
 from jaxzs.prompt.text import TextPrompt
 from jaxzs.prompt.visual import VisualPrompt, read_prompted
 
@@ -78,6 +79,11 @@ class JointPrompt:
     half_embeddings: bool = False
     share_context: bool = True
     recompute: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self, length=1, width=1)
+        if self.pairing not in get_args(Pairing):
+            raise ConfigError(f"pairing is {self.pairing!r}, expected one of {', '.join(get_args(Pairing))}")
 
     def init(self, key: jax.Array, config: CLIPConfig) -> Prompts:
         """Tokens and maps drawn as in the authors' code (PyTorch's defaults for the linear maps)."""

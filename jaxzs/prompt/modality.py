@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.layers import Numerics, Params
 from jaxzs.clip.model import logits_per_image
-from jaxzs.errors import ConfigError
+from jaxzs.errors import ConfigError, DataError
 
 Prompts = Any  # a pytree of float32 arrays, the only thing that is trained
 
@@ -97,6 +98,30 @@ class Task:
     modality: Modality
     config: CLIPConfig
     numerics: Numerics = Numerics()
+
+
+def check_settings(modality: Modality, **least: float) -> None:
+    """`ConfigError` unless these fields are numbers of at least so much, whole ones where the default is."""
+    defaults = {field.name: field.default for field in dataclasses.fields(modality)}  # type: ignore[arg-type]
+    for name, bound in least.items():
+        value, kind = getattr(modality, name), type(defaults[name])
+        fits = not isinstance(value, bool) and isinstance(value, int | np.integer if kind is int else int | float)
+        if not fits or not bound <= value < 2**31:
+            wanted = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"{name} of a {modality.name} prompt is {value!r}, expected {wanted} of at least {bound}")
+    for name, default in defaults.items():
+        if isinstance(default, bool) and not isinstance(getattr(modality, name), bool):
+            raise ConfigError(f"{name} of a {modality.name} prompt is {getattr(modality, name)!r}, expected a bool")
+
+
+def check_prefix(prefix: jax.Array, width: int, most: int | None = None) -> None:
+    """`DataError` unless a prefix is [K,width] float with K at most so many, and finite where its values are known."""
+    if prefix.ndim != 2 or prefix.shape[1] != width or not jnp.issubdtype(prefix.dtype, jnp.floating):
+        raise DataError(f"the prefix is {prefix.dtype} of shape {prefix.shape}, expected floats [K,{width}]")
+    if most is not None and len(prefix) > most:
+        raise DataError(f"the prefix has {len(prefix)} vectors, the texts have room for {most}; see placeholder_ids")
+    if not isinstance(prefix, jax.core.Tracer) and prefix.is_fully_addressable and not np.isfinite(prefix).all():
+        raise DataError("the prefix is not finite: the prompt has diverged")
 
 
 def check_task(task: Task) -> None:

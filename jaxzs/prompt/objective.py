@@ -6,6 +6,7 @@ unseen class (TRZSL). Menghini et al. 2023 (arXiv 2306.01669), and their release
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal
 
 import jax
@@ -52,6 +53,8 @@ def loss(
     present = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask)
     competing = jnp.ones(logits.shape[-1:], bool) if class_mask is None else jnp.asarray(class_mask)
     _check_loss(logits, labels, second, present, competing)
+    if any(not isinstance(weight, jax.core.Tracer) and not np.isfinite(weight) for weight in weights):
+        raise DataError(f"weights are {weights}, expected finite numbers")
     weighs = [jnp.not_equal(weight, 0) for weight in weights]
     counted = jnp.logical_and(present, jnp.where(second, weighs[1], weighs[0]))  # [B]
     _check_members(logits, labels, counted, competing)
@@ -137,11 +140,11 @@ def balance_weights(
     _check_choice("balance", convention, ("code", "paper"))
     if strategy == "labelled":
         return 1.0, 0.0
-    if not num_pseudo >= 1:  # a comparison that NaN fails, too
+    if not 1 <= num_pseudo < inf:  # a comparison that NaN fails, too
         raise DataError("no image was pseudolabelled: the unlabelled pool or K is too small")
     if paradigm == "ul":
         return 0.0, 1.0
-    if not num_labelled >= 1:
+    if not 1 <= num_labelled < inf:
         raise DataError(f"paradigm {paradigm!r} needs labelled images, none were given")
     ratio = num_pseudo / num_labelled if paradigm == "ssl" else num_labelled / num_pseudo
     if convention == "code" and strategy == "fpl" and modality == "joint":

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxzs.clip import Model, Numerics, encode_text
 from jaxzs.data import Source, batches
-from jaxzs.errors import DataError, LabelError, renamed
+from jaxzs.errors import ConfigError, DataError, LabelError, renamed
 from jaxzs.prompt.modality import Frozen, Modality
 from jaxzs.prompt.text import placeholder_ids
 from jaxzs.zeroshot import check_class_names, check_proxies
@@ -159,6 +159,8 @@ def equal_batches(number: int, batch_size: int) -> Iterator[tuple[np.ndarray, in
 
     The last row fills up the last batch.
     """
+    if not batch_size >= 1:
+        raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     size = min(batch_size, number)
     for first in range(0, number, size):
         yield np.minimum(np.arange(first, first + size), number - 1), min(size, number - first)

@@ -80,6 +80,7 @@ def ssl_split(labels: np.ndarray, num_classes: int, per_class: int = 2) -> Split
     >>> len(split.labelled), len(split.validation), len(split.unlabelled)
     (4, 2, 24)
     """
+    _check_whole(1, classes=num_classes, labels_per_class=per_class)
     labels = check_labels(labels, num_classes)
     chosen = few_labels(labels, num_classes, per_class)
     train, validation = partition(len(chosen))
@@ -127,12 +128,20 @@ def ul_split(num_images: int, num_classes: int, labels: np.ndarray | None = None
     >>> split.paradigm, len(split.labelled), len(split.unlabelled)
     ('ul', 0, 30)
     """
+    _check_whole(1, images=num_images, classes=num_classes)
     classes, none = np.arange(num_classes), np.zeros(0, int)
     order = np.arange(num_images)
     if labels is not None:
         trzsl = trzsl_split(labels, num_classes)
         order = np.concatenate([trzsl.unlabelled, trzsl.labelled, trzsl.validation])
     return Split("ul", num_classes, none, none, order, classes, classes)
+
+
+def _check_whole(least: int, **numbers: int) -> None:
+    """`DataError` unless all are whole numbers of at least so much."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise DataError(f"{value!r} {name.replace('_', ' ')}: expected a whole number of {least} or more")
 
 
 def split_pseudolabels(images: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,8 +160,8 @@ def growing_schedule(num_images: int, num_classes: int, num_iterations: int = 10
     >>> prompt.growing_schedule(1836, 102)
     [1, 3, 5, 7, 8, 10, 12, 14, 16, 17]
     """
-    if num_iterations < 1 or num_classes < 1:
-        raise DataError(f"{num_iterations} iterations over {num_classes} classes: both must be 1 or more")
+    _check_whole(0, images=num_images)
+    _check_whole(1, iterations=num_iterations, classes=num_classes)
     step = num_images // num_iterations
     return [_growing_k(num_images, num_classes, step, i) for i in range(1, num_iterations + 1)]
 
@@ -170,8 +179,7 @@ def schedule(strategy: Strategy, split: Split, k: int = 16, num_iterations: int 
         if split.paradigm == "ul":
             raise DataError("paradigm 'ul' has no labels to train on; use fpl, ifpl or grip")
         return [0]
-    if k < 1:
-        raise DataError(f"k is {k}, expected 1 or more pseudolabels per class")
+    _check_whole(1, pseudolabels_per_class=k)
     if strategy == "fpl":
         return [k]
     if strategy == "ifpl":

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip.config import CLIPConfig, TextConfig
-from jaxzs.clip.layers import Numerics, Params, Precision
-from jaxzs.clip.model import encode_image, end_positions, read_text
-from jaxzs.errors import TextError
-from jaxzs.prompt.modality import Frozen, Prompts
+from jaxzs.clip.layers import Numerics, Params
+from jaxzs.clip.model import _check_ids, encode_image, end_positions, read_text
+from jaxzs.errors import TextError, renamed
+from jaxzs.prompt.modality import Frozen, Prompts, check_prefix, check_settings
 from jaxzs.prompt.towers import read_text_with_context
 
 
@@ -36,6 +36,9 @@ def placeholder_ids(input_ids: Any, length: int, text: TextConfig) -> np.ndarray
            [510, 510, 510,   8,   9, 511]], dtype=int32)
     """
     ids = np.asarray(input_ids)
+    if not len(ids) or isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 0:
+        raise TextError(f"{len(ids)} texts and {length!r} places: expected texts, and a whole number of places")
+    _check_ids(ids, dataclasses.replace(text, max_position_embeddings=ids.shape[-1]), None)
     ends = np.asarray(end_positions(jnp.asarray(ids, jnp.int32), text))
     longest = int(ends.max()) + length + 1
     if longest > text.max_position_embeddings:
@@ -67,17 +70,21 @@ def embed_with_prefix(params: Params, prefix: jax.Array, input_ids: jax.Array, h
     return tokens + positions
 
 
+@renamed(
+    compute_dtype="numerics=clip.Numerics(compute_dtype)",
+    precision="numerics=clip.Numerics(precision=...)",
+    share_context="modality=prompt.TextPrompt(share_context=...)",
+    half="modality=prompt.TextPrompt(half=...)",
+    recompute="modality=prompt.TextPrompt(recompute=...)",
+)
 def text_features(
     params: Params,
     prefix: jax.Array,
     input_ids: jax.Array,
     config: CLIPConfig,
     *,
-    share_context: bool = True,
-    half: bool = False,
-    recompute: bool = False,
-    compute_dtype: Any = None,
-    precision: Precision = None,
+    modality: TextPrompt | None = None,
+    numerics: Numerics = Numerics(),
 ) -> jax.Array:
     """Features of the class names behind a learned prefix, projected, NOT normalised (spec: CoOp, shared context).
 
@@ -87,15 +94,15 @@ def text_features(
       input_ids: [C,T] integer with K places behind the start token (`placeholder_ids`); longer padding only
         costs time.
       config: of the checkpoint.
-      share_context: compute positions 0..K once for all classes instead of C times: the same numbers, since the
-        mask is causal.
-      half: float16 rounding of the embeddings, as in the authors' code.
-      recompute: keep no activations of the blocks for the gradient (`jax.checkpoint`).
-      compute_dtype: None (float32) or the type of the operands of matrix products.
-      precision: XLA precision of the products.
+      modality: how it is computed (`TextPrompt`: context shared, rounded, or recomputed); its length is not looked at.
+      numerics: type and precision of the products.
 
     Returns:
       [C,E] float32.
+
+    Raises:
+      DataError: a prefix of another width, longer than the texts, or not finite.
+      TextError: ids of another shape or type, outside of the vocabulary, without an end.
 
     >>> model = jaxzs.load("demo")
     >>> input_ids = prompt.placeholder_ids(model.tokenize(["circle", "square"])[0], 4, model.config.text)
@@ -103,21 +110,25 @@ def text_features(
     >>> prompt.text_features(model.params, prefix, input_ids, model.config).shape
     (2, 64)
     """
-    numerics = Numerics(compute_dtype, precision)
-    ids = jnp.asarray(input_ids)
-    return _text_features(params, prefix, ids, config, share_context, half, recompute, numerics)
+    prefix, ids = jnp.asarray(prefix), jnp.asarray(input_ids)
+    _check_ids(ids, config.text, None)
+    if not len(ids):
+        raise TextError("there are no class names: input_ids are empty")
+    check_prefix(prefix, config.text.hidden_size, most=ids.shape[1] - 2)
+    return _text_features(params, prefix, ids, config, modality or TextPrompt(), numerics)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "share_context", "half", "recompute", "numerics"))
-def _text_features(params, prefix, ids, config, share_context, half, recompute, numerics):
-    ends = end_positions(ids, config.text)
-    if not share_context:
-        x = embed_with_prefix(params, prefix, ids, half)
+@functools.partial(jax.jit, static_argnames=("config", "modality", "numerics"))
+def _text_features(params, prefix, ids, config, modality, numerics):
+    ends = end_positions(ids, config.text)  # [C]
+    half, recompute = modality.half, modality.recompute
+    if not modality.share_context:
+        x = embed_with_prefix(params, prefix, ids, half)  # [C,T,D]
         return read_text(params, x, ends, config, numerics, recompute)
     S = 1 + prefix.shape[0]
     shared = embed_with_prefix(params, prefix, ids[:1, :S], half)  # [1,S,D]
     # The names' embeddings do not depend on the prefix; only their keys and values meet it.
-    x = embed_with_prefix(params, jax.lax.stop_gradient(prefix), ids, half)[:, S:]
+    x = embed_with_prefix(params, jax.lax.stop_gradient(prefix), ids, half)[:, S:]  # [C,T-S,D]
     return read_text_with_context(params, shared, x, ends - S, config, numerics, recompute)
 
 
@@ -140,6 +151,9 @@ class TextPrompt:
     half: bool = False
     share_context: bool = True
     recompute: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self, length=1, deviation=0)
 
     def init(self, key: jax.Array, config: CLIPConfig) -> Prompts:
         """{"prefix": [K,D_text]} drawn from N(0, deviation^2)."""
@@ -166,17 +180,8 @@ class TextPrompt:
         self, prompts: Prompts, frozen: Frozen, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """Prompted text features [C,E]."""
-        return text_features(
-            frozen.params,
-            prompts["prefix"],
-            frozen.input_ids,
-            config,
-            share_context=self.share_context,
-            half=self.half,
-            recompute=self.recompute,
-            compute_dtype=numerics.compute_dtype,
-            precision=numerics.precision,
-        )
+        prefix, ids = prompts["prefix"], frozen.input_ids
+        return text_features(frozen.params, prefix, ids, config, modality=self, numerics=numerics)
 
     def image_features(
         self, prompts: Prompts, frozen: Frozen, images: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.layers import Numerics, Params, Precision
-from jaxzs.clip.model import read_image, vision_embeddings
-from jaxzs.prompt.modality import Frozen, Prompts
+from jaxzs.clip.layers import Numerics, Params
+from jaxzs.clip.model import _check_pixels, read_image, vision_embeddings
+from jaxzs.errors import ImageError, renamed
+from jaxzs.prompt.modality import Frozen, Prompts, check_prefix, check_settings
 
 
+@renamed(compute_dtype="numerics=clip.Numerics(compute_dtype)", precision="numerics=clip.Numerics(precision=...)")
 def image_features(
     params: Params,
     prefix: jax.Array,
@@ -25,8 +27,7 @@ def image_features(
     config: CLIPConfig,
     *,
     recompute: bool = False,
-    compute_dtype: Any = None,
-    precision: Precision = None,
+    numerics: Numerics = Numerics(),
 ) -> jax.Array:
     """Features of images with learned tokens in front of the patches, projected, NOT normalised.
 
@@ -36,11 +37,14 @@ def image_features(
       pixels: [B,S,S,3] float, normalised by the checkpoint's mean and standard deviation.
       config: of the checkpoint.
       recompute: keep no activations of the blocks for the gradient (`jax.checkpoint`).
-      compute_dtype: None (float32) or the type of the operands of matrix products.
-      precision: XLA precision of the products.
+      numerics: type and precision of the products.
 
     Returns:
       [B,E] float32.
+
+    Raises:
+      DataError: a prefix of another width, or not finite.
+      ImageError: pixels of another size or type.
 
     >>> model = jaxzs.load("demo")
     >>> pixels = model.preprocess(data.open_image("photos/one/0.png"))
@@ -48,7 +52,11 @@ def image_features(
     >>> prompt.image_features(model.params, prefix, pixels, model.config).shape
     (1, 64)
     """
-    numerics = Numerics(compute_dtype, precision)
+    prefix, pixels = jnp.asarray(prefix), jnp.asarray(pixels)
+    _check_pixels(pixels, config.vision, False)
+    if not len(pixels):
+        raise ImageError("there are no images: pixels are empty")
+    check_prefix(prefix, config.vision.hidden_size)
     return _image_features(params, prefix, pixels, config, recompute, numerics)
 
 
@@ -87,6 +95,9 @@ class VisualPrompt:
     length: int = 16
     recompute: bool = False
 
+    def __post_init__(self) -> None:
+        check_settings(self, length=1)
+
     def init(self, key: jax.Array, config: CLIPConfig) -> Prompts:
         """{"prefix": [K,D_vision]} drawn from N(0, 1/D_vision)."""
         width = config.vision.hidden_size
@@ -101,6 +112,7 @@ class VisualPrompt:
         self, params: Params, pixels: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """What of the images no prompt changes, computed once: pixels [B,S,S,3] -> embedded patches [B,1+P,D]."""
+        _check_pixels(pixels, config.vision, False)
         return vision_embeddings(params["vision_model"], pixels, config.vision, numerics=numerics)
 
     def plain_features(

@@ -47,6 +47,9 @@ def robin_hood(zero_shot_predictions: np.ndarray, tuned_predictions: np.ndarray,
     present = np.unique(labels)
     if len(present) < 2:
         raise DataError("the per-class analysis needs images of at least two classes")
+    for predictions in (zero_shot_predictions, tuned_predictions):
+        if np.shape(predictions) != labels.shape:
+            raise DataError(f"predictions {np.shape(predictions)} and labels {labels.shape} differ in number")
     before, after = (
         np.array([(np.asarray(p)[labels == c] == c).mean() for c in present])
         for p in (zero_shot_predictions, tuned_predictions)
