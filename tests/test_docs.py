@@ -14,11 +14,9 @@ import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 from test_docstrings import PACKAGES, public_names
 
-import jaxzs
 from jaxzs import cli
 
 ROOT = Path(__file__).parents[1]
@@ -44,25 +42,13 @@ def pages(language: str) -> list[Any]:
     return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in found if blocks(page, language)]
 
 
-def what_the_readme_takes_for_granted(monkeypatch: pytest.MonkeyPatch, digit_photos: Path) -> dict[str, Any]:
-    """Images, names and pixels that a reader of the README has; hub ids are the demo checkpoint, trainings short."""
-    from jaxzs import data, prompt, zeroshot
+def shorten_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README trains with the default plan; here two iterations of two epochs."""
+    from jaxzs import prompt
 
-    model = jaxzs.load("demo")
-    source = data.open_source(digit_photos)
-    images = [source[number].image for number in range(len(source))]
-    monkeypatch.setattr(jaxzs.clip, "load", lambda name: model)
+    plan = prompt.Plan
     few = prompt.Optimisation(epochs=2, warmup_epochs=1)
-    monkeypatch.setattr(
-        prompt, "Plan", lambda strategy: prompt.strategies.Plan(strategy, iterations=2, optimisation=few)
-    )
-    return {
-        "images": images,
-        "pictures": images,
-        "class_names": source.label_names,
-        "pixels": np.zeros((1, 48, 96, 3), np.float32),
-        "text_features": zeroshot.text_proxies(model, [f"digit {n}" for n in range(10)] * 3),
-    }
+    monkeypatch.setattr(prompt, "Plan", lambda strategy: plan(strategy, iterations=2, optimisation=few))
 
 
 @pytest.mark.slow
@@ -72,7 +58,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     if page == README:
-        namespace = what_the_readme_takes_for_granted(monkeypatch, digit_photos)
+        shorten_trainings(monkeypatch)
     for number, block in enumerate(blocks(page, "python")):
         code = compile(block.text, f"{page.name}, Python block {number}", "exec")
         if not block.title:
@@ -81,8 +67,8 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("page", pages("sh"))
 def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in cli.COMMANDS.values():
-        monkeypatch.setattr(importlib.import_module(command.module), command.run, lambda options: 0)
+    for name in cli.COMMANDS:
+        monkeypatch.setattr(importlib.import_module(f"jaxzs.commands.{name}"), "run", lambda options: 0)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for block in blocks(page, "sh"):
         for line in block.text.replace("\\\n", " ").replace("&&", "\n").splitlines():
