@@ -12,18 +12,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxzs import parallel
 from jaxzs.errors import DataError, JaxzsError
 from jaxzs.prompt.modality import Frozen, Modality, Prompts, Task, check_task, class_logits
 from jaxzs.prompt.objective import loss
 from jaxzs.prompt.protocol import epoch_learning_rates
+
+if TYPE_CHECKING:
+    import optax
 
 Order = Callable[[int, int, int], np.ndarray]  # (run, epoch, length of its list) -> order of the list
 
@@ -136,6 +138,8 @@ def start(prompts: Prompts) -> TrainState:
 
 def _sgd(momentum: Any, weight_decay: Any) -> optax.GradientTransformation:
     """PyTorch's SGD without its learning rate, which the schedule of epochs gives."""
+    import optax
+
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))
 
 
@@ -146,6 +150,7 @@ def step(
 
     A batch without members changes nothing.
     """
+    import optax
 
     def objective(prompts: Prompts) -> jax.Array:
         logits = class_logits(task, prompts, frozen, images[batch.images])  # [B,C]
