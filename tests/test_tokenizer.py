@@ -415,6 +415,7 @@ def test_siglip_files_in_the_wild_are_the_same_rules(shared: Path) -> None:
 
 
 def test_open_clip_canonicalizes_for_siglip() -> None:
+    pytest.importorskip("ftfy")
     config = {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP2", "tokenizer_kwargs": {"clean": "canonicalize"}}
     text = TextConfig(vocab_size=422, max_position_embeddings=16)
     tokenizer = Tokenizer.from_open_clip(TOKENS / "gemma", config, text)

@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from jaxzs.clip.tokenizer_files import END, START, WORDS
+from jaxzs.clip.tokenizer_audit import WORDS
+from jaxzs.clip.tokenizer_files import END, START
 
 
 def byte_alphabet() -> list[str]:

@@ -138,15 +138,7 @@ class ImagePreprocessor:
             return cls.from_open_clip(open_clip, side)
         file = ruling_file(Path(folder))
         if file is None:
-            siglip = getattr(vision, "pooling", "class") == "map"
-            warnings.warn(
-                f"{folder} has neither processor_config.json nor preprocessor_config.json: images are prepared as "
-                f"{'SigLIP' if siglip else 'CLIP'} does by default, at {side} pixels, which is a guess. Copy the file "
-                "from the source of the weights",
-                stacklevel=3,
-            )
-            guess = {**_DEFAULTS["Siglip"], "size": (side, side)} if siglip else {"size": side}
-            return cls(crop_size=(side, side), **guess)
+            return cls._guess(folder, vision)
         read = cls.from_json(file)
         if read.output_shape != (side, side):
             made = "x".join(map(str, read.output_shape or ())) or "of each image's own size (no crop)"
@@ -160,6 +152,18 @@ class ImagePreprocessor:
                 "images are prepared with 3 (RGB)"
             )
         return read
+
+    @classmethod
+    def _guess(cls, folder: str | Path, vision: VisionConfig) -> ImagePreprocessor:
+        side, siglip = vision.image_size, getattr(vision, "pooling", "class") == "map"
+        warnings.warn(
+            f"{folder} has neither processor_config.json nor preprocessor_config.json: images are prepared as "
+            f"{'SigLIP' if siglip else 'CLIP'} does by default, at {side} pixels, which is a guess. Copy the file "
+            "from the source of the weights",
+            stacklevel=4,
+        )
+        usual = {**_DEFAULTS["Siglip"], "size": (side, side)} if siglip else {"size": side}
+        return cls(crop_size=(side, side), **usual)
 
     @classmethod
     def from_json(cls, source: Mapping[str, Any] | str | Path) -> ImagePreprocessor:

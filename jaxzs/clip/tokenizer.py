@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxzs.clip import texts as text_rules
 from jaxzs.clip.config import TextConfig
+from jaxzs.clip.tokenizer_audit import Pipeline, rescued
 from jaxzs.clip.tokenizer_files import (
     WORD_END,
-    Pipeline,
     Style,
     add_tokens,
     build,
@@ -33,7 +33,6 @@ from jaxzs.errors import CheckpointError, TextError
 if TYPE_CHECKING:
     import tokenizers
 
-_T = TypeVar("_T")
 DEFAULT_MAX_LENGTH = 77
 LONGEST_TEXT = 100_000  # characters; nothing that a tower of 77 tokens could read
 LEGACY_END = 2  # the first published configurations give this as end token; the highest id is pooled then
@@ -259,7 +258,11 @@ class Tokenizer:
         numbers = [int(i) for i in ids]
         if bad := [i for i in numbers if i < 0 or self.backend.id_to_token(i) is None]:
             raise TextError(f"no such token ids: {bad[:5]}")
-        text = _named(lambda: self.backend.decode(numbers, skip_special_tokens=True), f"decode {numbers[:5]}")
+        text = rescued(
+            lambda: self.backend.decode(numbers, skip_special_tokens=True),
+            TextError,
+            f"the tokenizer cannot decode {numbers[:5]}",
+        )
         return str(text).replace(WORD_END, " ").strip()
 
     @property
@@ -279,7 +282,11 @@ class Tokenizer:
             raise TextError(f"not valid Unicode, it cannot be encoded: {text!r:.80}") from cause
         text = text_rules.RULES[self.clean](text)
         # e.g. a character missing in a vocabulary without unknown token
-        return _named(lambda: self.backend.encode(text, add_special_tokens=False), f"encode {text!r:.80}")
+        return rescued(
+            lambda: self.backend.encode(text, add_special_tokens=False),
+            TextError,
+            f"the tokenizer cannot encode {text!r:.80}",
+        )
 
 
 def _longest_text(stated: Any, context: int | None) -> int:
@@ -287,12 +294,3 @@ def _longest_text(stated: Any, context: int | None) -> int:
     if isinstance(stated, int) and 0 < stated < 2**31:  # HuggingFace writes 1e30 for "not known"
         return min(stated, context or stated)
     return context or DEFAULT_MAX_LENGTH
-
-
-def _named(call: Callable[[], _T], what: str) -> _T:
-    try:
-        return call()
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as cause:  # a panic in Rust derives from BaseException
-        raise TextError(f"the tokenizer cannot {what}: {cause!s:.200}") from cause

@@ -15,14 +15,12 @@ import gzip
 import importlib.resources
 import json
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from jaxzs.clip.files import read_bytes, read_json, read_text
+from jaxzs.clip.tokenizer_audit import WORDS, Pipeline, audit, is_id, is_piece, is_token, no_clip, rescued
 from jaxzs.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -30,35 +28,7 @@ if TYPE_CHECKING:
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-_PLAIN_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-# English contractions, letters, single digits, anything else: CLIP's split into words.
-WORDS = rf"<\|startoftext\|>|<\|endoftext\|>|{_PLAIN_WORDS}"
-
-# What the tokenizers of CLIP, SigLIP, Gemma, BERT and XLM are made of. Everything else is refused: other parts can take
-# exponential time, and some abort the process on a table that lies.
-_PARTS = {
-    "normalizer": {
-        "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Prepend", "Replace",
-        "Strip", "StripAccents",
-    },
-    "pre_tokenizer": {"BertPreTokenizer", "ByteLevel", "Metaspace", "Split", "Whitespace", "WhitespaceSplit"},
-    "decoder": {"BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece"},
-    "model": {"BPE", "Unigram", "WordPiece"},
-}  # fmt: skip
-_NESTED = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
-_MOST_PARTS = 16
-_REPEATED = {"Replace", "Split", "Strip"}  # the others once: a table or bytes in a row multiply the text each time
-_MOST_TOKENS = 2_000_000
-_MOST_ADDED = 10_000
-_LONGEST_TOKEN = 1_000  # characters
-# One character, or one class of characters, at most repeated: such an expression takes linear time.
-_LINEAR = re.compile(r"(\\s|\[(?:[^\[\]\\]|\\.)+\]|[^\\\[\](){}*+?|.^$])(\+|\{\d,?\})?", re.DOTALL)
-_LONGEST_REPLACEMENT = 64  # bytes; the longest one of Unicode's NFKC has 33
-
 _WHOLE = ("tokenizer.json", "spiece.model", "vocab.txt")  # each of them is a tokenizer
-
-Pipeline = dict[str, Any]
-_T = TypeVar("_T")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -161,7 +131,9 @@ def build(file: Path, pipeline: Pipeline) -> tokenizers.Tokenizer:
     # last call.
     pipeline = {**pipeline, "truncation": None, "padding": None, "post_processor": None}
     # Written anew from what was audited: the file itself may hold a key twice, and readers differ in which they take.
-    backend = or_malformed(file, lambda: Tokenizer.from_str(json.dumps(pipeline, ensure_ascii=False)))
+    backend = rescued(
+        lambda: Tokenizer.from_str(json.dumps(pipeline, ensure_ascii=False)), CheckpointError, no_clip(file)
+    )
     for token in pipeline["added_tokens"]:
         if (number := backend.token_to_id(token["content"])) != token["id"]:
             raise CheckpointError(
@@ -169,16 +141,6 @@ def build(file: Path, pipeline: Pipeline) -> tokenizers.Tokenizer:
                 f"its place in the vocabulary is {number}"
             )
     return backend
-
-
-def or_malformed(file: Path, build: Callable[[], _T]) -> _T:
-    """What `build()` returns; a failure inside the tokenizers library becomes a `CheckpointError`."""
-    try:
-        return build()
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as cause:  # a panic in Rust derives from BaseException
-        raise CheckpointError(f"{file} is not a CLIP tokenizer: {cause!s:.200}") from cause
 
 
 # --- files of other formats -------------------------------------------------------------------------------------------
@@ -190,9 +152,9 @@ def _read_sentencepiece(file: Path) -> Pipeline:
     with _quiet_transformers():
         from transformers.convert_slow_tokenizer import import_protobuf
 
-        model = or_malformed(file, lambda: import_protobuf().ModelProto.FromString(content))
+        model = rescued(lambda: import_protobuf().ModelProto.FromString(content), CheckpointError, no_clip(file))
     if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
-        raise CheckpointError(f"{file} is not a CLIP tokenizer: a SentencePiece model of another kind than Unigram")
+        raise CheckpointError(f"{no_clip(file)}: a SentencePiece model of another kind than Unigram")
     steps: list[dict[str, Any]] = [
         {"type": "Strip", "strip_left": True, "strip_right": True},
         {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
@@ -221,7 +183,11 @@ def _read_word_list(file: Path) -> Pipeline:
     with _quiet_transformers():
         from transformers import BertTokenizerFast
 
-        made = or_malformed(file, lambda: BertTokenizerFast.from_pretrained(str(file.parent), local_files_only=True))
+        made = rescued(
+            lambda: BertTokenizerFast.from_pretrained(str(file.parent), local_files_only=True),
+            CheckpointError,
+            no_clip(file),
+        )
     return dict(json.loads(made.backend_tokenizer.to_str()))
 
 
@@ -261,7 +227,7 @@ def _read_vocab_and_merges(vocab_file: Path, merges_file: Path, style: Style) ->
     """The pipeline that HuggingFace builds for CLIP from the two older files."""
     vocab = read_json(vocab_file, CheckpointError)
     for token, number in vocab.items():
-        if not _is_id(number):
+        if not is_id(number):
             raise CheckpointError(f"{vocab_file}: token {token!r:.40} has id {number!r:.40}")
     needed = dict.fromkeys(token for token in (style.start, style.end, style.unknown) if token is not None)
     if missing := [token for token in needed if token not in vocab]:
@@ -335,12 +301,12 @@ def add_tokens(folder: Path, pipeline: Pipeline, settings: Mapping[str, Any], st
     model = pipeline.get("model")
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
     if isinstance(vocab, list):  # Unigram: pieces in the order of their ids
-        vocab = {piece[0]: number for number, piece in enumerate(vocab) if _is_piece(piece)}
+        vocab = {piece[0]: number for number, piece in enumerate(vocab) if is_piece(piece)}
     vocab = vocab if isinstance(vocab, Mapping) else {}
     word = style.pad + WORD_END in vocab
     specials = [style.start, style.end, style.unknown, *([] if word else [style.pad])]
     listed = [*_own_tokens(folder, pipeline), *_decoder_tokens(folder, settings), *_json_tokens(folder)]
-    listed += [_added(token, vocab[token]) for token in specials if token in vocab and _is_id(vocab[token])]
+    listed += [_added(token, vocab[token]) for token in specials if token in vocab and is_id(vocab[token])]
     merged: dict[str, dict[str, Any]] = {}
     for token in listed:
         first = merged.setdefault(token["content"], token)
@@ -386,145 +352,7 @@ def _json_tokens(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _checked(file: Path, token: Any) -> dict[str, Any]:
-    if not _is_token(token):
+    if not is_token(token):
         content, number = (token.get(key) if isinstance(token, Mapping) else token for key in ("content", "id"))
         raise CheckpointError(f"{file}: not an added token: {content!r:.80} with id {number!r:.40}")
     return token
-
-
-def _is_token(value: Any) -> bool:
-    text = value.get("content") if isinstance(value, Mapping) else None
-    return isinstance(text, str) and 0 < len(text) <= _LONGEST_TOKEN and _is_id(value.get("id"))
-
-
-def _is_piece(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-
-
-# --- the audit --------------------------------------------------------------------------------------------------------
-
-
-def audit(file: Path, pipeline: Pipeline) -> None:
-    """Raise `CheckpointError` for a part that no tokenizer of these models has, or that could run away."""
-
-    def refuse(what: str) -> NoReturn:
-        raise CheckpointError(f"{file} is not a CLIP tokenizer: {what}")
-
-    for kind, allowed in _PARTS.items():
-        parts = list(_parts(pipeline.get(kind), _NESTED.get(kind, "")))
-        if len(parts) > _MOST_PARTS:
-            refuse(f"{kind} has more than {_MOST_PARTS} parts")
-        met: set[str] = set()
-        for part in parts:
-            name = part.get("type") if isinstance(part, Mapping) else part
-            if not (isinstance(name, str) and name in allowed):
-                refuse(f"{kind} {name!r:.80} is none of {', '.join(sorted(allowed))}")
-            if name in met - _REPEATED:
-                refuse(f"{kind} {name} occurs twice")
-            met.add(name)
-            check = _model_fault if kind == "model" else _FAULTS.get(name, _no_fault)
-            if (fault := check(part)) is not None:
-                refuse(f"{kind} {name}: {fault}")
-    if not isinstance(pipeline.get("model"), Mapping):
-        refuse("it has no model")
-    if len(pipeline["added_tokens"]) > _MOST_ADDED:
-        refuse(f"it has more than {_MOST_ADDED:,} added tokens")
-
-
-def _parts(value: Any, nested: str) -> Iterator[Any]:
-    """The parts of a pipeline step, out of Sequences in Sequences; stops after one too many."""
-    waiting, count = [value] if value is not None else [], 0
-    while waiting and count <= _MOST_PARTS:
-        part = waiting.pop(0)
-        if isinstance(part, Mapping) and part.get("type") == "Sequence" and isinstance(part.get(nested), list):
-            waiting = [*part[nested][: _MOST_PARTS + 1], *waiting]
-            count += not part[nested]  # an empty Sequence counts too, or nesting would not end
-        else:
-            count += 1
-            yield part
-
-
-def _no_fault(part: Any) -> None:
-    return None
-
-
-def _replace_fault(part: Mapping[str, Any]) -> str | None:
-    """A replacement may not grow a text, or a few dozen of them fill the memory."""
-    pattern, content = part.get("pattern"), part.get("content")
-    if not isinstance(pattern, Mapping) or len(pattern) != 1 or not isinstance(content, str):
-        return "pattern and content expected"
-    [(kind, text)] = pattern.items()
-    if kind == "String" and isinstance(text, str) and len(text) > 0 and len(content) <= len(text):
-        return None
-    if kind == "Regex" and isinstance(text, str) and _LINEAR.fullmatch(text) and len(content) <= 1:
-        return None
-    return f"{text!r:.80} by {content!r:.40} is not a replacement of characters by no more characters"
-
-
-def _split_fault(part: Mapping[str, Any]) -> str | None:
-    pattern = part.get("pattern")
-    if isinstance(pattern, Mapping) and len(pattern) == 1:
-        [(kind, text)] = pattern.items()
-        if (kind == "Regex" and text in (WORDS, _PLAIN_WORDS)) or (kind == "String" and isinstance(text, str) and text):
-            return None
-    return f"{pattern!r:.120} is not CLIP's rule for words"
-
-
-def _prepend_fault(part: Mapping[str, Any]) -> str | None:
-    text = part.get("prepend")
-    return None if isinstance(text, str) and len(text) <= 1 else "more than one character"
-
-
-def _model_fault(part: Mapping[str, Any]) -> str | None:
-    vocab = part.get("vocab")
-    if not isinstance(vocab, (dict, list)) or not 0 < len(vocab) <= _MOST_TOKENS:
-        return f"a vocabulary of 1 to {_MOST_TOKENS:,} tokens expected"
-    if part.get("dropout"):
-        return "dropout would give other ids each time"
-    longest = part.get("max_input_chars_per_word", 100)
-    return None if isinstance(longest, int) and longest <= _LONGEST_TOKEN else "words too long"
-
-
-def _precompiled_fault(part: Mapping[str, Any]) -> str | None:
-    """SentencePiece's table of replacements: a length, a double-array trie of uint32, zero-ended UTF-8 texts.
-
-    The library follows it without checks, so every step that the trie can take must stay inside (Aoe 1989; the units
-    are those of darts-clone), and every leaf must point to the start of a short text.
-    """
-    try:
-        table = base64.b64decode(part["precompiled_charsmap"], validate=True)
-        size = int.from_bytes(table[:4], "little")
-        if not table or size % 1024 or not 0 < size <= len(table) - 4:
-            return "its table has a wrong length"
-        texts = table[4 + size :]
-        texts.decode("utf-8")
-    except (KeyError, TypeError, ValueError) as cause:
-        return f"its table cannot be read ({cause!s:.80})"
-    units = np.frombuffer(table, "<u4", size // 4, offset=4)
-    leaf = units >> 31 == 1
-    offsets = (units >> 10) << ((units & 0x200) >> 6)
-    # Blocks have 256 units: a place inside the array stays there whatever byte is read next.
-    if (((np.arange(len(units), dtype=np.uint32) ^ offsets) >= len(units)) & ~leaf).any():
-        return "its trie reaches outside"
-    starts = units[leaf] & 0x7FFFFFFF
-    if len(starts) and starts.max() >= max(len(texts), 1):
-        return "its trie points behind the texts"
-    bytes_ = np.frombuffer(texts, np.uint8)
-    if len(starts) and ((bytes_[starts] & 0xC0) == 0x80).any():
-        return "its trie points into a character"
-    ends = np.flatnonzero(bytes_ == 0)
-    if len(bytes_) and (not len(ends) or np.diff(ends, prepend=-1, append=len(bytes_)).max() > _LONGEST_REPLACEMENT):
-        return "its texts are too long"
-    return None
-
-
-_FAULTS: dict[str, Callable[[Any], str | None]] = {
-    "Replace": _replace_fault,
-    "Split": _split_fault,
-    "Prepend": _prepend_fault,
-    "Precompiled": _precompiled_fault,
-}
