@@ -95,7 +95,7 @@ def test_transformers_reads_what_is_written_back():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "siglip"}, "model_type is 'siglip'"),
+        ({"model_type": "blip"}, "model_type is 'blip'"),
         ({"text_config": {"hidden_size": 510}}, "not a multiple"),
         ({"text_config": {"hidden_size": "512"}}, "text_config.hidden_size is '512', expected a whole number"),
         ({"text_config": {"num_hidden_layers": 10**9}}, "expected 1 to 256"),

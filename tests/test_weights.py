@@ -15,15 +15,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax.serialization import msgpack_restore, msgpack_serialize
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from jaxzs import clip
 from jaxzs.clip import layout
 from jaxzs.clip.params import abstract_params, flatten, unflatten
 from jaxzs.clip.weights import FORMATS, WEIGHT_FILES, fingerprint, read_checkpoint, read_config, write_checkpoint
-from jaxzs.errors import CheckpointError, ConfigError, DependencyError
+from jaxzs.errors import CheckpointError, ConfigError
 
 GOLDEN = Path(__file__).parent / "golden/clip"
 MODELS = ("quickgelu_legacy_eos", "gelu_first_eos", "odd_sizes")
@@ -51,12 +49,17 @@ def rewrite(folder: Path, change) -> None:
     file.write_bytes(msgpack_serialize(unflatten(leaves)))
 
 
+def to_torch(path: str, leaf: np.ndarray) -> np.ndarray:
+    """Kernels as torch stores them: (out, in), (out, in, height, width)."""
+    return leaf.transpose({2: (1, 0), 4: (3, 2, 0, 1)}[leaf.ndim]) if path.endswith("/kernel") else leaf
+
+
 def as_safetensors(folder: Path, rename=lambda name: name, metadata=None) -> None:
     """Replaces the weights of a checkpoint by model.safetensors with torch names, changed by `rename`."""
     file = folder / "flax_model.msgpack"
     leaves = flatten(msgpack_restore(file.read_bytes()))
     tensors = {
-        rename(layout.torch_name(path)): layout.to_torch(path, leaf).copy(order="C")
+        rename(layout.torch_name(path)): to_torch(path, leaf).copy(order="C")
         for path, leaf in leaves
         if rename(layout.torch_name(path)) is not None
     }
@@ -207,15 +210,6 @@ def test_content_decides_over_the_file_name(checkpoint, original):
     chex.assert_trees_all_equal(read_checkpoint(checkpoint)[0], original[0])
 
 
-@given(st.sampled_from([(2, 3), (4, 5, 3, 6), (7,), ()]))
-def test_layouts_are_inverse(shape):
-    leaf = np.arange(np.prod(shape, dtype=int)).reshape(shape)
-    path = "vision_model/x/kernel" if leaf.ndim in (2, 4) else "vision_model/x/bias"
-    stored = layout.to_torch(path, leaf)
-    assert stored.shape == tuple(shape[axis] for axis in layout.torch_axes(path, leaf.ndim))
-    np.testing.assert_array_equal(layout.from_torch(path, stored), leaf)
-
-
 # --- the audit -----------------------------------------------------------------------------------------------------
 
 
@@ -335,12 +329,12 @@ DAMAGES = {
     "text": (damage_stand_in(b"hello, hello, hello"), "not a weight file"),
     "old pickle": (damage_stand_in(b"\x80\x02}q\x00."), "pickles are never executed"),
     "truncated": (damage_resize("flax_model.msgpack", -100), "truncated"),
-    "trailing": (damage_resize("flax_model.msgpack", 7), "7 bytes after the end"),
+    "trailing": (damage_resize("flax_model.msgpack", 7), "damaged Flax msgpack.*extra data"),
     "truncated safetensors": (safetensors_then(damage_resize("model.safetensors", -9)), "truncated"),
     "trailing safetensors": (safetensors_then(damage_resize("model.safetensors", 3)), "3 bytes after"),
     "huge header": (huge_header, "header claims 2147483648 bytes, the file has 15"),
     "no weights": (lambda folder: (folder / "flax_model.msgpack").unlink(), "no weights.*ref_image"),
-    "wrong architecture": (damage_config(model_type="siglip"), "'siglip', expected 'clip'"),
+    "wrong architecture": (damage_config(model_type="blip"), "'blip', expected 'clip'"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
     "config is lfs": (lambda folder: (folder / "config.json").write_bytes(LFS), "config.json.*git-lfs"),
     "config is not JSON": (damage_resize("config.json", -20), "config.json is not valid JSON"),
@@ -382,17 +376,16 @@ def test_unknown_towers(towers):
         read_checkpoint(GOLDEN / "odd_sizes", towers=towers)
 
 
-def test_torch_files_need_torch(monkeypatch):
+def test_torch_files_need_no_torch(monkeypatch, original):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(DependencyError, match=r"pip install 'jaxzs\[torch\]'"):
-        read_checkpoint(GOLDEN / "variants/torch_bin")
+    chex.assert_trees_all_equal(read_checkpoint(GOLDEN / "variants/torch_bin")[0], original[0])
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [format for format in FORMATS if format != "open_clip"])  # see test_families.py
 def test_round_trip(format, dtype, original, tmp_path):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), original[0])
     file = write_checkpoint(tmp_path, params, original[1], format=format)
@@ -485,3 +478,66 @@ def test_public_names():
     assert clip.read_checkpoint is read_checkpoint
     assert clip.write_checkpoint is write_checkpoint
     assert os.path.basename(WEIGHT_FILES[0]) == "model.safetensors"
+
+
+# --- what strangers' files have been seen to hold -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "clip_model.", "module.model."])
+def test_one_prefix_before_every_name_is_stripped(prefix, checkpoint, original):
+    """As DistributedDataParallel, torch.compile and wrapping modules leave behind."""
+    as_safetensors(checkpoint, lambda name: prefix + name)
+    chex.assert_trees_all_equal(read_checkpoint(checkpoint)[0], original[0])
+
+
+def test_one_prefix_of_flax_is_stripped(checkpoint, original):
+    rewrite(checkpoint, lambda leaves: leaves.update({f"params/{name}": leaves.pop(name) for name in [*leaves]}))
+    chex.assert_trees_all_equal(read_checkpoint(checkpoint)[0], original[0])
+
+
+def test_what_stands_beside_the_prefix_is_listed_alone(checkpoint):
+    """A classifier trained on top: one line about it, none about the CLIP inside."""
+    as_safetensors(checkpoint, lambda name: "classifier.weight" if name == "logit_scale" else "clip." + name)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(checkpoint)
+    assert str(caught.value).splitlines()[1:] == ["  missing      logit_scale ()", "  unexpected   classifier.weight"]
+
+
+def test_names_of_another_architecture_are_one_line(checkpoint):
+    as_safetensors(checkpoint, lambda name: "x" + name.replace("_", "-").replace("e", "\x1b[2J"))
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(checkpoint)
+    assert len(str(caught.value).splitlines()) == 3
+    assert "\x1b" not in str(caught.value)  # nothing in a file steers the terminal
+
+
+def test_a_number_stored_as_one_element(checkpoint, original):
+    rewrite(checkpoint, lambda leaves: leaves.update(logit_scale=leaves["logit_scale"].reshape(1)))
+    chex.assert_trees_all_equal(read_checkpoint(checkpoint)[0], original[0])
+    rewrite(checkpoint, lambda leaves: leaves.update(logit_scale=leaves["logit_scale"].reshape(1, 1)))
+    with pytest.raises(CheckpointError, match=r"logit_scale is \(1, 1\), expected \(\)"):
+        read_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("value", [20.0, 89.0, 100.0, 800.0, -800.0])
+def test_a_scale_that_no_clip_has(value, checkpoint):
+    rewrite(checkpoint, lambda leaves: leaves.update(logit_scale=np.float32(value) + np.zeros((), np.float32)))
+    with pytest.raises(CheckpointError, match=r"logit_scale is .*store its logarithm"):
+        read_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, np.nan, np.inf])
+def test_weights_that_no_product_survives(value, checkpoint):
+    def change(leaves):
+        leaves["visual_projection/kernel"] = np.full_like(leaves["visual_projection/kernel"], value)
+
+    rewrite(checkpoint, change)
+    with pytest.raises(CheckpointError, match=r"(?s)1 leaves hold NaN or infinite .*visual_projection"):
+        read_checkpoint(checkpoint)
+
+
+def test_a_file_that_the_system_calls_empty(checkpoint):
+    (checkpoint / "flax_model.msgpack").unlink()
+    (checkpoint / "flax_model.msgpack").symlink_to("/proc/self/status")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_checkpoint(checkpoint)

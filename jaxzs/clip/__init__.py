@@ -1,6 +1,6 @@
 """The model: configuration, weights in and out, encoders, image and text preprocessing."""
 
-from jaxzs.clip.config import ARCHITECTURES, CLIPConfig, TextConfig, VisionConfig
+from jaxzs.clip.config import ARCHITECTURES, CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxzs.clip.hub import find_checkpoint
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.load import Model, load
@@ -11,9 +11,11 @@ from jaxzs.clip.model import (
     encode_text,
     logits_per_image,
     normalize,
+    sigmoid_loss,
     text_tower,
     vision_tower,
 )
+from jaxzs.clip.naflex import Patches
 from jaxzs.clip.params import abstract_params, random_params
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.clip.sharding import parameter_axes, parameter_shardings, place_parameters, placer
@@ -26,6 +28,8 @@ __all__ = [
     "ImagePreprocessor",
     "Model",
     "Numerics",
+    "Patches",
+    "ResNetConfig",
     "TextConfig",
     "Tokenizer",
     "TowerOutput",
@@ -45,6 +49,7 @@ __all__ = [
     "placer",
     "random_params",
     "read_checkpoint",
+    "sigmoid_loss",
     "text_tower",
     "vision_tower",
     "write_checkpoint",

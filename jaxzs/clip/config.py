@@ -1,4 +1,7 @@
-"""Configuration of a CLIP checkpoint: frozen, hashable (a static argument of `jit`), read from HuggingFace JSON."""
+"""Configuration of a dual encoder: frozen, hashable (a static argument of `jit`), read from HuggingFace JSON.
+
+CLIP, SigLIP and the ResNets are one configuration: what the families differ in are fields whose defaults are CLIP's.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 from jaxzs.clip.files import read_json
 from jaxzs.errors import ConfigError
@@ -25,7 +28,9 @@ _LARGEST = {
     "num_channels": 16,
     "projection_dim": 16_384,
 }
-_Tower = TypeVar("_Tower")
+_FAMILY_FIELDS = (
+    "pooling", "causal", "projection", "projection_bias", "class_token", "patch_bias", "pre_norm", "variable",
+)  # fmt: skip
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 
 
@@ -48,6 +53,12 @@ class TextConfig:
     bos_token_id: int | None = 49406
     eos_token_id: int = 49407  # 2 in the first published configs: the pooled position is then argmax(ids)
     pad_token_id: int | None = 1
+    # Which token is the text's: HuggingFace's rule ("end"), the first end token whatever its id ("eos"), the highest id
+    # ("highest"), or the last place, padding or not ("last").
+    pooling: Literal["end", "eos", "highest", "last"] = "end"
+    causal: bool = True
+    projection: bool = True
+    projection_bias: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +79,12 @@ class VisionConfig:
     num_channels: int = 3
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    pooling: Literal["class", "mean", "map"] = "class"  # of the patches: their mean, or attention by a learned probe
+    class_token: bool = True
+    patch_bias: bool = False
+    pre_norm: bool = True
+    projection: bool = True
+    variable: bool = False  # NaFlex: any grid of patches, positions resized to it
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -81,24 +98,89 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """The ModifiedResNet of CLIP's RN50 to RN50x64: four stages of bottlenecks, then attention pooling.
+
+    >>> tower = clip.ResNetConfig(layers=(3, 4, 6, 3), width=64, num_attention_heads=32, image_size=224)
+    >>> tower.hidden_size, tower.grid
+    (2048, (7, 7))
+    """
+
+    layers: tuple[int, int, int, int]
+    width: int
+    num_attention_heads: int
+    image_size: int = 224
+    num_channels: int = 3
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage, which the pool reads."""
+        return 32 * self.width
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels that one place of the last stage stands for."""
+        return 32
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Bottlenecks of all stages."""
+        return sum(self.layers)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the last stage at the native image size."""
+        return self.image_size // 32, self.image_size // 32
+
+    @property
+    def num_patches(self) -> int:
+        """Places of the last stage at the native image size."""
+        return self.grid[0] * self.grid[1]
+
+
+_SIGLIP_TEXT = TextConfig(
+    768, 3072, 12, 12, 32_000, 64, "gelu_pytorch_tanh", 1e-6, pooling="last", causal=False, projection_bias=True
+)
+_SIGLIP_VISION = VisionConfig(
+    hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, patch_size=16, pooling="map",
+    class_token=False, patch_bias=True, pre_norm=False, projection=False,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class CLIPConfig:
     """Both towers and the width of the shared space. `projection_dim` at the top rules, as in HuggingFace.
+
+    vision: a `VisionConfig`, or a `ResNetConfig`. logit_bias: whether there is one, as in SigLIP.
 
     >>> config = clip.CLIPConfig.from_hf({"model_type": "clip", "vision_config": {"patch_size": 16}})
     >>> config.vision.patch_size, config.vision.hidden_size, config.projection_dim
     (16, 768, 512)
-    >>> clip.CLIPConfig.from_hf({"model_type": "siglip"})
+    >>> clip.CLIPConfig.from_hf({"model_type": "siglip"}).vision.pooling
+    'map'
+    >>> clip.CLIPConfig.from_hf({"model_type": "blip"})
     Traceback (most recent call last):
-    jaxzs.errors.ConfigError: config: model_type is 'siglip', expected 'clip'. ...
+    jaxzs.errors.ConfigError: config: model_type is 'blip', expected 'clip' or 'siglip' or ...
     """
 
     text: TextConfig = TextConfig()
-    vision: VisionConfig = VisionConfig()
+    vision: VisionConfig | ResNetConfig = VisionConfig()
     projection_dim: int = 512
     logit_scale_init_value: float = 2.6592
+    logit_bias: bool = False  # sigmoid models add it to every logit
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def vit(self) -> VisionConfig:
+        """The image tower, where what is asked for needs a transformer; `ConfigError` for a ResNet."""
+        if isinstance(self.vision, ResNetConfig):
+            raise ConfigError(
+                "the image tower is a ResNet, which has no tokens: visual prompts, tags and masks need a vision "
+                "transformer; classification, proxies, heads and textual prompts do not"
+            )
+        return self.vision
 
     @classmethod
     def from_hf(cls, source: Mapping[str, Any] | str | Path) -> CLIPConfig:
@@ -108,36 +190,67 @@ class CLIPConfig:
         """
         values, where = (source, "config") if isinstance(source, Mapping) else _read_json(source)
         kind = values.get("model_type", "clip" if "vision_config" in values else None)
-        if kind != "clip":
-            raise ConfigError(
-                f"{where}: model_type is {kind!r}, expected 'clip'. Only CLIP checkpoints of the "
-                "HuggingFace layout (text and vision transformers) are supported."
-            )
-        shared = {key: values[key] for key in ("projection_dim", "logit_scale_init_value") if key in values}
-        return dataclasses.replace(
-            from_json(cls, shared, where, ConfigError),
-            text=_tower(TextConfig, values, "text", where),
-            vision=_tower(VisionConfig, values, "vision", where),
-        )
+        if not isinstance(kind, str) or kind not in MODEL_TYPES:
+            raise ConfigError(f"{where}: model_type is {kind!r:.100}, expected {' or '.join(map(repr, MODEL_TYPES))}")
+        text, vision, shared = MODEL_TYPES[kind]
+        given = {
+            key: values[key] for key in ("projection_dim", "logit_scale_init_value", "logit_bias") if key in values
+        }
+        config = from_json(cls, {**shared, **given}, where, ConfigError)
+        own, words = _part(values, "vision", where), _part(values, "text", where)
+        text = _tower(TextConfig, text, words, f"{where}: text_config")
+        tower = ResNetConfig if "layers" in own else VisionConfig
+        vision = _tower(tower, vision, own, f"{where}: vision_config")
+        if kind.startswith("siglip"):  # features are as wide as the text tower's head
+            head = from_json(_Siglip, words, f"{where}: text_config", ConfigError, ignore_unknown=True)
+            config = dataclasses.replace(config, projection_dim=head.projection_size or text.hidden_size)
+        if kind == "siglip2":
+            vision = _naflex(own, vision, f"{where}: vision_config")
+        return dataclasses.replace(config, text=text, vision=vision)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict that HuggingFace's `CLIPConfig` reads; `from_hf(to_hf())` is the identity."""
+        """The dict that HuggingFace reads for a CLIP or SigLIP; `from_hf(to_hf())` is the identity.
+
+        Towers that transformers does not have are written as model_type "jaxzs_clip", for this package.
+        """
+        kind = next(kind for kind in MODEL_TYPES if self._is(kind))
+        text, vision, shared = MODEL_TYPES[kind]
+        name = {"clip": "CLIPModel", "siglip": "SiglipModel"}.get(kind)
         return {
-            "architectures": ["CLIPModel"],
-            "model_type": "clip",
+            **({"architectures": [name]} if name else {}),
+            "model_type": kind,
             "projection_dim": self.projection_dim,
             "logit_scale_init_value": self.logit_scale_init_value,
+            **({"logit_bias": True} if self.logit_bias and not shared else {}),
             "text_config": {
-                "model_type": "clip_text_model",
-                "projection_dim": self.projection_dim,
-                **dataclasses.asdict(self.text),
+                "model_type": f"{kind}_text_model",
+                ("projection_size" if kind == "siglip" else "projection_dim"): self.projection_dim,
+                **_written(self.text, text),
             },
             "vision_config": {
-                "model_type": "clip_vision_model",
+                "model_type": f"{kind}_vision_model",
                 "projection_dim": self.projection_dim,
-                **dataclasses.asdict(self.vision),
+                **_written(self.vision, vision),
             },
         }
+
+    def _is(self, kind: str) -> bool:
+        """Whether the fields that families differ in are those of a model_type, so that its library can read it."""
+        if kind == "jaxzs_clip":
+            return True
+        text, vision, shared = MODEL_TYPES[kind]
+        towers = zip((self.text, self.vision), (text, vision), strict=True)
+        same = all(type(own) is type(base) and _family(own) == _family(base) for own, base in towers)
+        return same and self.logit_bias == bool(shared) and kind != "siglip2"
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields; those that CLIPs leave at their default only where they differ, so that hashes of CLIPs stay."""
+        values: dict[str, Any] = {
+            "text": _written(self.text, TextConfig()),
+            "vision": _written(self.vision, VisionConfig()),
+        }
+        values |= {"projection_dim": self.projection_dim, "logit_scale_init_value": self.logit_scale_init_value}
+        return values | ({"logit_bias": True} if self.logit_bias else {})
 
 
 def _read_json(path: str | Path) -> tuple[Mapping[str, Any], str]:
@@ -146,41 +259,104 @@ def _read_json(path: str | Path) -> tuple[Mapping[str, Any], str]:
     return read_json(path, ConfigError), str(path)
 
 
-def _tower(kind: type[_Tower], values: Mapping[str, Any], name: str, where: str) -> _Tower:
-    """One tower's dataclass. `text_config_dict` of early files replaces all of `text_config`, as in HuggingFace."""
+# What each model_type leaves out of its files: text tower, vision tower, fields of the whole.
+MODEL_TYPES: Mapping[str, tuple[TextConfig, VisionConfig, Mapping[str, Any]]] = {
+    "clip": (TextConfig(), VisionConfig(), {}),
+    "siglip": (_SIGLIP_TEXT, _SIGLIP_VISION, {"logit_bias": True}),
+    "siglip2": (_SIGLIP_TEXT, dataclasses.replace(_SIGLIP_VISION, variable=True), {"logit_bias": True}),
+    "jaxzs_clip": (TextConfig(), VisionConfig(), {}),
+}
+
+
+def _part(values: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    """One tower's values. `text_config_dict` of early files replaces all of `text_config`, as in HuggingFace."""
     early = values.get(f"{name}_config_dict")
     part = values.get(f"{name}_config") or {} if early is None else early
-    return from_json(kind, part, f"{where}: {name}_config", ConfigError, ignore_unknown=True)
+    if not isinstance(part, Mapping):
+        raise ConfigError(f"{where}: {name}_config is {type(part).__name__}, expected an object")
+    return part
+
+
+def _tower(kind: Any, base: Any, part: Mapping[str, Any], where: str) -> Any:
+    """One tower's dataclass: what the file says, else what its model_type leaves out."""
+    defaults = dataclasses.asdict(base) if isinstance(base, kind) else {}
+    return from_json(kind, {**defaults, **part}, where, ConfigError, ignore_unknown=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Siglip:
+    """What only SigLIP's files say: the width of the text head, the square of patches of a NaFlex position table."""
+
+    projection_size: int | None = None
+    num_patches: int = 256
+
+
+def _naflex(own: Mapping[str, Any], vision: VisionConfig, where: str) -> VisionConfig:
+    patches = from_json(_Siglip, own, where, ConfigError, ignore_unknown=True).num_patches
+    side = math.isqrt(max(patches, 0))
+    if side * side != patches:
+        raise ConfigError(f"{where}: num_patches is {patches}, expected a square")
+    return dataclasses.replace(vision, image_size=side * vision.patch_size)
+
+
+def _family(tower: Any) -> dict[str, Any]:
+    """The fields of a tower that families differ in."""
+    return {key: value for key, value in dataclasses.asdict(tower).items() if key in _FAMILY_FIELDS}
+
+
+def _written(tower: Any, base: Any) -> dict[str, Any]:
+    """The fields of a tower; of those that families differ in only what differs from the base."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(tower).items()
+        if key not in _FAMILY_FIELDS or value != getattr(base, key, None)
+    }
 
 
 def _check(config: CLIPConfig) -> None:
-    for part, values in (("text", config.text), ("vision", config.vision), ("model", config)):
+    parts = (("text", config.text), ("vision", config.vision), ("model", config))
+    for part, values in parts:
         for key, largest in _LARGEST.items():
             value = getattr(values, key, None)
             if value is not None and not 0 < value <= largest:
                 raise ConfigError(f"{part}: {key} is {value}, expected 1 to {largest}")
-    for part, tower in (("text", config.text), ("vision", config.vision)):
-        if tower.hidden_size % tower.num_attention_heads:
-            raise ConfigError(
-                f"{part}: hidden_size {tower.hidden_size} is not a multiple of "
-                f"num_attention_heads {tower.num_attention_heads}"
-            )
-        if tower.hidden_act not in ACTIVATIONS:
-            raise ConfigError(f"{part}: hidden_act {tower.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
-        if not 0 < tower.layer_norm_eps < 1:
-            raise ConfigError(f"{part}: layer_norm_eps is {tower.layer_norm_eps}, expected 0 to 1")
+    for part, tower in parts[:2]:
+        _check_tower(part, tower)
+    vision, text = config.vision, config.text
     if not math.isfinite(config.logit_scale_init_value):
         raise ConfigError("model: logit_scale_init_value must be finite")
-    if config.vision.patch_size > config.vision.image_size:
-        raise ConfigError(
-            f"vision: patch_size {config.vision.patch_size} exceeds image_size {config.vision.image_size}"
-        )
+    if vision.patch_size > vision.image_size:
+        raise ConfigError(f"vision: patch_size {vision.patch_size} exceeds image_size {vision.image_size}")
     # An end token outside the vocabulary never occurs, and pooling would silently take position 0.
-    if not 0 <= config.text.eos_token_id < config.text.vocab_size:
+    if text.pooling in ("end", "eos") and not 0 <= text.eos_token_id < text.vocab_size:
         raise ConfigError(
-            f"text: eos_token_id {config.text.eos_token_id} lies outside the vocabulary of "
-            f"{config.text.vocab_size} tokens; set it in text_config"
+            f"text: eos_token_id {text.eos_token_id} lies outside the vocabulary of "
+            f"{text.vocab_size} tokens; set it in text_config"
         )
+    for part, tower in (("text", text), ("vision", vision)):
+        if not getattr(tower, "projection", True) and tower.hidden_size != config.projection_dim:
+            raise ConfigError(
+                f"{part}: without a projection hidden_size {tower.hidden_size} must be projection_dim "
+                f"{config.projection_dim}"
+            )
+
+
+def _check_tower(part: str, tower: TextConfig | VisionConfig | ResNetConfig) -> None:
+    if tower.hidden_size % tower.num_attention_heads:
+        raise ConfigError(
+            f"{part}: hidden_size {tower.hidden_size} is not a multiple of "
+            f"num_attention_heads {tower.num_attention_heads}"
+        )
+    if isinstance(tower, ResNetConfig):
+        if min(tower.layers) < 1:
+            raise ConfigError(f"{part}: layers are {tower.layers}, expected at least one in each stage")
+        return
+    if tower.hidden_act not in ACTIVATIONS:
+        raise ConfigError(f"{part}: hidden_act {tower.hidden_act!r:.100} is not one of {', '.join(ACTIVATIONS)}")
+    if not 0 < tower.layer_norm_eps < 1:
+        raise ConfigError(f"{part}: layer_norm_eps is {tower.layer_norm_eps}, expected 0 to 1")
+    if isinstance(tower, VisionConfig) and tower.pooling == "class" and not tower.class_token:
+        raise ConfigError(f"{part}: pooling is 'class', but there is no class token")
 
 
 _LARGE_TEXT = TextConfig(768, 3072, 12, 12)

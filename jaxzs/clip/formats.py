@@ -1,18 +1,19 @@
-"""Weight files, opened without trusting them: safetensors, Flax msgpack, torch zip files.
+"""Weight files, opened without trusting them: safetensors, Flax msgpack, torch zip files, numpy's .npz.
 
-Each opener returns what the file holds by name, with shape and dtype from its headers; no array is read until
-`StoredLeaf.read` is called, and safetensors and msgpack leaves are then views into the memory-mapped file. Every
-length in a header is checked against the file's size first, and nothing in a file is ever executed.
+Each opener returns what the file holds by name, with shape and dtype from its headers. But for msgpack, which flax
+reads as a whole, no array is read until `StoredLeaf.read` is called, and is then a view into the memory-mapped file.
+Every length in a header is checked against the file's size first, and nothing in a file is ever executed.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import mmap
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxzs.clip.files import known_stranger
-from jaxzs.errors import CheckpointError, DependencyError
+from jaxzs.clip.torch_zip import open_torch
+from jaxzs.errors import CheckpointError
 
 FLOATS: dict[str, np.dtype] = {
     "float64": np.dtype(np.float64),
@@ -33,6 +35,8 @@ SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF1
 
 _MAX_HEADER_BYTES = 16 * 2**20  # that of the largest CLIP takes 0.2 MB
 _MAX_LEAVES = 100_000
+_MAX_MSGPACK_BYTES = 16 * 2**30
+_MAX_NAME = 1000
 _MAX_DEPTH = 16  # the deepest leaf of a CLIP lies 8 levels down
 
 
@@ -48,8 +52,7 @@ class StoredLeaf:
 def open_weights(path: Path) -> dict[str, StoredLeaf]:
     """What a weight file holds, by name; the format is told from the content, not from the file's name.
 
-    Raises `CheckpointError` for anything that is not a whole, well-formed safetensors, Flax msgpack or torch zip
-    file, and `DependencyError` for a torch file where torch is not installed.
+    Raises `CheckpointError` for anything that is not a whole, well-formed file of one of these formats.
     """
     try:
         size = path.stat().st_size
@@ -57,11 +60,11 @@ def open_weights(path: Path) -> dict[str, StoredLeaf]:
             start = file.read(512)
             if (stranger := known_stranger(start)) is not None:
                 raise CheckpointError(f"{path} is {stranger}. Or give the hub id, to download it again.")
-            if start.startswith(b"PK\x03\x04"):
-                return _open_torch(path)
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a file that the system says is empty, though it can be read
+        raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if start.startswith(b"PK\x03\x04"):
+        return _open_zip(path, buffer)
     if start[4:9] == b"\0\0\0\0{" and size >= 10:  # a header of less than 4 GB, in JSON
         return _open_safetensors(path, buffer)
     if start[0] == 0x80 and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -70,10 +73,10 @@ def open_weights(path: Path) -> dict[str, StoredLeaf]:
             "current torch (torch.save) or as safetensors."
         )
     if start[0] in range(0x80, 0x90) or start[0] in (0xDE, 0xDF):
-        return _open_msgpack(path, buffer)
+        return _open_msgpack(path, size)
     raise CheckpointError(
-        f"{path}: not a weight file: starts with {start[:16]!r}, which is neither safetensors, Flax msgpack nor "
-        "a torch zip file. Download it again."
+        f"{path}: not a weight file: starts with {start[:16]!r}, which is none of safetensors, Flax msgpack, a "
+        "torch zip file and .npz. Download it again."
     )
 
 
@@ -101,6 +104,8 @@ def _view(buffer: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: str) ->
     return flat.reshape(shape)
 
 
+# Read here and not by the safetensors library, which copies into arrays of its own: here a leaf goes from the mapped
+# file straight to the devices, bfloat16 needs no torch, and a header is audited before anything is allocated.
 # --- safetensors: 8 bytes header length, JSON header, then the leaves without gaps -------------------------------
 
 
@@ -155,153 +160,90 @@ def _check_end(path: Path, end: int, size: int) -> None:
         raise CheckpointError(f"{path}: {size - end} bytes after the end of the weights; damaged")
 
 
-# --- Flax msgpack: nested maps of strings; an array is extension 1 around [shape, dtype name, bytes] --------------
-
-_FLAX_ARRAY = 1
+# --- Flax msgpack --------------------------------------------------------------------------------------------------
 
 
-def _open_msgpack(path: Path, buffer: mmap.mmap) -> dict[str, StoredLeaf]:
+def _open_msgpack(path: Path, size: int) -> dict[str, StoredLeaf]:
+    """By flax itself, which needs the whole file in memory; what it may hold is audited as that of any other format."""
+    from flax.serialization import msgpack_restore
+
+    if size > _MAX_MSGPACK_BYTES:
+        raise CheckpointError(
+            f"{path}: {size:,} bytes of msgpack, read at most {_MAX_MSGPACK_BYTES:,}; save it as safetensors, whose "
+            "leaves are read one by one"
+        )
+    try:
+        tree = msgpack_restore(path.read_bytes())
+    except Exception as error:  # msgpack, numpy and flax raise about ten kinds on damaged files
+        raise CheckpointError(
+            f"{path}: truncated or damaged Flax msgpack ({str(error)[:200] or type(error).__name__}); download it again"
+        ) from error
     leaves: dict[str, StoredLeaf] = {}
-    scan = _MsgpackScan(path, buffer)
-
-    def read_map(prefix: str, depth: int) -> None:
-        if depth > _MAX_DEPTH:
-            raise CheckpointError(f"{path}: maps nested deeper than {_MAX_DEPTH}; not a CLIP")
-        for _ in range(scan.map_length()):
-            name = prefix + scan.string()
-            if scan.at_map():
-                read_map(name + "/", depth + 1)
-                continue
-            if name in leaves:
-                raise CheckpointError(f"{path}: {name[:200]!r} occurs twice")
-            leaves[name] = scan.array(name)
-            if len(leaves) > _MAX_LEAVES:
-                raise CheckpointError(f"{path}: more than {_MAX_LEAVES} leaves; not a CLIP")
-
-    read_map("", 1)
-    _check_end(path, scan.position, len(buffer))
+    for name, leaf in _arrays(tree, "", path):
+        leaves[name] = StoredLeaf(leaf.shape, leaf.dtype.name, functools.partial(np.asarray, leaf))
+        if len(leaves) > _MAX_LEAVES:
+            raise CheckpointError(f"{path}: more than {_MAX_LEAVES} leaves; not a CLIP")
     return leaves
 
 
-class _MsgpackScan:
-    """Walks over msgpack headers without building objects, so that lengths are checked and arrays stay on disk."""
-
-    def __init__(self, path: Path, buffer: mmap.mmap) -> None:
-        self.path, self.buffer, self.position = path, buffer, 0
-
-    def take(self, count: int) -> bytes:
-        start, self.position = self.position, self.position + count
-        _check_not_truncated(self.path, self.position, len(self.buffer))
-        return self.buffer[start : self.position]
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
-
-    def length(self, kind: str, fixed: range, sized: Mapping[int, int]) -> int:
-        """Length of a map, array, string or byte string: within its first byte or in the next 1, 2 or 4."""
-        byte = self.number(1)
-        if byte in fixed:
-            return byte - fixed.start
-        if byte not in sized:
-            raise CheckpointError(
-                f"{self.path}: damaged: byte {self.position - 1} is {byte:#04x} where a {kind} is expected"
-            )
-        return self.number(sized[byte])
-
-    def at_map(self) -> bool:
-        byte = self.buffer[self.position : self.position + 1]
-        return bool(byte) and (byte[0] in range(0x80, 0x90) or byte[0] in (0xDE, 0xDF))
-
-    def map_length(self) -> int:
-        return self.length("map", range(0x80, 0x90), {0xDE: 2, 0xDF: 4})
-
-    def string(self) -> str:
-        length = self.length("string", range(0xA0, 0xC0), {0xD9: 1, 0xDA: 2, 0xDB: 4})
-        if length > 1000:
-            raise CheckpointError(f"{self.path}: a name of {length} bytes; not a CLIP")
-        return self.take(length).decode("utf-8", errors="replace")
-
-    def integer(self) -> int:
-        return self.length("length", range(0x80), {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8})
-
-    def array(self, name: str) -> StoredLeaf:
-        fixed_extensions = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
-        byte = self.number(1)
-        if byte in fixed_extensions:
-            size = fixed_extensions[byte]
-        elif byte in (0xC7, 0xC8, 0xC9):
-            size = self.number({0xC7: 1, 0xC8: 2, 0xC9: 4}[byte])
-        else:
-            raise CheckpointError(f"{self.path}: {name[:200]!r} is not an array (byte {byte:#04x})")
-        code = self.number(1)
-        end = self.position + size
-        if code != _FLAX_ARRAY:
-            raise CheckpointError(f"{self.path}: {name[:200]!r} is not an array (extension {code})")
-        if self.length("list", range(0x90, 0xA0), {}) != 3:
-            raise CheckpointError(f"{self.path}: malformed header of {name[:200]!r}")
-        shape = [self.integer() for _ in range(self.length("list", range(0x90, 0xA0), {}))]
-        dtype = self.string()
-        count = self.length("byte string", range(0), {0xC4: 1, 0xC5: 2, 0xC6: 4})
-        offset, self.position = self.position, self.position + count
-        if self.position != end or not _is_shape(shape):
-            raise CheckpointError(f"{self.path}: lengths in the header of {name[:200]!r} disagree")
-        _check_not_truncated(self.path, end, len(self.buffer))
-        if dtype in FLOATS and math.prod(shape) * FLOATS[dtype].itemsize != count:
-            raise CheckpointError(f"{self.path}: {name[:200]!r} is {dtype} {tuple(shape)} but has {count} bytes")
-        return _mapped_leaf(self.buffer, offset, tuple(shape), dtype)
+def _arrays(node: Any, name: str, path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Leaves of what flax has restored, by their paths. Only nested maps of arrays are expected."""
+    if name.count("/") > _MAX_DEPTH:
+        raise CheckpointError(f"{path}: maps nested deeper than {_MAX_DEPTH}; not a CLIP")
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _arrays(value, f"{name}/{key}" if name else str(key)[:_MAX_NAME], path)
+    elif isinstance(node, np.ndarray | np.generic) and name:
+        yield name, np.asarray(node)
+    elif not isinstance(node, int | float):  # counters of a training state
+        raise CheckpointError(f"{path}: {name[:200]!r} is {type(node).__name__}, expected an array")
 
 
-# --- torch zip files: read by torch itself, tensors only ----------------------------------------------------------
+# --- numpy's .npz: big_vision --------------------------------------------------------------------------------------
 
 
-def _open_torch(path: Path) -> dict[str, StoredLeaf]:
-    try:
-        import torch
-    except ImportError as error:
-        raise DependencyError(
-            f"{path}: reading pytorch_model.bin needs torch: pip install 'jaxzs[torch]' (or "
-            "pip install torch --index-url https://download.pytorch.org/whl/cpu for the CPU build), or convert "
-            "the file to safetensors."
-        ) from error
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        raise DependencyError(
-            f"{path}: torch {torch.__version__} can be made to execute code even with weights_only=True "
-            "(CVE-2025-32434): pip install 'torch>=2.6'"
-        )
-    _check_zip(path)
-    try:  # weights_only refuses everything but tensors; mmap leaves them on disk
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises about ten kinds on damaged files
-        raise CheckpointError(
-            f"{path}: torch refuses it as a file of tensors only (weights_only=True): {str(error)[:300]}"
-        ) from error
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: a dict of tensors is expected, got {type(state).__name__}")
-    return {str(name): _torch_leaf(path, str(name), tensor) for name, tensor in state.items()}
+def _open_npz(path: Path, archive: zipfile.ZipFile, buffer: mmap.mmap) -> dict[str, StoredLeaf]:
+    """Arrays of a zip of .npy files, which numpy.savez does not compress: mapped, like the other formats."""
+    leaves: dict[str, StoredLeaf] = {}
+    for entry in archive.infolist():
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"{path}: compressed arrays; save them with numpy.savez")
+        with archive.open(entry) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            header = file.tell()
+        dtype = FLOATS["bfloat16"] if dtype.str == "|V2" else dtype  # numpy has no name for it
+        if header + math.prod(shape) * dtype.itemsize != entry.file_size:
+            raise CheckpointError(f"{path}: {entry.filename[:200]!r} claims {shape}, but has {entry.file_size} bytes")
+        head = buffer[entry.header_offset : entry.header_offset + 30]
+        start = entry.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        _check_not_truncated(path, start + entry.file_size, len(buffer))
+        name = dtype.name if dtype.isnative and not fortran else f"{dtype.str} in Fortran order"
+        leaves[entry.filename.removesuffix(".npy")] = _mapped_leaf(buffer, start + header, tuple(shape), name)
+    return leaves
 
 
-def _check_zip(path: Path) -> None:
-    """torch stores its records uncompressed; a compressed one could unpack to any size."""
+# --- torch zip files -----------------------------------------------------------------------------------------------
+
+
+def _open_zip(path: Path, buffer: mmap.mmap) -> dict[str, StoredLeaf]:
+    """numpy's archive or torch's, told by what their entries are called."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: truncated or damaged zip file ({error})") from error
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(f"{path}: compressed records, which torch never writes; refused")
-
-
-def _torch_leaf(path: Path, name: str, tensor: Any) -> StoredLeaf:
-    import torch
-
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-        raise CheckpointError(f"{path}: {name[:200]!r} is not a dense tensor")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise CheckpointError(f"{path}: {name[:200]!r} claims more elements than are stored")
-
-    def read() -> np.ndarray:
-        if tensor.dtype == torch.bfloat16:  # unknown to numpy: pass the bits
-            return tensor.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.detach().numpy()
-
-    return StoredLeaf(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), read)
+            names = archive.namelist()
+            if names and all(name.endswith(".npy") for name in names):
+                return _open_npz(path, archive, buffer)
+    except CheckpointError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        NotImplementedError,
+        EOFError,
+        RuntimeError,
+        TypeError,
+        SyntaxError,
+    ) as error:
+        raise CheckpointError(f"{path}: truncated or damaged zip file ({str(error)[:200]})") from error
+    return {name: StoredLeaf(*leaf) for name, leaf in open_torch(path).items()}

@@ -19,10 +19,11 @@ from jaxzs.clip import weights
 from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.files import read_json
 from jaxzs.clip.hub import find_checkpoint
+from jaxzs.clip.layout import TOWERS
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.clip.sharding import Placement, placer
 from jaxzs.clip.tokenizer import Tokenizer
-from jaxzs.errors import CheckpointError, TextError
+from jaxzs.errors import CheckpointError, ImageError, TextError
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -55,14 +56,18 @@ class Model:
     card: dict[str, Any]
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Texts -> (input_ids [B,T], attention_mask [B,T]) int32, T that of the longest text.
+        """Texts -> (input_ids [B,T], attention_mask [B,T]) int32, T that of the longest text; SigLIP's T is fixed.
 
         Raises `TextError` for an empty text, or one too long for the context.
         """
+        if self.tokenizer is None:
+            raise TextError(f"the checkpoint {self.name!r} was loaded without its text tower")
         return self.tokenizer(texts)
 
     def preprocess(self, images: Any) -> np.ndarray:
         """PIL images, uint8 arrays, or a list of them -> normalised pixels [B,S,S,3] float32."""
+        if self.preprocessor is None:
+            raise ImageError(f"the checkpoint {self.name!r} was loaded without its image tower")
         return self.preprocessor(images)
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
@@ -137,17 +142,19 @@ def load(
     local_files_only: bool = False,
     mesh: Mesh | None = None,
     placement: Placement = "replicated",
+    towers: Sequence[str] = TOWERS,
 ) -> Model:
     """Load a checkpoint: the embedded "demo", a local folder, or a HuggingFace hub id.
 
     Args:
-      name_or_path: "demo", a folder with config.json, weights, tokenizer and preprocessor files, or e.g.
-        "openai/clip-vit-base-patch32".
+      name_or_path: "demo"; a folder of HuggingFace's or open_clip's (configuration, weights, tokenizer, preprocessing);
+        a file such as OpenAI's ViT-B-32.pt; or a hub id, e.g. "openai/clip-vit-base-patch32".
       dtype: of storage (float32, bfloat16, float16). Computation is float32 unless a function is told otherwise.
       revision: commit, branch or tag of a hub id.
       local_files_only: never go to the network; `HF_HUB_OFFLINE=1` does the same.
       mesh: devices to put the parameters on (`jaxzs.parallel.make_mesh()`), each leaf shard by shard as it is read: no
         host ever holds a second copy. Default: the first device.
+      towers: ("text", "vision"), or one of them, which is then all that is read: images alone need no text tower.
       placement: on the mesh "replicated", "fully_sharded" over its axis "data", "tensor" (heads, MLP and vocabulary
         over "model") or "tensor_fully_sharded"; see `jaxzs.clip.parameter_shardings`.
 
@@ -167,14 +174,17 @@ def load(
     jaxzs.errors.CheckpointError: ./no/such/folder: no such file or folder, and not a hub id (owner/name). ...
     """
     folder = find_checkpoint(name_or_path, revision=revision, local_files_only=local_files_only)
-    place = None if mesh is None else placer(weights.read_config(folder), mesh, placement)
-    params, config = weights.read_checkpoint(folder, dtype=dtype, place=place)
+    place = None if mesh is None else placer(weights.read_config(folder, towers=towers), mesh, placement)
+    params, config = weights.read_checkpoint(folder, dtype=dtype, place=place, towers=towers)
+    text_cfg, preprocess_cfg = weights.open_clip_values(folder)
     folder = folder if folder.is_dir() else folder.parent
+    tokenizer = Tokenizer.for_tower(folder, config.text, text_cfg) if "text" in towers else None
+    preprocessor = ImagePreprocessor.for_tower(folder, config.vision, preprocess_cfg) if "vision" in towers else None
     return Model(
         params=params,
         config=config,
-        tokenizer=Tokenizer.for_tower(folder, config.text),
-        preprocessor=ImagePreprocessor.for_tower(folder, config.vision),
+        tokenizer=tokenizer,  # type: ignore[arg-type]  # None where its tower was not asked for; `tokenize` says so
+        preprocessor=preprocessor,  # type: ignore[arg-type]
         name=str(name_or_path),
         card=_model_card(folder / "model_card.json"),
     )

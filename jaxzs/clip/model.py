@@ -1,4 +1,4 @@
-"""CLIP as pure functions (Radford et al. 2021, arXiv 2103.00020), on HuggingFace's Flax parameter tree.
+"""CLIP (arXiv 2103.00020) and SigLIP (2303.15343, 2502.14786) as pure functions, on HuggingFace's Flax parameter tree.
 
 Every function is `f(params, x, config, ...)`: no state, no classes. Axis letters: B batch, T tokens, P patches,
 H heads, D width, E embedding, C classes, L layers. Pixels are NHWC.
@@ -9,13 +9,14 @@ The layers and their numerics are in `layers.py`: float32 by default, whatever t
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs.clip.config import CLIPConfig, TextConfig, VisionConfig
+from jaxzs.clip.config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxzs.clip.layers import (
     Array,
     Numerics,
@@ -27,7 +28,10 @@ from jaxzs.clip.layers import (
     layers_of,
     transformer,
 )  # fmt: skip
-from jaxzs.errors import ImageError, TextError, renamed
+from jaxzs.clip.naflex import Patches, naflex_positions
+from jaxzs.clip.pooling import attention_pool, map_head, map_local
+from jaxzs.clip.resnet import feature_maps
+from jaxzs.errors import ConfigError, ImageError, TextError, renamed
 
 # Keywords of earlier versions, and what is written now.
 _RENAMED = {
@@ -40,9 +44,11 @@ class TowerOutput(NamedTuple):
     """Named intermediates of one tower. Under `jit`, what is not used is not computed.
 
     tokens: [B,T,D] after the last block; the text tower's are after its final LayerNorm, the vision tower's are raw.
-    pooled: [B,D] end-of-text token; class token after the post-LayerNorm.
-    hidden: L+1 arrays [B,T,D]: input of the first block, then the output of each block.
-    attention: L arrays [B,H,T,T], softmax over the last axis.
+    pooled: [B,D] what is projected: the text's token, the class token after the post-LayerNorm, or what the
+      tower has in its place (mean, MAP head, attention pool).
+    hidden: L+1 arrays [B,T,D]: input of the first block, then the output of each block. Of a ResNet the maps of its
+      stem and stages, [B,H,W,C].
+    attention: L arrays [B,H,T,T], softmax over the last axis. Of a ResNet that of its pool, [B,H,1,1+P].
     """
 
     tokens: jax.Array
@@ -60,8 +66,15 @@ def patch_embeddings(params: Params, pixels: Array, vision: VisionConfig, numeri
     B, rows, columns, channels = (pixels.shape[0], pixels.shape[1] // size, pixels.shape[2] // size, pixels.shape[3])
     patches = pixels[:, : rows * size, : columns * size]
     patches = patches.reshape(B, rows, size, columns, size, channels).transpose(0, 1, 3, 2, 4, 5)
-    kernel = params["embeddings"]["patch_embedding"]["kernel"]  # [p,p,3,D]
-    return numerics.matmul(patches.reshape(B, rows * columns, -1), kernel.reshape(-1, kernel.shape[-1]))
+    return embed_patches(params, patches.reshape(B, rows * columns, -1), numerics)
+
+
+def embed_patches(params: Params, patches: Array, numerics: Numerics = Numerics()) -> jax.Array:
+    """Patches cut out already, row, column, channel in one axis: [B,P,p*p*3] -> [B,P,D]."""
+    leaves = params["embeddings"]["patch_embedding"]
+    kernel = leaves["kernel"]  # [p,p,3,D]
+    x = numerics.matmul(patches, kernel.reshape(-1, kernel.shape[-1]))
+    return x + leaves["bias"].astype(jnp.float32)[None, None] if "bias" in leaves else x
 
 
 def resize_weights(size: int, new_size: int, method: str = "bicubic") -> np.ndarray:
@@ -91,20 +104,24 @@ def resize_weights(size: int, new_size: int, method: str = "bicubic") -> np.ndar
     return weights.astype(np.float32)
 
 
-def position_table(params: Params, vision: VisionConfig, grid: tuple[int, int], method: str = "bicubic") -> jax.Array:
+def position_table(
+    params: Params, vision: VisionConfig | ResNetConfig, grid: tuple[int, int], method: str = "bicubic"
+) -> jax.Array:
     """Learned positions [1+P,D] float32 for a grid of patches, interpolated when it is not the native one.
 
-    Row 0 belongs to the class token and is never interpolated. "bicubic" is what HuggingFace does
+    Row 0 belongs to the class token (or the mean of a ResNet's places) and is never interpolated; SigLIP has none.
+    "bicubic" is what HuggingFace does
     (`interpolate_pos_encoding`), "bilinear" what TagCLIP does, "bicubic_offset" what SCLIP and NACLIP do.
     """
     table = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
     if grid == vision.grid:
         return table
-    native = table[1:].reshape(*vision.grid, -1)
+    own = len(table) - vision.num_patches
+    native = table[own:].reshape(*vision.grid, -1)
     down = jnp.asarray(resize_weights(vision.grid[0], grid[0], method))
     across = jnp.asarray(resize_weights(vision.grid[1], grid[1], method))
     resized = jnp.einsum("yr,rcd,xc->yxd", down, native, across, precision=jax.lax.Precision.HIGHEST)
-    return jnp.concatenate([table[:1], resized.reshape(grid[0] * grid[1], -1)])
+    return jnp.concatenate([table[:own], resized.reshape(grid[0] * grid[1], -1)])
 
 
 def vision_embeddings(
@@ -118,13 +135,18 @@ def vision_embeddings(
 
     params: the tree under "vision_model". positions [1+P,D] or [B,1+P,D]: by default the native table.
     """
-    patches = patch_embeddings(params, pixels, vision, numerics)
-    token = params["embeddings"]["class_embedding"].astype(jnp.float32)
-    token = jnp.broadcast_to(token, (pixels.shape[0], 1, token.shape[-1]))
+    x = patch_embeddings(params, pixels, vision, numerics)
     if positions is None:
         positions = position_table(params, vision, vision.grid)
-    positions = positions if positions.ndim == 3 else positions[None]
-    return jnp.concatenate([token, patches], axis=1) + positions
+    return with_class_token(params, x, vision) + (positions if positions.ndim == 3 else positions[None])
+
+
+def with_class_token(params: Params, x: jax.Array, vision: VisionConfig) -> jax.Array:
+    """The class token before the patches, in towers that have one: x [B,P,D] -> [B,1+P,D]."""
+    if not vision.class_token:
+        return x
+    token = params["embeddings"]["class_embedding"].astype(jnp.float32)
+    return jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, token.shape[-1])), x], axis=1)
 
 
 @renamed(**_RENAMED)
@@ -158,14 +180,38 @@ def vision_tower(
     >>> len(output.hidden), len(output.attention), output.attention[0].shape
     (6, 5, (2, 3, 37, 37))
     """
+    check_tree(params, config, "vision")
     grid = _check_pixels(pixels, config.vision, interpolate_positions)
     tree, vision = params["vision_model"], config.vision
-    positions = position_table(tree, vision, grid)
-    x = vision_embeddings(tree, pixels, vision, positions, numerics)
-    x = layer_norm(tree["pre_layrnorm"], x, vision.layer_norm_eps)  # [sic] as in the checkpoints
-    hidden, attention = transformer(tree, x, vision, None, numerics)
-    pooled = layer_norm(tree["post_layernorm"], hidden[-1][:, 0], vision.layer_norm_eps)
-    return TowerOutput(hidden[-1], pooled, hidden, attention)
+    if isinstance(vision, ResNetConfig):
+        return _resnet_tower(params, pixels, vision, grid, numerics)
+    x, bias = embedded(tree, pixels, vision, grid, numerics)
+    hidden, attention = transformer(tree, vision_input(params, x, vision), vision, bias, numerics)
+    return TowerOutput(hidden[-1], pool_image(tree, hidden[-1], vision, numerics, bias), hidden, attention)
+
+
+def _resnet_tower(
+    params: Params, pixels: Array, vision: ResNetConfig, grid: tuple[int, int], numerics: Numerics
+) -> TowerOutput:
+    """tokens [B,P,D]: the last map; hidden: the maps [B,H,W,C] of stem and stages; attention: that of the pool."""
+    tree = params["vision_model"]
+    maps = feature_maps(tree, pixels, vision, numerics)
+    tokens = maps[-1].reshape(maps[-1].shape[0], -1, vision.hidden_size)
+    pooled, weights = attention_pool(
+        tree["attention_pool"], tokens, position_table(tree, vision, grid), vision, numerics
+    )
+    return TowerOutput(tokens, pooled, maps, (weights,))
+
+
+def embedded(
+    tree: Params, pixels: Array | Patches, vision: VisionConfig, grid: tuple[int, int], numerics: Numerics
+) -> tuple[jax.Array, jax.Array | None]:
+    """What the blocks read, before the pre-LayerNorm: ([B,T,D], additive mask [B,1,1,T] of padding or None)."""
+    if isinstance(pixels, Patches):
+        x = embed_patches(tree, pixels.values, numerics) + naflex_positions(tree, pixels, vision)
+        hidden = jnp.where(pixels.mask[:, None, None, :], jnp.float32(0), jnp.finfo(jnp.float32).min)
+        return x, hidden
+    return vision_embeddings(tree, pixels, vision, position_table(tree, vision, grid), numerics), None
 
 
 @renamed(**_RENAMED)
@@ -189,28 +235,64 @@ def encode_image(
     Traceback (most recent call last):
     jaxzs.errors.ImageError: pixels are 32x48, this checkpoint takes 48x48; resize with model.preprocess(images), ...
     """
+    check_tree(params, config, "vision")
     _check_pixels(pixels, config.vision, interpolate_positions)
     return _encode_image(params, pixels, config, numerics, interpolate_positions)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "interpolate_positions"))
 def _encode_image(params, pixels, config, numerics, interpolate_positions):
-    tree = params["vision_model"]
     grid = _check_pixels(pixels, config.vision, interpolate_positions)
-    positions = position_table(tree, config.vision, grid)
-    x = vision_embeddings(tree, pixels, config.vision, positions, numerics)
-    return read_image(params, x, config, numerics)
+    if isinstance(config.vision, ResNetConfig):
+        tower = _resnet_tower(params, pixels, config.vision, grid, numerics)
+        return project_image(params, tower.pooled, numerics)
+    x, bias = embedded(params["vision_model"], pixels, config.vision, grid, numerics)
+    return read_image(params, x, config, numerics, bias=bias)
+
+
+def project_image(params: Params, pooled: jax.Array, numerics: Numerics = Numerics()) -> jax.Array:
+    """Pooled vectors [B,D] in the shared space [B,E], which in SigLIP they are in already."""
+    return dense(params["visual_projection"], pooled, numerics) if "visual_projection" in params else pooled
 
 
 def vision_input(params: Params, x: jax.Array, vision: VisionConfig) -> jax.Array:
-    """Embeddings [B,T,D] as the first block takes them: the pre-LayerNorm."""
+    """Embeddings [B,T,D] as the first block takes them: the pre-LayerNorm of the towers that have one."""
+    if not vision.pre_norm:
+        return x
     return layer_norm(params["vision_model"]["pre_layrnorm"], x, vision.layer_norm_eps)  # [sic]
 
 
 def vision_output(params: Params, x: jax.Array, vision: VisionConfig, numerics: Numerics = Numerics()) -> jax.Array:
-    """What left the last block, [...,D], in the shared space: post-LayerNorm and projection to [...,E]."""
-    x = layer_norm(params["vision_model"]["post_layernorm"], x, vision.layer_norm_eps)
-    return dense(params["visual_projection"], x, numerics)
+    """What left the last block, [...,D], in the shared space, token by token: post-LayerNorm and projection to [...,E].
+
+    In SigLIP every token is the only key of the MAP head.
+    """
+    tree = params["vision_model"]
+    x = layer_norm(tree["post_layernorm"], x, vision.layer_norm_eps)
+    if vision.pooling == "map":
+        x = map_local(tree["head"], x, vision, numerics)
+    return project_image(params, x, numerics)
+
+
+def pool_image(
+    tree: Params,
+    x: jax.Array,
+    vision: VisionConfig,
+    numerics: Numerics = Numerics(),
+    bias: jax.Array | None = None,
+    prefix: int = 0,
+) -> jax.Array:
+    """One vector an image, not projected: what left the last block, x [B,T,D] -> [B,D].
+
+    tree: under "vision_model". prefix: prompt tokens behind the class token, which no mean and no head reads.
+    """
+    norm = functools.partial(layer_norm, tree["post_layernorm"], eps=vision.layer_norm_eps)
+    if vision.pooling == "class":
+        return norm(x[:, 0])
+    first = int(vision.class_token) + prefix
+    if vision.pooling == "mean":
+        return norm(x[:, first:].mean(1))  # CLIPA: the LayerNorm comes after the mean
+    return map_head(tree["head"], norm(x[:, first:]), vision, numerics, bias)
 
 
 def read_image(
@@ -220,12 +302,34 @@ def read_image(
     numerics: Numerics = Numerics(),
     recompute: bool = False,
     bias: jax.Array | None = None,
+    prefix: int = 0,
 ) -> jax.Array:
-    """Image features of embedded patches behind a class token: x [B,T,D], no LayerNorm yet -> [B,E]."""
-    first = jnp.zeros(x.shape[0], jnp.int32)
-    x = vision_input(params, x, config.vision)
-    token = read_token(params["vision_model"], x, first, config.vision, bias, numerics, recompute)
-    return vision_output(params, token, config.vision, numerics)
+    """Image features of embedded patches: x [B,T,D], no LayerNorm yet -> [B,E]. prefix: as in `pool_image`."""
+    vision, tree = config.vit, params["vision_model"]
+    x = vision_input(params, x, vision)
+    if vision.pooling == "class":
+        first = jnp.zeros(x.shape[0], jnp.int32)
+        token = read_token(tree, x, first, vision, bias, numerics, recompute)
+        return vision_output(params, token, vision, numerics)
+    pooled = pool_image(tree, all_blocks(tree, x, vision, bias, numerics, recompute), vision, numerics, bias, prefix)
+    return project_image(params, pooled, numerics)
+
+
+def all_blocks(
+    tree: Params,
+    x: jax.Array,
+    tower: TextConfig | VisionConfig,
+    bias: jax.Array | None,
+    numerics: Numerics,
+    recompute: bool = False,
+    leave: int = 0,
+) -> jax.Array:
+    """All blocks but the last `leave`, for all tokens: x [B,T,D] -> [B,T,D]. recompute: in the backward pass."""
+    plain = functools.partial(block, tower=tower, numerics=numerics)
+    run = jax.checkpoint(plain) if recompute else plain
+    for layer in layers_of(tree, tower)[: tower.num_hidden_layers - leave]:
+        x, _ = run(layer, x, bias=bias)
+    return x
 
 
 def read_token(
@@ -238,11 +342,8 @@ def read_token(
     recompute: bool = False,
 ) -> jax.Array:
     """All blocks, the last one for one token of each sequence: x [B,T,D], positions [B] -> [B,D]."""
-    *before, last = layers_of(params, tower)
-    plain = functools.partial(block, tower=tower, numerics=numerics)
-    run = jax.checkpoint(plain) if recompute else plain
-    for layer in before:
-        x, _ = run(layer, x, bias=bias)
+    x = all_blocks(params, x, tower, bias, numerics, recompute, leave=1)
+    *_, last = layers_of(params, tower)
     return last_block(last, x, positions, tower, bias, numerics)
 
 
@@ -252,9 +353,12 @@ def read_token(
 def end_positions(input_ids: Array, text: TextConfig) -> jax.Array:
     """Position of the token that is pooled: input_ids [B,T] -> [B] int32.
 
-    The first end-of-text token; with the legacy `eos_token_id == 2` the highest id (HuggingFace's rule).
+    By `text.pooling`. "end": the first end-of-text token; with the legacy `eos_token_id == 2` the highest id
+    (HuggingFace's rule).
     """
-    if text.eos_token_id == 2:
+    if text.pooling == "last":
+        return jnp.full(input_ids.shape[0], input_ids.shape[1] - 1, jnp.int32)
+    if text.pooling == "highest" or (text.pooling == "end" and text.eos_token_id == 2):
         return input_ids.argmax(-1).astype(jnp.int32)
     return (input_ids == text.eos_token_id).argmax(-1).astype(jnp.int32)
 
@@ -268,6 +372,15 @@ def causal_bias(length: int, attention_mask: Array | None = None) -> jax.Array:
     if attention_mask is not None:
         allowed = jnp.logical_and(allowed, attention_mask.astype(bool)[:, None, None, :])
     return jnp.where(allowed, jnp.float32(0), jnp.finfo(jnp.float32).min)
+
+
+def text_bias(length: int, text: TextConfig, attention_mask: Array | None = None) -> jax.Array | None:
+    """The additive mask of a text tower: causal, or in SigLIP none, whose texts are padded and padding is read."""
+    if text.causal:
+        return causal_bias(length, attention_mask)
+    if attention_mask is None:
+        return None
+    return jnp.where(attention_mask.astype(bool)[:, None, None, :], jnp.float32(0), jnp.finfo(jnp.float32).min)
 
 
 def text_embeddings(params: Params, input_ids: Array) -> jax.Array:
@@ -290,8 +403,9 @@ def text_tower(
 
     Args:
       params: the whole parameter tree (only "text_model" is used).
-      input_ids: [B,T] integer, T at most `config.text.max_position_embeddings`. The mask is causal: T may be cut
-        right behind the longest text's end token without changing any feature.
+      input_ids: [B,T] integer, T at most `config.text.max_position_embeddings`. Where the mask is
+        causal T may be cut right behind the longest text's end token without changing any feature; SigLIP's texts,
+        pooled at the last place, must have the full length.
       config: of the checkpoint.
       attention_mask: [B,T], 0 where a token must not be attended to.
       numerics: type of the operands of matrix products (float32 by default) and their XLA precision.
@@ -308,9 +422,10 @@ def text_tower(
     >>> output.tokens.shape, output.pooled.shape
     ((2, 5, 64), (2, 64))
     """
+    check_tree(params, config, "text")
     _check_ids(input_ids, config.text, attention_mask)
     tree, text = params["text_model"], config.text
-    bias = causal_bias(input_ids.shape[1], attention_mask)
+    bias = text_bias(input_ids.shape[1], text, attention_mask)
     x = text_embeddings(tree, input_ids)
     hidden, attention = transformer(tree, x, text, bias, numerics)
     tokens = layer_norm(tree["final_layer_norm"], hidden[-1], text.layer_norm_eps)
@@ -340,6 +455,7 @@ def encode_text(
     >>> clip.encode_text(model.params, input_ids, model.config).shape
     (2, 64)
     """
+    check_tree(params, config, "text")
     _check_ids(input_ids, config.text, attention_mask)
     return _encode_text(params, input_ids, config, attention_mask, numerics)
 
@@ -347,7 +463,7 @@ def encode_text(
 @functools.partial(jax.jit, static_argnames="config")
 def _encode_text(params, input_ids, config, attention_mask, numerics):
     x, ends = (text_embeddings(params["text_model"], input_ids), end_positions(input_ids, config.text))
-    bias = causal_bias(input_ids.shape[1], attention_mask)
+    bias = text_bias(input_ids.shape[1], config.text, attention_mask)
     return read_text(params, x, ends, config, numerics, bias=bias)
 
 
@@ -361,7 +477,7 @@ def read_text(
     bias: jax.Array | None = None,
 ) -> jax.Array:
     """Text features of embedded sequences: x [C,T,D], end positions [C] -> [C,E], not normalised."""
-    bias = causal_bias(x.shape[1]) if bias is None else bias
+    bias = text_bias(x.shape[1], config.text) if bias is None else bias
     token = read_token(params["text_model"], x, ends, config.text, bias, numerics, recompute)
     return text_output(params, token, config.text, numerics)
 
@@ -369,7 +485,7 @@ def read_text(
 def text_output(params: Params, token: jax.Array, text: TextConfig, numerics: Numerics = Numerics()) -> jax.Array:
     """Final LayerNorm and projection of the end token: [C,D] -> [C,E]."""
     token = layer_norm(params["text_model"]["final_layer_norm"], token, text.layer_norm_eps)
-    return dense(params["text_projection"], token, numerics)
+    return dense(params["text_projection"], token, numerics) if text.projection else token
 
 
 # --- both towers ------------------------------------------------------------------------------------
@@ -389,10 +505,13 @@ def normalize(features: jax.Array) -> jax.Array:
     return features / jnp.where(norm > 0, norm, 1.0)  # not a tiny float: its square would be 0
 
 
-def logits_per_image(image_features: jax.Array, text_features: jax.Array, logit_scale: jax.Array) -> jax.Array:
-    """exp(logit_scale) * cosine: image_features [B,E], text_features [C,E], scalar -> [B,C] float32.
+def logits_per_image(
+    image_features: jax.Array, text_features: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array | None = None
+) -> jax.Array:
+    """exp(logit_scale) * cosine + logit_bias: image_features [B,E], text_features [C,E], scalars -> [B,C] float32.
 
-    Both are L2-normalised here (arXiv 2103.00020, figure 3).
+    Both are L2-normalised here (arXiv 2103.00020, figure 3). With a bias (SigLIP) the probability of a pair is the
+    sigmoid of its logit, whatever the other pairs are; in a softmax the bias has no effect.
 
     >>> images, texts = jnp.eye(2), jnp.array([[2.0, 0.0], [3.0, 4.0]])
     >>> print(clip.logits_per_image(images, texts, jnp.log(jnp.float32(100))).round())
@@ -400,7 +519,8 @@ def logits_per_image(image_features: jax.Array, text_features: jax.Array, logit_
      [  0.  80.]]
     """
     cosine = jnp.matmul(normalize(image_features), normalize(text_features).T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.exp(logit_scale.astype(jnp.float32)) * cosine
+    logits = jnp.exp(logit_scale.astype(jnp.float32)) * cosine
+    return logits if logit_bias is None else logits + logit_bias.astype(jnp.float32)
 
 
 def contrastive_loss(logits: jax.Array) -> jax.Array:
@@ -414,18 +534,44 @@ def contrastive_loss(logits: jax.Array) -> jax.Array:
     return -(of_images + of_texts) / 2
 
 
+def sigmoid_loss(logits: jax.Array) -> jax.Array:
+    """SigLIP's loss of matched pairs: logits [B,B] -> scalar (arXiv 2303.15343, algorithm 1).
+
+    >>> round(float(clip.sigmoid_loss(jnp.zeros((4, 4)))), 4)  # every pair as likely as not: 4 ln 2
+    2.7726
+    """
+    signs = 2 * jnp.eye(len(logits), dtype=logits.dtype) - 1  # 1 for pairs that match, -1 for all others
+    return -jax.nn.log_sigmoid(signs * logits).sum(-1).mean()
+
+
 # --- checks at the boundary -------------------------------------------------------------------------
 
 
-def _check_pixels(pixels: Array, vision: VisionConfig, interpolate_positions: bool) -> tuple[int, int]:
-    if pixels.ndim != 4 or pixels.shape[3] != vision.num_channels:
+def check_tree(params: Params, config: CLIPConfig, tower: str) -> None:
+    """Raise `ConfigError` where the arguments of an encoder stand in another order."""
+    if not isinstance(config, CLIPConfig):
+        raise ConfigError(f"config is {type(config).__name__}, expected a CLIPConfig: pass model.config")
+    if not isinstance(params, Mapping) or f"{tower}_model" not in params:
+        found = f"a tree of {', '.join(map(str, params))}" if isinstance(params, Mapping) else type(params).__name__
+        raise ConfigError(f"params is {found[:200]}, expected the tree with {tower}_model: pass model.params first")
+
+
+def _check_pixels(
+    pixels: Array | Patches, vision: VisionConfig | ResNetConfig, interpolate_positions: bool
+) -> tuple[int, int]:
+    """Rows and columns of patches. Raises `ImageError`."""
+    if getattr(vision, "variable", False) or isinstance(pixels, Patches):
+        return _check_patches(pixels, vision)
+    shape = tuple(getattr(pixels, "shape", ()))
+    if len(shape) != 4 or shape[3] != vision.num_channels or 0 in shape:
+        what = f"pixels have shape {shape}" if hasattr(pixels, "shape") else f"pixels are {type(pixels).__name__}"
         raise ImageError(
-            f"pixels have shape {tuple(pixels.shape)}, expected [B,H,W,{vision.num_channels}] "
-            "(channels last); use model.preprocess(images)"
+            f"{what}, expected [B,H,W,{vision.num_channels}] (channels last), at least one image; "
+            "use model.preprocess(images)"
         )
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise ImageError(f"pixels are {pixels.dtype}, expected normalised floats; use model.preprocess(images)")
-    size, native = tuple(pixels.shape[1:3]), (vision.image_size, vision.image_size)
+    size, native = shape[1:3], (vision.image_size, vision.image_size)
     if not interpolate_positions and size != native:
         raise ImageError(
             f"pixels are {size[0]}x{size[1]}, this checkpoint takes {native[0]}x{native[1]}; resize "
@@ -437,15 +583,32 @@ def _check_pixels(pixels: Array, vision: VisionConfig, interpolate_positions: bo
     return grid
 
 
+def _check_patches(images: Any, vision: VisionConfig | ResNetConfig) -> tuple[int, int]:
+    size = vision.patch_size**2 * vision.num_channels
+    if not (isinstance(images, Patches) and getattr(vision, "variable", False)):
+        wanted = "clip.Patches" if getattr(vision, "variable", False) else "an array of pixels"
+        raise ImageError(f"images are {type(images).__name__}, this tower takes {wanted}")
+    shape = tuple(images.values.shape)
+    if len(shape) != 3 or shape[2] != size or 0 in shape:
+        raise ImageError(f"patches have shape {shape}, expected [B,N,{size}], at least one image")
+    if images.mask.shape != shape[:2] or images.shapes.shape != (shape[0], 2):
+        raise ImageError(f"mask {images.mask.shape} and shapes {images.shapes.shape} do not fit patches {shape}")
+    return vision.grid
+
+
 def _check_ids(input_ids: Array, text: TextConfig, attention_mask: Array | None) -> None:
-    if input_ids.ndim != 2 or not jnp.issubdtype(input_ids.dtype, jnp.integer):
-        raise TextError(
-            f"input_ids are {input_ids.dtype} of shape {tuple(input_ids.shape)}, expected integers "
-            "[B,T]; use model.tokenize(texts)"
-        )
+    shape, dtype = tuple(getattr(input_ids, "shape", ())), getattr(input_ids, "dtype", np.dtype(object))
+    if len(shape) != 2 or shape[0] == 0 or not jnp.issubdtype(dtype, jnp.integer):
+        what = f"{dtype} of shape {shape}" if hasattr(input_ids, "shape") else type(input_ids).__name__
+        raise TextError(f"input_ids are {what}, expected integers [B,T], at least one text; use model.tokenize(texts)")
     if not 0 < input_ids.shape[1] <= text.max_position_embeddings:
         raise TextError(
             f"texts have {input_ids.shape[1]} tokens, this checkpoint takes 1 to {text.max_position_embeddings}"
+        )
+    if text.pooling == "last" and input_ids.shape[1] != text.max_position_embeddings:
+        raise TextError(
+            f"texts have {input_ids.shape[1]} tokens; this checkpoint reads the last of exactly "
+            f"{text.max_position_embeddings}, padding too: use model.tokenize(texts), and do not cut"
         )
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise TextError(
@@ -461,7 +624,9 @@ def _check_ids(input_ids: Array, text: TextConfig, attention_mask: Array | None)
             f"input_ids range from {ids.min()} to {ids.max()}, the vocabulary has {text.vocab_size} "
             "tokens: were they made by another checkpoint's tokenizer?"
         )
-    if ids.size and text.eos_token_id != 2 and not (ids == text.eos_token_id).any(1).all():
+    if text.pooling in ("highest", "last") or (text.pooling == "end" and text.eos_token_id == 2):
+        return
+    if not (ids == text.eos_token_id).any(1).all():
         raise TextError(
             f"a text has no end token (id {text.eos_token_id}); nothing could be pooled. Use model.tokenize(texts)"
         )

@@ -25,7 +25,7 @@ from jaxzs.files import from_json
 if TYPE_CHECKING:
     from PIL import Image
 
-    from jaxzs.clip.config import VisionConfig
+    from jaxzs.clip.config import ResNetConfig, VisionConfig
 
 # Most pixels of an image, before and after resizing; the limit from which Pillow warns (1 GiB / 12).
 MAX_PIXELS = 89_478_485
@@ -120,7 +120,7 @@ class ImagePreprocessor:
 
     @classmethod
     def for_tower(
-        cls, folder: str | Path, vision: VisionConfig, open_clip: Mapping[str, Any] | None = None
+        cls, folder: str | Path, vision: VisionConfig | ResNetConfig, open_clip: Mapping[str, Any] | None = None
     ) -> ImagePreprocessor:
         """The preprocessing that the files in a folder ask for, checked against the tower that reads its pixels.
 

@@ -44,7 +44,11 @@ _PARAMETER_AXES: Mapping[tuple[str, str], tuple[str | None, ...]] = {
     ("patch_embedding", "kernel"): (None, None, None, "width"),
     ("visual_projection", "kernel"): ("width", "embedding"),
     ("text_projection", "kernel"): ("width", "embedding"),
+    ("visual_projection", "bias"): ("embedding",),
+    ("text_projection", "bias"): ("embedding",),
+    **{(name, "kernel"): (None, None, None, "width") for name in ("conv1", "conv2", "conv3", "shortcut")},
     ("", "logit_scale"): (),
+    ("", "logit_bias"): (),
 }
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: HuggingFace folders with Flax msgpack, safetensors or torch weights.
+"""Checkpoints in and out: folders and files of HuggingFace, open_clip, OpenAI and big_vision.
 
 Whatever the format, a file is first opened by its headers alone, then audited against `abstract_params` (every
 leaf that is missing, unexpected or mis-shaped is listed in one error), and only then read, leaf by leaf: a leaf
@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import struct
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip import layout
-from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.config import MODEL_TYPES, CLIPConfig
 from jaxzs.clip.files import read_json
-from jaxzs.clip.formats import FLOATS, SAFETENSORS_DTYPES, StoredLeaf, open_weights
+from jaxzs.clip.formats import FLOATS, StoredLeaf, open_weights
+from jaxzs.clip.open_clip import CONFIG_FILE, config_of_big_vision, config_of_openai, read_open_clip, to_open_clip
 from jaxzs.clip.params import Tree, abstract_params, flatten, unflatten
 from jaxzs.errors import CheckpointError, ConfigError
 from jaxzs.files import atomic_path, write_json
@@ -37,7 +39,13 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-FORMATS = ("flax", "safetensors", "safetensors-flax")
+OPEN_CLIP_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_model.safetensors.index.json",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.bin.index.json",
+)
+FORMATS = ("flax", "safetensors", "safetensors-flax", "open_clip")
 _LISTED = 2000  # lines of an audit: the largest CLIP has 1,300 leaves
 
 
@@ -63,8 +71,7 @@ def read_checkpoint(
         file, in the order of the paths; returns what becomes the leaf. By default a copy on the default device.
 
     Returns the tree of `abstract_params(config)`, or the tower's part of it, and the configuration.
-    Raises `CheckpointError` (missing, damaged or unfit weights), `ConfigError` (config.json) and
-    `DependencyError` (torch files without torch).
+    Raises `CheckpointError` (missing, damaged or unfit weights) and `ConfigError` (configuration).
 
     >>> params, config = clip.read_checkpoint(clip.find_checkpoint("demo"))
     >>> params["text_projection"]["kernel"].shape, config.projection_dim
@@ -75,68 +82,156 @@ def read_checkpoint(
     """
     path = Path(path)
     towers = _checked_towers(towers)
-    weights = weight_file(path)
+    file = weight_file(path)
+    stored = _open_shards(file)
     config = read_config(path, towers=towers)
-    stored = _open_shards(weights)
     wanted = _wanted(config, towers)
-    names = layout.stored_names(wanted, stored, towers)
-    as_torch = layout.has_torch_names(stored)
-    _audit(str(weights), wanted, names, stored, towers, as_torch=as_torch)
+    parts = _stored_parts(config, stored, towers)
+    prefix = layout.wrapper(stored, (name for part in parts for name in part.names))
+    inside = {name.removeprefix(prefix): leaf for name, leaf in stored.items() if name.startswith(prefix)}
+    outside = [name for name in stored if not name.startswith(prefix)]
+    _audit(str(file), wanted, parts, inside, outside, towers)
 
     place = place or _copy_to_device
-    leaves, not_finite = {}, []
-    for leaf_path in wanted:
-        array = stored[names[leaf_path]].read()
-        array = layout.from_torch(leaf_path, array) if as_torch else array
+    holder = {path: (part, i) for part in parts for i, path in enumerate(part.paths)}
+    leaves, unusable = {}, []
+    for leaf_path, shape in wanted.items():
+        part, i = holder[leaf_path]
+        array = part.split(*(inside[name].read() for name in part.names))[i].reshape(shape)
         array = _cast(array, dtype)
-        if not np.isfinite(array).all():
-            not_finite.append(leaf_path)
+        if not _is_usable(array):
+            unusable.append(leaf_path)
+        elif leaf_path == "logit_scale":
+            _check_scale(float(array), str(file))
         leaves[leaf_path] = place(leaf_path, array)
-    if not_finite:
+    if unusable:
         detail = f" after casting to {jnp.dtype(dtype).name}" if dtype is not None else ""
         raise CheckpointError(
-            f"{weights}: {len(not_finite)} leaves hold NaN or infinite values{detail}:\n"
-            + "\n".join(f"  {name}" for name in not_finite)
+            f"{file}: {len(unusable)} leaves hold NaN or infinite values, or some beyond {_LARGEST:.0e}{detail}:\n"
+            + "\n".join(f"  {name}" for name in unusable)
         )
     return unflatten(leaves), config
 
 
-def read_config(path: str | Path, *, towers: Sequence[str] = layout.TOWERS) -> CLIPConfig:
-    """Configuration from the `config.json` in a folder, or beside a weight file.
+# Weights beyond this have no square in float32: every LayerNorm and every norm of a feature would be infinite.
+_LARGEST = 1e18
+_LARGEST_SCALE = 1e4  # of exp(logit_scale); CLIP is trained with at most 100, SigLIP has about 120
 
-    A configuration of one tower alone (`clip_vision_model`, `clip_text_model`) is accepted for that tower; the
-    other one then has HuggingFace's defaults. Raises `ConfigError`.
+
+def _is_usable(array: np.ndarray) -> bool:
+    return array.size == 0 or (float(array.max()) <= _LARGEST and float(array.min()) >= -_LARGEST)  # False for NaN
+
+
+def _check_scale(value: float, where: str) -> None:
+    if abs(value) > math.log(_LARGEST_SCALE):
+        raise CheckpointError(
+            f"{where}: logit_scale is {value:.6g}; similarities are multiplied by its exponential, which is about 100 "
+            "in a CLIP (logit_scale 4.6). If the scale itself was stored, store its logarithm"
+        )
+
+
+def read_config(path: str | Path, *, towers: Sequence[str] = layout.TOWERS) -> CLIPConfig:
+    """Configuration of a checkpoint: `config.json`, `open_clip_config.json`, or what the shapes of the arrays tell.
+
+    path: a folder, or a weight file beside its configuration. OpenAI's .pt and big_vision's .npz have none. A
+        configuration of one tower alone (`clip_vision_model`, `clip_text_model`) is accepted for that tower; the other
+        one then has HuggingFace's defaults. Raises `ConfigError`.
     """
     path = Path(path)
-    file = (path if path.is_dir() else path.parent) / "config.json"
+    folder = path if path.is_dir() else path.parent
+    file = folder / "config.json"
+    weights = path if path.is_file() else None
+    if weights is None and not file.is_file():
+        weights = weight_file(path)
+    if _is_open_clip(folder, weights):
+        return read_open_clip(folder / CONFIG_FILE)
+    if weights is not None and weights.suffix in (".pt", ".npz") and (config := _config_of_shapes(weights)) is not None:
+        return config
     if not file.is_file():
         raise ConfigError(
-            f"{file}: no such file. A checkpoint is a folder with config.json beside the weights; copy it from "
-            "where the weights came from."
+            f"{file}: no such file. A checkpoint is a folder with config.json (or {CONFIG_FILE}) beside the weights; "
+            "copy it from where the weights came from."
         )
+    return _read_huggingface(file, towers)
+
+
+def towers_of(path: str | Path) -> tuple[str, ...]:
+    """The towers that a checkpoint holds, by its config.json: one for `CLIPVisionModel` or `CLIPTextModel`."""
+    path = Path(path)
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    kind = str(read_json(file, ConfigError).get("model_type")) if file.is_file() else ""
+    alone = tuple(tower for tower in layout.TOWERS if re.fullmatch(rf"(clip|siglip|siglip2)_{tower}_model", kind))
+    return alone or layout.TOWERS
+
+
+def _read_huggingface(file: Path, towers: Sequence[str]) -> CLIPConfig:
     values = read_json(file, ConfigError)
-    kind = values.get("model_type")
-    for tower in layout.TOWERS:
-        if kind == f"clip_{tower}_model":
-            if tuple(towers) != (tower,):
-                raise ConfigError(
-                    f"{file}: a checkpoint of the {tower} tower alone; pass towers=({tower!r},), or take the "
-                    "full CLIP checkpoint"
-                )
-            values = {
-                "model_type": "clip",
-                "projection_dim": values.get("projection_dim", CLIPConfig.projection_dim),
-                f"{tower}_config": values,
-            }
+    held = towers_of(file.parent)
+    if len(held) == 1:
+        if tuple(towers) != held:
+            raise ConfigError(
+                f"{file}: a checkpoint of the {held[0]} tower alone",
+                python=f"pass towers=({held[0]!r},), or take the full checkpoint",
+                command="`jaxzs extract` needs no more than the vision tower; for all else name the full checkpoint",
+            )
+        values = {
+            "model_type": str(values["model_type"]).split("_")[0],
+            "projection_dim": values.get("projection_dim", CLIPConfig.projection_dim),
+            f"{held[0]}_config": values,
+        }
     try:
         return CLIPConfig.from_hf(values)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
 
 
-def weight_file(path: str | Path) -> Path:
-    """The weight file, or index of shards, that is read for a folder: the first of `WEIGHT_FILES` in it.
+def open_clip_values(path: str | Path) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """`text_cfg` and `preprocess_cfg` of a checkpoint in open_clip's layout; empty for OpenAI's own, else None."""
+    path = Path(path)
+    folder, file = (path, weight_file(path)) if path.is_dir() else (path.parent, path)
+    if _is_open_clip(folder, None if path.is_dir() else path):
+        values = read_json(folder / CONFIG_FILE, ConfigError)
+        return values["model_cfg"].get("text_cfg") or {}, values.get("preprocess_cfg") or {}
+    return ({}, {}) if file.suffix == ".pt" else (None, None)
 
+
+def _is_open_clip(folder: Path, weights: Path | None = None) -> bool:
+    """Whether a folder is to be read as open_clip's.
+
+    timm's folders hold beside it timm's own config.json and its image tower alone, LAION's a whole CLIP of HuggingFace.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return False
+    if weights is not None:
+        return weights.name.startswith("open_clip") or not _is_dual_encoder(folder / "config.json")
+    return not (_is_dual_encoder(folder / "config.json") and any((folder / name).is_file() for name in WEIGHT_FILES))
+
+
+def _is_dual_encoder(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    values = read_json(file, ConfigError)
+    kind = values.get("model_type", "clip" if "vision_config" in values else None)
+    return (isinstance(kind, str) and kind in MODEL_TYPES) or len(towers_of(file)) == 1
+
+
+def _config_of_shapes(file: Path) -> CLIPConfig | None:
+    """Of OpenAI's .pt and big_vision's .npz; None for others, such as open_clip's training checkpoints.
+
+    Both call their arrays alike, but open_clip's may have another activation; only OpenAI mixes float16 and float32.
+    """
+    stored = open_weights(file)
+    shapes = {name: leaf.shape for name, leaf in stored.items()}
+    if layout.kind_of(shapes) == "big_vision":
+        return config_of_big_vision(shapes, str(file))
+    mixed = {leaf.dtype for leaf in stored.values()} >= {"float16", "float32"}
+    return config_of_openai(shapes, str(file)) if mixed else None
+
+
+def weight_file(path: str | Path) -> Path:
+    """The weight file, or index of shards, that is read for a folder.
+
+    The first of `WEIGHT_FILES` in it, or of `OPEN_CLIP_FILES` where it is open_clip's; else the only .pt or .npz.
     Raises `CheckpointError` where there is none, saying what is there instead.
     """
     path = Path(path)
@@ -144,14 +239,36 @@ def weight_file(path: str | Path) -> Path:
         return path
     if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such file or folder")
-    for name in WEIGHT_FILES:
+    both = (OPEN_CLIP_FILES, WEIGHT_FILES) if _is_open_clip(path) else (WEIGHT_FILES, OPEN_CLIP_FILES)
+    for name in (*both[0], *both[1], "model.pt"):
         if (path / name).is_file():
             return path / name
+    for suffix in (".pt", ".npz"):
+        if len(others := [entry for entry in path.iterdir() if entry.suffix == suffix]) == 1:
+            return others[0]
     found = sorted(entry.name for entry in path.iterdir())[:20]
     raise CheckpointError(
-        f"{path}: no weights. Expected one of {', '.join(WEIGHT_FILES)}; the folder holds "
+        f"{path}: no weights. Expected one of {', '.join(WEIGHT_FILES)}, or open_clip's; the folder holds "
         f"{', '.join(found) or 'nothing'}."
     )
+
+
+def _stored_parts(config: CLIPConfig, stored: Mapping[str, StoredLeaf], towers: Sequence[str]) -> list[layout.Part]:
+    """What a file of these names should hold of these towers."""
+    match layout.kind_of(stored):
+        case "open_clip":
+            parts = layout.open_clip_parts(config, stored)
+        case "big_vision":
+            parts = layout.big_vision_parts(config)
+        case "flax":
+            parts = layout.flax_parts(config, "/" if any("/" in name for name in stored) else ".")
+        case _:
+            parts = layout.torch_parts(config)
+    parts = [part for part in parts if any(layout.belongs_to(path, towers) for path in part.paths)]
+    root = re.compile(rf"{towers[0]}_model[./]")
+    if len(towers) == 1 and not any(root.search(name) for name in stored):  # a tower alone may leave out its own name
+        parts = [part._replace(names=tuple(root.sub("", name) for name in part.names)) for part in parts]
+    return parts
 
 
 def _checked_towers(towers: Sequence[str]) -> tuple[str, ...]:
@@ -199,38 +316,49 @@ def _open_shards(weights: Path) -> dict[str, StoredLeaf]:
 def _audit(
     where: str,
     wanted: Mapping[str, tuple[int, ...]],
-    names: Mapping[str, str],
+    parts: Sequence[layout.Part],
     stored: Mapping[str, StoredLeaf],
+    outside: Sequence[str],
     towers: Sequence[str],
-    *,
-    as_torch: bool,
 ) -> None:
-    """Raises one `CheckpointError` that lists every leaf that differs from what the configuration asks for."""
-    missing, misfit = [], []
-    for path, shape in wanted.items():
-        if as_torch:
-            shape = tuple(shape[axis] for axis in layout.torch_axes(path, len(shape)))
-        leaf = stored.get(names[path])
-        if leaf is None:
-            missing.append(f"missing      {names[path]} {shape}")
-        elif leaf.shape != shape:
-            misfit.append(f"wrong shape  {names[path]} is {leaf.shape}, expected {shape}")
-        elif leaf.dtype not in FLOATS:
-            misfit.append(f"wrong dtype  {names[path]} is {leaf.dtype}, expected one of {[*FLOATS]}")
-    known = set(names.values())
+    """Raises one `CheckpointError` that lists every array that differs from what the configuration asks for.
+
+    outside: names that stand without the prefix of all others.
+    """
+    expected: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        leaves = (np.broadcast_to(np.uint8(0), wanted[path]) for path in part.paths)  # shapes only: one byte each
+        expected |= {name: array.shape for name, array in zip(part.names, part.join(*leaves), strict=True)}
+    missing = [f"missing      {name} {shape}" for name, shape in expected.items() if name not in stored]
+    misfit = []
+    for name, leaf in stored.items():
+        shape = expected.get(name, leaf.shape)
+        if leaf.shape != shape and {leaf.shape, shape} != {(), (1,)}:  # one element stands for a number
+            misfit.append(f"wrong shape  {name} is {leaf.shape}, expected {shape}")
+        elif name in expected and leaf.dtype not in FLOATS:
+            misfit.append(f"wrong dtype  {name} is {leaf.dtype}, expected one of {[*FLOATS]}")
     unexpected = [
-        f"unexpected   {name[:200]} {leaf.shape}"
-        for name, leaf in sorted(stored.items())
-        if name not in known and not layout.is_ignored(name, towers)
+        f"unexpected   {_printable(name)}" + (f" {stored[name].shape}" if name in stored else "")
+        for name in sorted([*stored, *outside])
+        if name not in expected and not layout.is_ignored(name, towers)
     ]
+    counts = f"{len(missing)} missing, {len(misfit)} of wrong shape or dtype, {len(unexpected)} unexpected"
+    if len(missing) == len(expected):  # another architecture, or another way of naming: one line says so
+        first, last = next(iter(expected)), [*expected][-1]
+        missing = [f"missing      every array that is expected, from {first} to {last}"]
+        unexpected = [f"unexpected   {', '.join(map(_printable, sorted([*stored, *outside])[:3]))}, ..."]
     lines = missing + misfit + unexpected
     if lines:
         more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
         raise CheckpointError(
-            f"{where}: the weights do not fit config.json ({len(missing)} missing, {len(misfit)} of wrong "
-            f"shape or dtype, {len(unexpected)} unexpected; {len(stored)} stored):\n"
+            f"{where}: the weights do not fit the configuration ({counts}; {len(stored)} stored):\n"
             + "\n".join(f"  {line}" for line in lines[:_LISTED] + more)
         )
+
+
+def _printable(name: str) -> str:
+    """A name from a file, cut, without what would steer a terminal."""
+    return name[:200] if name.isprintable() else repr(name[:200])
 
 
 def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
@@ -251,14 +379,14 @@ def write_checkpoint(
     path: str | Path,
     params: Tree,
     config: CLIPConfig,
-    format: Literal["flax", "safetensors", "safetensors-flax"] = "flax",
+    format: Literal["flax", "safetensors", "safetensors-flax", "open_clip"] = "flax",
 ) -> Path:
     """Writes `config.json` and the weights into a folder that transformers can load; returns the weight file.
 
     path: the folder, made if absent. params: the full tree of `abstract_params(config)`; each leaf keeps its dtype
         (float32, float16 or bfloat16).
     format: "flax" writes `flax_model.msgpack` (transformers 4's FlaxCLIPModel), "safetensors" torch names (every
-        CLIPModel), "safetensors-flax" Flax names.
+        CLIPModel or SiglipModel), "safetensors-flax" Flax names, "open_clip" what open_clip loads.
 
     Each file is written beside its place and then renamed, so that a crash never leaves half a file.
     Raises `CheckpointError` where the tree does not fit the configuration, or where the folder already holds
@@ -275,65 +403,56 @@ def write_checkpoint(
         raise CheckpointError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     leaves = dict(flatten(params))
     held = {name: StoredLeaf(np.shape(leaf), str(leaf.dtype), lambda: np.empty(())) for name, leaf in leaves.items()}
-    wanted = _wanted(config, layout.TOWERS)
-    _audit("params", wanted, {p: p for p in wanted}, held, layout.TOWERS, as_torch=False)
-    target = folder / ("flax_model.msgpack" if format == "flax" else "model.safetensors")
-    preferred = WEIGHT_FILES[: WEIGHT_FILES.index(target.name)]
-    shadowing = [name for name in preferred if (folder / name).exists()]
+    _audit("params", _wanted(config, layout.TOWERS), layout.flax_parts(config, "/"), held, (), layout.TOWERS)
+    file, values = "config.json", config.to_hf()
+    if format == "open_clip":
+        file, values = CONFIG_FILE, {"model_cfg": to_open_clip(config)}
+    target = folder / _TARGETS[format]
+    order = OPEN_CLIP_FILES if format == "open_clip" else WEIGHT_FILES
+    shadowing = [name for name in order[: order.index(target.name)] if (folder / name).exists()]
     if shadowing:
         raise CheckpointError(
             f"{folder}: already holds {', '.join(shadowing)}, which would be read instead of {target.name}; "
             "remove it or write to another folder"
         )
-    with atomic_path(target) as temporary, temporary.open("wb") as file:
+    with atomic_path(target) as temporary:
         if format == "flax":
-            _write_msgpack(file, params)
+            temporary.write_bytes(_msgpack(params))
         else:
-            _write_safetensors(file, leaves, as_torch=format == "safetensors")
-    write_json(folder / "config.json", config.to_hf())
+            _write_safetensors(temporary, leaves, _written_parts(config, format), format)
+    write_json(folder / file, values)
     return target
 
 
-def _write_msgpack(file: IO[bytes], tree: Tree) -> None:
-    """Flax's serialisation: nested maps; an array is extension 1 around [shape, dtype name, bytes]."""
-    import msgpack
-
-    packer = msgpack.Packer()
-
-    def write(node: Any) -> None:
-        if isinstance(node, Mapping):
-            file.write(packer.pack_map_header(len(node)))
-            for name, value in node.items():
-                file.write(packer.pack(name))
-                write(value)
-        else:
-            leaf = np.asarray(node)
-            packed = msgpack.packb((leaf.shape, leaf.dtype.name, leaf.tobytes()))
-            file.write(packer.pack_ext_type(1, packed))
-
-    write(tree)
+_TARGETS = {
+    "flax": "flax_model.msgpack",
+    "safetensors": "model.safetensors",
+    "safetensors-flax": "model.safetensors",
+    "open_clip": "open_clip_model.safetensors",
+}
 
 
-def _write_safetensors(file: IO[bytes], leaves: Mapping[str, Any], *, as_torch: bool) -> None:
-    """An 8-byte header length, the JSON header, then the leaves without gaps, as the header says."""
-    stored_dtypes = {name: code for code, name in SAFETENSORS_DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt" if as_torch else "flax"}}
-    position = 0
-    for path, leaf in leaves.items():
-        axes = layout.torch_axes(path, len(leaf.shape)) if as_torch else range(len(leaf.shape))
-        end = position + leaf.size * leaf.dtype.itemsize
-        header[layout.torch_name(path) if as_torch else layout.flax_name(path)] = {
-            "dtype": stored_dtypes[leaf.dtype.name],
-            "shape": [leaf.shape[axis] for axis in axes],
-            "data_offsets": [position, end],
-        }
-        position = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the leaves start aligned
-    file.write(struct.pack("<Q", len(encoded)) + encoded)
-    for path, leaf in leaves.items():
-        array = np.asarray(leaf)
-        file.write((layout.to_torch(path, array) if as_torch else array).tobytes())
+def _msgpack(params: Tree) -> bytes:
+    from flax.serialization import msgpack_serialize
+
+    return msgpack_serialize(jax.tree.map(np.asarray, params))
+
+
+def _written_parts(config: CLIPConfig, format: str) -> list[layout.Part]:
+    if format == "open_clip":
+        return layout.open_clip_parts(config)
+    return layout.torch_parts(config) if format == "safetensors" else layout.flax_parts(config, ".")
+
+
+def _write_safetensors(file: Path, leaves: Mapping[str, Any], parts: Sequence[layout.Part], format: str) -> None:
+    from safetensors.numpy import save_file
+
+    stored: dict[str, np.ndarray] = {}
+    for part in parts:
+        arrays = part.join(*(np.asarray(leaves[path]) for path in part.paths))
+        for name, array in zip(part.names, arrays, strict=True):
+            stored[name] = np.ascontiguousarray(array).reshape(array.shape)  # which makes [1] of a number
+    save_file(stored, file, metadata={"format": "flax" if format == "safetensors-flax" else "pt"})
 
 
 # --- identity ------------------------------------------------------------------------------------------------------

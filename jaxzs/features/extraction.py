@@ -21,8 +21,8 @@ import numpy as np
 from jaxzs import parallel
 from jaxzs.clip import Model, place_parameters
 from jaxzs.clip.config import CLIPConfig
-from jaxzs.clip.layers import Numerics, dense
-from jaxzs.clip.model import vision_tower
+from jaxzs.clip.layers import Numerics
+from jaxzs.clip.model import project_image, vision_tower
 from jaxzs.data.batches import Batch, batches, shard
 from jaxzs.data.sources import Source, digest
 from jaxzs.errors import DataError, renamed
@@ -168,7 +168,7 @@ def _encoder(work: _Work) -> Encode:
     model, choices, batch_size = work.model, work.choices, work.store.settings["batch_size"]
     mesh = parallel.make_mesh(devices=jax.local_devices())
     params = place_parameters(
-        {name: model.params[name] for name in ("vision_model", "visual_projection")}, model.config, mesh
+        {name: model.params[name] for name in model.params if name.startswith("vis")}, model.config, mesh
     )
     where = parallel.sharding(mesh, ("images", None, None, None), (batch_size, 1, 1, 1))
 
@@ -184,7 +184,7 @@ def encode_batch(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Features [B,E] as `clip.encode_image` gives them, and all tokens [B,1+P,D] on request."""
     tower = vision_tower(params, pixels, config, numerics=numerics)
-    features = dense(params["visual_projection"], tower.pooled, numerics)  # [B,E]
+    features = project_image(params, tower.pooled, numerics)  # [B,E]
     return features, tower.tokens if tokens else None
 
 

@@ -75,7 +75,7 @@ def class_activation_maps(
     >>> cam.maps.shape, cam.probability.shape
     ((1, 2, 36), (1, 3))
     """
-    vision = config.vision
+    vision = config.vit
     positions: Positions = "all_half" if half_positions else "bilinear"
     x, bias = embed_images(params, pixels, config, grid, positions, numerics)
     attention = []

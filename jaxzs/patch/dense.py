@@ -136,7 +136,7 @@ def dense_tokens(
     params: Params, pixels: jax.Array, neighbourhood: jax.Array, config: CLIPConfig, last: _Last, numerics: Numerics
 ) -> jax.Array:
     """`dense_features`, unchecked, to be part of a program: [B,H,W,3] -> [B,P,E]."""
-    tree, vision = params["vision_model"], config.vision
+    tree, vision = params["vision_model"], config.vit
     grid = pixels.shape[1] // vision.patch_size, pixels.shape[2] // vision.patch_size
     table = position_table(tree, vision, grid, last.positions)
     x = vision_input(params, vision_embeddings(tree, pixels, vision, table, numerics), vision)
@@ -153,7 +153,7 @@ def dense_tokens(
 
 def _reduced_block(params, x, config, bias, numerics, mix):
     """The last block as ClearCLIP and NACLIP have it, no residual and no MLP: [B,T,D] -> [B,T,D]."""
-    vision = config.vision
+    vision = config.vit
     y = layer_norm(params["layer_norm1"], x, vision.layer_norm_eps)
     mixed, _ = mix(*project_qkv(params["self_attn"], y, vision.num_attention_heads, numerics), bias, numerics)
     return dense(params["self_attn"]["out_proj"], merge_heads(mixed), numerics)

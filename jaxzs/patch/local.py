@@ -64,7 +64,7 @@ def local_tower(
     >>> local.tokens.shape, len(local.attention), local.attention[0].shape
     ((1, 73, 64), 5, (1, 73, 73))
     """
-    tree, vision = params["vision_model"], config.vision
+    tree, vision = params["vision_model"], config.vit
     x, bias = embed_images(params, pixels, config, grid, "half" if half_positions else "bilinear", numerics)
     attention = []
     *before, last = layers_of(tree, vision)

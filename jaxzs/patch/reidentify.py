@@ -125,7 +125,7 @@ def region_tokens(
     hidden = jnp.where(regions, 0.0, _HIDDEN)
     row = jnp.pad(hidden, ((0, 0), (1, 0)))[:, None, None, :]  # [M,1,1,T]; it may see itself
     bias = jnp.pad(row, ((0, 0), (0, 0), (0, regions.shape[1]), (0, 0)))  # other queries: free
-    x = vision_embeddings(params["vision_model"], crops, config.vision, None, numerics)
+    x = vision_embeddings(params["vision_model"], crops, config.vit, None, numerics)
     return read_image(params, x, config, numerics, bias=bias)
 
 
@@ -155,7 +155,7 @@ def reidentify(
     ([[True, False]], [[True, False]])
     """
     B, F = candidates.accepted.shape
-    vision = config.vision
+    vision = config.vit
     total = candidates.accepted.sum(dtype=jnp.int32)
     slots = jnp.flatnonzero(candidates.accepted, size=B * F, fill_value=B * F).astype(jnp.int32)
     slots = jnp.pad(slots, (0, -(B * F) % capacity), constant_values=B * F)

@@ -57,7 +57,7 @@ def embed_images(
 
     params: the whole parameter tree. Padded patches enter as zeros, whatever their pixels hold.
     """
-    tree, vision = params["vision_model"], config.vision
+    tree, vision = params["vision_model"], config.vit
     tables = grid if grid.padded else jax.tree.map(lambda part: part[:1], grid)  # one table serves all
     x = vision_embeddings(tree, pixels, vision, local_positions(tree, vision, tables, positions), numerics)
     x = vision_input(params, x, vision)

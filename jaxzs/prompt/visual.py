@@ -48,21 +48,21 @@ def image_features(
 
     >>> model = jaxzs.load("demo")
     >>> pixels = model.preprocess(data.open_image("photos/one/0.png"))
-    >>> prefix = jnp.zeros((4, model.config.vision.hidden_size))
+    >>> prefix = jnp.zeros((4, model.config.vit.hidden_size))
     >>> prompt.image_features(model.params, prefix, pixels, model.config).shape
     (1, 64)
     """
     prefix, pixels = jnp.asarray(prefix), jnp.asarray(pixels)
-    _check_pixels(pixels, config.vision, False)
+    _check_pixels(pixels, config.vit, False)
     if not len(pixels):
         raise ImageError("there are no images: pixels are empty")
-    check_prefix(prefix, config.vision.hidden_size)
+    check_prefix(prefix, config.vit.hidden_size)
     return _image_features(params, prefix, pixels, config, recompute, numerics)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "recompute", "numerics"))
 def _image_features(params, prefix, pixels, config, recompute, numerics):
-    x = vision_embeddings(params["vision_model"], pixels, config.vision, numerics=numerics)
+    x = vision_embeddings(params["vision_model"], pixels, config.vit, numerics=numerics)
     return read_prompted(params, prefix, x, config, numerics, recompute)
 
 
@@ -100,7 +100,7 @@ class VisualPrompt:
 
     def init(self, key: jax.Array, config: CLIPConfig) -> Prompts:
         """{"prefix": [K,D_vision]} drawn from N(0, 1/D_vision)."""
-        width = config.vision.hidden_size
+        width = config.vit.hidden_size
         draw = jax.random.normal(key, (self.length, width), jnp.float32)
         return {"prefix": width**-0.5 * draw}
 
@@ -112,14 +112,14 @@ class VisualPrompt:
         self, params: Params, pixels: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """What of the images no prompt changes, computed once: pixels [B,S,S,3] -> embedded patches [B,1+P,D]."""
-        _check_pixels(pixels, config.vision, False)
-        return vision_embeddings(params["vision_model"], pixels, config.vision, numerics=numerics)
+        _check_pixels(pixels, config.vit, False)
+        return vision_embeddings(params["vision_model"], pixels, config.vit, numerics=numerics)
 
     def plain_features(
         self, frozen: Frozen, images: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """Features of images without any prompt: [B,E]."""
-        none = jnp.zeros((0, config.vision.hidden_size), jnp.float32)
+        none = jnp.zeros((0, config.vit.hidden_size), jnp.float32)
         return read_prompted(frozen.params, none, images, config, numerics)
 
     def class_features(

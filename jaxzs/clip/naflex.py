@@ -1,0 +1,51 @@
+"""SigLIP 2 NaFlex (arXiv 2502.14786): images of any aspect as a list of patches with a mask, one program a length."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxzs.clip.config import VisionConfig
+from jaxzs.clip.layers import Array, Params
+
+
+class Patches(NamedTuple):
+    """Images cut into patches: what a NaFlex tower takes in place of pixels.
+
+    values: [B,N,p*p*3] normalised; row, column and channel of a patch in one axis, patches row by row, then padding.
+    mask: [B,N] bool, False for padding. shapes: [B,2] rows and columns of patches.
+
+    >>> images = clip.Patches(np.zeros((1, 6, 192), np.float32), np.ones((1, 6), bool), np.array([[2, 3]]))
+    >>> images.values.shape
+    (1, 6, 192)
+    """
+
+    values: Array
+    mask: Array
+    shapes: Array
+
+
+def naflex_positions(tree: Params, images: Patches, vision: VisionConfig) -> jax.Array:
+    """Positions of every patch, [B,N,D]: the square table resized to each image's grid; padding gets patch 0's."""
+    table = tree["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
+    side = vision.grid[0]
+    rows, columns = images.shapes[:, :1], images.shapes[:, 1:]  # [B,1]
+    number = jnp.arange(images.values.shape[1])[None]
+    number = jnp.where(number < rows * columns, number, 0)  # [B,N]
+    down = _triangle(number // columns, rows, side)  # [B,N,side]
+    across = _triangle(number % columns, columns, side)
+    native = table.reshape(side, side, -1)
+    return jnp.einsum("bnr,bnc,rcd->bnd", down, across, native, precision=jax.lax.Precision.HIGHEST)
+
+
+def _triangle(places: jax.Array, new: Array, size: int) -> jax.Array:
+    """Weights of torch's bilinear `interpolate` with antialias=True: places [B,N], new sizes [B,1] -> [B,N,size]."""
+    scale = size / jnp.asarray(new, jnp.float32)
+    support = jnp.maximum(scale, 1.0)[..., None]  # [B,1,1]
+    centre = (scale * (places.astype(jnp.float32) + 0.5))[..., None]  # [B,N,1]
+    taps = jnp.arange(size, dtype=jnp.float32)[None, None]  # [1,1,size]
+    inside = (taps >= jnp.floor(centre - support + 0.5)) & (taps < jnp.floor(centre + support + 0.5))
+    weights = jnp.where(inside, jnp.maximum(1.0 - jnp.abs(taps - centre + 0.5) / support, 0.0), 0.0)
+    return weights / weights.sum(-1, keepdims=True)
