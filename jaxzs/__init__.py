@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jaxzs._version import __version__
 
 _SUBMODULES = (
+    "classification",
     "clip",
     "data",
     "errors",
@@ -28,17 +29,18 @@ _SUBMODULES = (
     "report",
     "zeroshot",
 )
-_FROM_CLIP = ("Model", "load")
+_FROM = {"Model": "clip", "load": "clip", "classify": "classification"}
 
 if TYPE_CHECKING:
+    from jaxzs.classification import classify
     from jaxzs.clip import Model, load
 
-__all__ = ["Model", "__version__", "load", *_SUBMODULES]
+__all__ = ["Model", "__version__", "classify", "load", *_SUBMODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FROM_CLIP:
-        return getattr(importlib.import_module("jaxzs.clip"), name)
+    if name in _FROM:
+        return getattr(importlib.import_module(f"jaxzs.{_FROM[name]}"), name)
     if name in _SUBMODULES:
         return importlib.import_module(f"jaxzs.{name}")
     raise AttributeError(f"module 'jaxzs' has no attribute {name!r}")

@@ -10,13 +10,33 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from jaxzs._version import __version__
 from jaxzs.commands import FAILED, FINISHED, INTERRUPTED, terminal
 from jaxzs.errors import JaxzsError
 
-# What each is for. Where it lives follows from its name: `jaxzs.commands.NAME.run(NameOptions)`.
-COMMANDS = {
+
+class Command(NamedTuple):
+    """A command and what it is for. Where it lives follows from its name: `jaxzs.commands.NAME.run(NameOptions)`."""
+
+    name: str
+    help: str
+
+    @property
+    def module(self) -> str:
+        return f"jaxzs.commands.{self.name}"
+
+    @property
+    def options(self) -> str:
+        return f"{self.name.title()}Options"
+
+    @property
+    def run(self) -> str:
+        return "run"
+
+
+_PURPOSES = {
     "demo": "classify real handwritten digits with the embedded checkpoint, before and after learning",
     "classify": "label the images of a folder, zero-shot or with proxies learned from them",
     "tune": "tune textual, visual or joint prompts on few labels and pseudolabels",
@@ -27,6 +47,7 @@ COMMANDS = {
     "datasets": "list the data sets whose class names and templates are known, or show one",
     "bench": "measure how fast this machine runs each part",
 }
+COMMANDS = {name: Command(name, purpose) for name, purpose in _PURPOSES.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,21 +122,22 @@ def _run(name: str, arguments: list[str]) -> int:
 
     from jaxzs.commands.computing import computing
 
-    module = importlib.import_module(f"jaxzs.commands.{name}")
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
     options = tyro.cli(
-        getattr(module, f"{name.title()}Options"),
+        getattr(module, command.options),
         args=arguments,
         prog=f"jaxzs {name}",
-        description=COMMANDS[name][0].upper() + COMMANDS[name][1:] + ".",
+        description=command.help[0].upper() + command.help[1:] + ".",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     with computing(options):
-        return module.run(options)
+        return getattr(module, command.run)(options)
 
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {purpose}" for name, purpose in COMMANDS.items()]
+    lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: jaxzs COMMAND [options]      jaxzs COMMAND --help",

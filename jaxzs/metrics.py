@@ -82,6 +82,22 @@ def per_class_accuracy(
     return per_class, counts.astype(jnp.int32)
 
 
+def confusion_matrix(
+    predictions: jax.Array, labels: jax.Array, num_classes: int, mask: jax.Array | None = None
+) -> jax.Array:
+    """How many rows of each class were taken for each class: [C,C] int32, true classes down, predicted ones across.
+
+    predictions [N] int, labels [N] int in [0, num_classes), mask [N] bool. Raises DataError (shapes).
+
+    >>> metrics.confusion_matrix(jnp.array([0, 1, 1]), jnp.array([0, 1, 0]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    if predictions.ndim != 1:
+        raise DataError(f"predictions has shape {predictions.shape}; expected one axis [N]")
+    weights = _weights(labels, predictions.shape[0], mask).astype(jnp.int32)
+    return jnp.zeros((num_classes, num_classes), jnp.int32).at[labels, predictions].add(weights)
+
+
 def mean_per_class_accuracy(
     predictions: jax.Array, labels: jax.Array, num_classes: int, mask: jax.Array | None = None
 ) -> jax.Array:

@@ -12,9 +12,9 @@ from PIL import Image
 
 import jaxzs
 from jaxzs import prompt
-from jaxzs.classify import check_number_of_classes, classify
+from jaxzs.classification import Labelling, check_number_of_classes, classify_features
 from jaxzs.cli import COMMANDS, main
-from jaxzs.errors import DataError, LabelError
+from jaxzs.errors import DataError, LabelError, TextError
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_classify_equals_the_library_call(pictures, tiny_checkpoint, tmp_path, c
     images = [np.asarray(Image.open(row["path"])) for row in record["results"]]
     features = jaxzs.zeroshot.image_features(model, model.preprocess(images))
     text = jaxzs.zeroshot.text_proxies(model, ["dark", "bright"])
-    result = classify(model, features, text, method="zero-shot")
+    result = classify_features(model, features, text, Labelling("zero-shot"))
     for row, label, score in zip(record["results"], result.classes[:, 0], result.scores[:, 0], strict=True):
         assert row["label"] == ("dark", "bright")[label]
         assert row["score"] == pytest.approx(float(score), abs=2e-6)  # written with six digits
@@ -206,7 +206,7 @@ def test_more_classes_than_memory_allows(tiny_checkpoint):
         check_number_of_classes(10**12, 16)
     model = jaxzs.load(tiny_checkpoint)
     with pytest.raises(DataError, match="no images"):
-        classify(model, np.zeros((0, 16), np.float32), np.eye(3, 16, dtype=np.float32))
+        classify_features(model, np.zeros((0, 16), np.float32), np.eye(3, 16, dtype=np.float32))
 
 
 def test_proxies_of_one_folder_classify_another(pictures, tmp_path, capsys):
@@ -240,3 +240,91 @@ def test_proxies_that_cannot_be_kept_or_used(pictures, arguments, message, capsy
     code, _, err = run(capsys, "classify", pictures, *arguments)
     assert code == 2
     assert message in err
+
+
+# --- jaxzs.classify, which the command is --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["zero-shot", "proxy"])
+def test_the_function_returns_what_the_command_writes(pictures, tiny_checkpoint, tmp_path, capsys, method):
+    out = tmp_path / "results.json"
+    options = ["--model", tiny_checkpoint, "--labels", "dark,bright", "--method", method, "--top", 2, "--out", out]
+    assert run(capsys, "classify", pictures, *options)[0] == 0
+    written = json.loads(out.read_text())["results"]
+    rows = jaxzs.classify(pictures, ["dark", "bright"], tiny_checkpoint, labelling=Labelling(method, top=2))
+    assert rows == [{name: row[name] for name in ("path", "label", "score", "top")} for row in written]
+
+
+def test_images_may_be_in_memory(pictures, tiny_checkpoint):
+    model, names = jaxzs.load(tiny_checkpoint), ("dark", "bright")
+    paths = sorted((pictures / "dark").iterdir())[:4]
+    from_files = jaxzs.classify(paths, names, model, labelling=Labelling("zero-shot"))
+    images = [Image.open(path) for path in paths]
+    arrays = np.stack([np.asarray(image) for image in images])
+    for given in (images, arrays, list(arrays)):
+        rows = jaxzs.classify(given, names, model, labelling=Labelling("zero-shot"))
+        assert [row["path"] for row in rows] == ["0", "1", "2", "3"]
+        assert [row["top"] for row in rows] == [row["top"] for row in from_files]
+
+
+def test_the_function_names_what_is_wrong(pictures, tiny_checkpoint, tmp_path):
+    model = jaxzs.load(tiny_checkpoint)
+    for labels, message in ((None, "what are the classes"), ([], "non-empty"), (["a"], "one class only")):
+        with pytest.raises(LabelError, match=message):
+            jaxzs.classify(pictures / "dark", labels, model)
+    with pytest.raises(LabelError, match="non-empty list of texts"):
+        jaxzs.classify(pictures, "dark,bright", model)
+    with pytest.raises(DataError, match="no such file"):
+        jaxzs.classify(tmp_path / "nowhere", ["a", "b"], model)
+    with pytest.raises(TextError, match="never seen"):
+        jaxzs.classify(pictures, ["zebra", "giraffe"])
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of the 1 images"):
+        jaxzs.classify(tmp_path / "bad.png", ["a", "b"], model)
+    with pytest.warns(UserWarning, match="1 of 2 images could not be read"):
+        rows = jaxzs.classify(
+            [tmp_path / "bad.png", pictures / "dark" / "00.png"], ["a", "b"], model, labelling=Labelling("zero-shot")
+        )
+    assert len(rows) == 1
+
+
+def test_the_truth_is_written_beside_and_measured(pictures, tiny_checkpoint, tmp_path, capsys):
+    out = tmp_path / "results.csv"
+    names = "dark,bright,a,b,c,d"
+    options = ["--model", tiny_checkpoint, "--labels", names, "--method", "zero-shot", "--out", out]
+    code, printed, _ = run(capsys, "classify", pictures, *options)
+    assert code == 0
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert list(rows[0]) == ["path", "label", "score", "truth"]
+    assert all(row["truth"] in row["path"] for row in rows)
+    metrics = json.loads(out.with_suffix(".json").read_text())["metrics"]
+    right = {name: [r["label"] == name for r in rows if r["truth"] == name] for name in ("dark", "bright")}
+    assert metrics["recall"] == {name: pytest.approx(100 * np.mean(own)) for name, own in right.items()}
+    assert metrics["mean_per_class_recall"] == pytest.approx(np.mean([*metrics["recall"].values()]))
+    assert metrics["accuracy"] <= metrics["accuracy_at_5"] <= 100
+    for name, counts in metrics["confusion"].items():
+        assert sum(counts.values()) == 12
+        assert counts == {x: sum(r["label"] == x and r["truth"] == name for r in rows) for x in counts}
+    assert "mean per-class recall" in printed
+    assert "truth, labelled as" in printed
+
+
+def test_on_a_terminal_many_images_are_counts_and_the_least_certain(pictures, tiny_checkpoint, capsys, monkeypatch):
+    options = ["--model", tiny_checkpoint, "--labels", "dark,bright", "--method", "zero-shot"]
+    everything = run(capsys, "classify", pictures, *options)[1]
+    assert everything.count(".png ") == 24
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    printed = run(capsys, "classify", pictures, *options)[1]
+    assert printed.count(".png ") == 20
+    assert "the 20 least certain of 24 images" in printed
+    assert "labels: " in printed
+
+
+def test_names_that_occur_twice_are_told_apart_by_their_labels():
+    from jaxzs.commands.options import told_apart
+    from jaxzs.data import dataset_info
+
+    names = told_apart(dataset_info("imagenet"))
+    assert len(set(names)) == 1000
+    assert {"sunglasses (n04355933)", "sunglasses (n04356056)"} <= set(names)
+    assert names[0] == "tench"

@@ -26,7 +26,8 @@ DIFFERENT = {
 
 
 def options_of(name: str) -> type:
-    return getattr(importlib.import_module(f"jaxzs.commands.{name}"), f"{name.title()}Options")
+    command = COMMANDS[name]
+    return getattr(importlib.import_module(command.module), command.options)
 
 
 def test_options_of_one_name_have_one_type_and_default():

@@ -22,9 +22,22 @@ import pytest
 
 import jaxzs
 
-PACKAGES = ("clip", "data", "features", "metrics", "parallel", "patch", "prompt", "proxy", "report", "zeroshot")
+PACKAGES = (
+    "classification",
+    "clip",
+    "data",
+    "features",
+    "metrics",
+    "parallel",
+    "patch",
+    "prompt",
+    "proxy",
+    "report",
+    "zeroshot",
+)
 # Types that are only ever returned: the example is that of the function that returns them.
 RESULTS = {
+    "classification.Classification": "classification.classify_features",
     "clip.TowerOutput": "clip.vision_tower",
     "data.Batch": "data.batches",
     "data.FolderSource": "data.open_folder",

@@ -65,3 +65,12 @@ def test_errors_name_what_is_wrong(case):
         metrics.accuracy(labels, labels, jnp.ones(3, bool))
     with pytest.raises(ConfigError, match="k is 9"):
         metrics.top_k_accuracy(scores, labels, 9)
+
+
+def test_confusion_matrix_counts_what_is_not_masked():
+    predictions, labels = jnp.array([0, 1, 2, 2, 1]), jnp.array([0, 0, 2, 1, 1])
+    counts = metrics.confusion_matrix(predictions, labels, 3, jnp.array([True, True, True, True, False]))
+    assert counts.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 1]]
+    assert jax.jit(metrics.confusion_matrix, static_argnums=2)(predictions, labels, 3).sum() == 5
+    with pytest.raises(DataError, match="labels has shape"):
+        metrics.confusion_matrix(predictions, labels[:3], 3)

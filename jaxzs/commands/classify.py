@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+from jaxzs.commands.measures import confusion_table, measures, say_labels
 from jaxzs.commands.options import (
     ByPosition,
     File,
@@ -21,8 +22,9 @@ from jaxzs.commands.options import (
     option,
     read_templates,
     shown_as,
+    told_apart,
 )
-from jaxzs.commands.run import Run, say_rows
+from jaxzs.commands.run import Run
 from jaxzs.commands.terminal import counted
 from jaxzs.errors import DataError, LabelError
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
-    from jaxzs.classify import Classification
+    from jaxzs.classification import Classification, Labelling
     from jaxzs.clip import Model
     from jaxzs.data import DatasetInfo, FolderSource
     from jaxzs.prompt import TunedPrompt
@@ -72,43 +74,60 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
 def run(options: ClassifyOptions) -> int:
     """Classify and print; returns 0, or 1 when some images could not be read."""
     _check_options(options)
-    from jaxzs.classify import check_number_of_classes, classify
+    from jaxzs.classification import check_number_of_classes, classify_features, paths_of, rows_of
 
     run = Run(options)
     with run.measured(kept=lambda: _kept(options)):
         source = run.open_images()
-        folders = _folders(source)
         given = options.class_names()
         model = run.load_model()
         learned = _learned(options, model)
-        classes = _classes(run, given, folders, learned)
+        classes = _classes(run, given, _folders(source), learned)
         check_number_of_classes(len(classes.names), model.config.projection_dim)
         text, encode = _text(run, model, classes, learned)
         features, read = _encode(run, model, source, encode)
-        result = classify(
-            model,
-            features,
-            text,
-            method=_method(options),
-            gamma="auto" if options.gamma == "auto" else float(options.gamma),
-            top=options.top,
-            seed=options.seed,
-        )
-    rows = _rows([source.files[i] for i in read], classes.names, result)
+        found = classify_features(model, features, text, _labelling(options))
+    rows = rows_of(paths_of(source, read), classes.shown, found, options.top)
+    truth = _truth_of(run, classes, read)
+    if truth is not None:
+        _add_truth(rows, classes, truth)
     run.write_table(options.out, *_table(rows))
-    run.settings = {"method": result.method}
-    for note in result.notes:
+    run.settings = {"method": found.method}
+    for note in found.notes:
         run.notice(f"note: {note}")
-    if classes.truth == ():
-        run.notice("note: no subfolder is named as a class; no accuracy")
-    known = [classes.truth[i] for i in read] if classes.truth else None
-    results = _results(run, classes, result, (features, text), known)
+    results = _results(run, classes, found, (features, text), truth)
     record = run.record(results, class_names=list(classes.names), templates=list(classes.templates), rows=rows)
     run.write(record, options.out)
-    say_rows(options, rows, "top", in_file=options.out is not None)
+    say_labels(options, rows, in_file=options.out is not None)
+    if "confusion" in results.metrics:
+        options.say(confusion_table(results.metrics))
     run.wrote(counted(len(rows), "result"), options.out)
-    _save(run, model, classes, result)
-    return run.finish(record, _closing(rows, classes, result, results))
+    _save(run, model, classes, found)
+    return run.finish(record, _closing(rows, classes, found, results))
+
+
+def _labelling(options: ClassifyOptions) -> Labelling:
+    """At least the five best classes are looked at, for the accuracy among five."""
+    from jaxzs.classification import Labelling
+
+    gamma: float | Literal["auto"] = "auto" if options.gamma == "auto" else float(options.gamma)
+    return Labelling(_method(options), gamma, top=max(5, options.top), seed=options.seed)
+
+
+def _truth_of(run: Run, classes: _Classes, read: Sequence[int]) -> np.ndarray | None:
+    """The true class of each image that was read [N], -1 where it is not known; None where none is."""
+    import numpy as np
+
+    if classes.truth == ():
+        run.notice("note: no subfolder is named as a class; no accuracy")
+    if not classes.truth:
+        return None
+    return np.array([-1 if (place := classes.truth[number]) is None else place for number in read])
+
+
+def _add_truth(rows: Sequence[dict[str, Any]], classes: _Classes, truth: np.ndarray) -> None:
+    for row, place in zip(rows, truth, strict=True):
+        row["truth"] = classes.shown[place] if place >= 0 else None
 
 
 def _kept(options: ClassifyOptions) -> str:
@@ -191,12 +210,13 @@ def _method(options: ClassifyOptions) -> Literal["proxy", "zero-shot", "learned"
 class _Classes(NamedTuple):
     """Class names, templates, and the class that each image's subfolder names.
 
-    truth: None without subfolders, empty where none of them names a class.
+    truth: None without subfolders, empty where none of them names a class. shown: names that tell the classes apart.
     """
 
     names: tuple[str, ...]
     templates: tuple[str, ...]
     truth: tuple[int | None, ...] | None
+    shown: tuple[str, ...]
 
 
 def _classes(
@@ -212,7 +232,8 @@ def _classes(
     templates, info = read_templates(run.options.templates), run.options.dataset_info()
     found = order_names(folder for folder in folders or () if folder is not None)
     if info is not None:
-        return _Classes(info.class_names, templates or info.templates, _of_dataset(run, info, folders, found))
+        truth = _of_dataset(run, info, folders, found)
+        return _Classes(info.class_names, templates or info.templates, truth, told_apart(info))
     if given is not None:
         names = given
     elif learned is not None:
@@ -223,7 +244,7 @@ def _classes(
     else:
         raise LabelError("what are the classes? Give --labels a,b,c, --labels-file or --dataset")
     zeroshot.check_class_names(names)
-    return _Classes(names, templates or (zeroshot.DEFAULT_TEMPLATE,), _truth(run, names, folders, found))
+    return _Classes(names, templates or (zeroshot.DEFAULT_TEMPLATE,), _truth(run, names, folders, found), names)
 
 
 def _truth(
@@ -288,47 +309,16 @@ def _stored(
 def encode_files(
     options: ClassifyOptions, model: Model, source: FolderSource, encode: Encoder | None
 ) -> tuple[jax.Array, Sequence[int], list[str]]:
-    """The same at once. Reading runs ahead in threads; progress on stderr."""
-    import jax.numpy as jnp
-    from tqdm import tqdm
+    """The same at once."""
+    from jaxzs.classification import Encoding, encode_source
 
-    from jaxzs.data import batches
-    from jaxzs.zeroshot import image_features
-
-    size = min(options.batch_size, len(source))
-    side = model.config.vision.image_size
-    features = [jnp.zeros((0, model.config.projection_dim), jnp.float32)]
-    read: list[int] = []
-    unreadable: list[str] = []
-    with tqdm(total=len(source), unit="image", disable=None if not options.quiet else True) as bar:
-        for batch in batches(source, model.preprocess, size, image_shape=(side, side, 3)):
-            found = image_features(model, batch.pixels, batch_size=size, numerics=options.numerics, encode=encode)
-            features.append(found[jnp.asarray(batch.mask)])
-            read += batch.indices[batch.mask].tolist()
-            unreadable += batch.errors
-            bar.update(len(read) + len(unreadable) - bar.n)
-    return jnp.concatenate(features), read, unreadable
-
-
-def _rows(paths: Sequence[str], class_names: Sequence[str], result: Classification) -> list[dict[str, Any]]:
-    """One record an image: path, label, score, and the best classes with their scores."""
-    rows = []
-    for path, classes, scores in zip(paths, result.classes, result.scores, strict=True):
-        best = [
-            {"label": class_names[c], "score": round(float(score), 6)} for c, score in zip(classes, scores, strict=True)
-        ]
-        rows.append({"path": path, **best[0], "top": best})
-    return rows
+    return encode_source(model, source, Encoding(options.batch_size, options.numerics, not options.quiet, encode))
 
 
 def _results(
-    run: Run,
-    classes: _Classes,
-    result: Classification,
-    compared: tuple[jax.Array, jax.Array],
-    truth: Sequence[int | None] | None,
+    run: Run, classes: _Classes, found: Classification, compared: tuple[jax.Array, jax.Array], truth: np.ndarray | None
 ) -> Results:
-    """Accuracy against the subfolders' classes [N].
+    """Accuracy against the subfolders' classes [N], -1 where they are not known.
 
     compared: image features and text. Transductive: proxies were learned on these images, without labels.
     """
@@ -337,40 +327,42 @@ def _results(
     from jaxzs import zeroshot
     from jaxzs.report import Figure, Results, curves
 
-    metrics: dict[str, Any] = {"images": len(result.classes), "classes": len(classes.names)}
+    metrics: dict[str, Any] = {"images": len(found.classes), "classes": len(classes.names)}
     if truth is None:
         return Results(metrics)
-    labels = np.array([-1 if place is None else place for place in truth])
-    known = labels >= 0
-    metrics["known"] = int(known.sum())
-    method, protocol = _shown(run.options, result)
-    found = {method: result.classes[:, 0]}
+    known = truth >= 0
+    if not known.any():
+        return Results(metrics | {"known": 0})
+    metrics |= {"known": int(known.sum()), **measures(found.classes[known], truth[known], classes.shown)}
+    method, protocol = _shown(run.options, found)
+    predicted = {method: found.classes[:, 0]}
     # With a prompt or kept proxies there is no plain text to compare with.
     if run.options.prompt is None and run.options.proxies is None:
-        found = {"zero-shot": np.asarray(zeroshot.predict(*compared)), **found}
+        predicted = {"zero-shot": np.asarray(zeroshot.predict(*compared)), **predicted}
     data = run.data["name"] if run.data else ""
     figures = [
-        Figure(data, name, "accuracy", 100 * float((own == labels)[known].mean()), protocol)
-        for name, own in found.items()
+        Figure(data, name, "accuracy", 100 * float((own == truth)[known].mean()), protocol)
+        for name, own in predicted.items()
     ]
     per_class = []
-    if len(found) > 1:
-        per_class = [curves.per_class(data, method, classes.names, found["zero-shot"], found[method], labels, protocol)]
+    if len(predicted) > 1:
+        of = predicted["zero-shot"], predicted[method], truth, protocol
+        per_class = [curves.per_class(data, method, classes.shown, *of)]
     return Results(metrics, tuple(figures), tuple(per_class))
 
 
-def _shown(options: ClassifyOptions, result: Classification) -> tuple[str, str]:
+def _shown(options: ClassifyOptions, found: Classification) -> tuple[str, str]:
     """Method and protocol as tables and plots name them."""
-    protocol = "kept proxies" if result.method == "learned" else "transductive"
+    protocol = "kept proxies" if found.method == "learned" else "transductive"
     if options.prompt is not None:
-        return "tuned prompt" + " and proxies" * (result.method == "proxy"), protocol
-    return "zero-shot" if result.method == "zero-shot" else "proxies", protocol
+        return "tuned prompt" + " and proxies" * (found.method == "proxy"), protocol
+    return "zero-shot" if found.method == "zero-shot" else "proxies", protocol
 
 
-def _closing(rows: Sequence[dict[str, Any]], classes: _Classes, result: Classification, results: Results) -> str:
+def _closing(rows: Sequence[dict[str, Any]], classes: _Classes, found: Classification, results: Results) -> str:
     """The last line: how many, by what, how well."""
     closing = f"{counted(len(rows), 'image')}, {counted(len(classes.names), 'class', 'classes')}, "
-    closing += f"method {result.method}"
+    closing += f"method {found.method}"
     if results.figures:
         known, own = results.metrics["known"], results.figures[-1]
         closing += f", accuracy {own.value:.2f} % on {counted(known, 'image')} ({own.protocol})"
@@ -379,25 +371,29 @@ def _closing(rows: Sequence[dict[str, Any]], classes: _Classes, result: Classifi
     return closing
 
 
-def _save(run: Run, model: Model, classes: _Classes, result: Classification) -> None:
+def _save(run: Run, model: Model, classes: _Classes, found: Classification) -> None:
     """The learned proxies, if they are to be kept; of one image there are none."""
     from jaxzs.proxy import LearnedProxies, save_proxies
 
     options = run.options
     if options.save is None:
         return
-    if result.method != "proxy":
+    if found.method != "proxy":
         run.notice(f"note: no proxies were learned, {options.save} is not written")
         return
-    settings = {"gamma": options.gamma, "images": len(result.classes), "bfloat16": options.bfloat16}
-    learned = LearnedProxies(result.proxies, classes.names, model.fingerprint, settings)
+    settings = {"gamma": options.gamma, "images": len(found.classes), "bfloat16": options.bfloat16}
+    learned = LearnedProxies(found.proxies, classes.names, model.fingerprint, settings)
     save_proxies(options.save, learned)
     options.say(f"proxies kept in {options.save}")
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Header and cells: a line an image, with all its classes."""
-    depth = len(rows[0]["top"])
-    header = ["path", "label", "score"]
-    header += [f"{name}_{rank}" for rank in range(2, depth + 1) for name in ("label", "score")]
-    return header, [[row["path"], *(e[name] for e in row["top"] for name in ("label", "score"))] for row in rows]
+    """Header and cells: a line an image, with the truth where it is known, and all its classes."""
+    truth = ["truth"] if "truth" in rows[0] else []
+    header = ["path", "label", "score", *truth]
+    header += [f"{name}_{rank}" for rank in range(2, len(rows[0]["top"]) + 1) for name in ("label", "score")]
+    cells = [
+        [*(row[name] for name in ("path", "label", "score", *truth)), *(v for e in row["top"][1:] for v in e.values())]
+        for row in rows
+    ]
+    return header, cells

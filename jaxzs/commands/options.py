@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json as json_format
 import os
@@ -154,6 +155,13 @@ def check_named(names: Sequence[str], where: str) -> None:
         check_class_names(names)
     except LabelError as error:
         raise LabelError(f"{where}: {error}") from error
+
+
+def told_apart(info: DatasetInfo) -> tuple[str, ...]:
+    """Class names as results call them: with the label behind where a name occurs twice (ImageNet's "sunglasses")."""
+    twice = {name for name, count in collections.Counter(info.class_names).items() if count > 1}
+    pairs = zip(info.class_names, info.labels, strict=True)
+    return tuple(f"{name} ({label})" if name in twice else name for name, label in pairs)
 
 
 def split_names(names: str) -> tuple[str, ...]:

@@ -1,0 +1,313 @@
+"""Images and class names in, labels with scores out: `jaxzs.classify`, on which the command is built.
+
+Zero-shot (Radford et al. 2021, arXiv 2103.00020), or with vision proxies learned from these very images
+(InMaP, Qian et al. 2023, arXiv 2310.19752: transductive, no labels).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs import proxy
+from jaxzs.clip import Model, Numerics, load
+from jaxzs.data import Source, batches, from_arrays, from_object, open_images, order_names
+from jaxzs.errors import DataError, LabelError
+from jaxzs.proxy.settings import Solver
+from jaxzs.zeroshot import DEFAULT_TEMPLATE, check_class_names, check_rows, image_features, similarity, text_proxies
+
+__all__ = ["Classification", "Encoding", "Labelling", "classify", "classify_features", "encode_source"]
+
+Method = Literal["zero-shot", "proxy", "learned"]
+FEW_IMAGES_PER_CLASS = 10
+_BLOCK = 4_000_000  # similarities held at once when labels are read off
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelling:
+    """How images get their labels.
+
+    Args:
+      method: "proxy" learns vision proxies from the images, "zero-shot" takes the text proxies as they are, "learned"
+        vision proxies that are there already (`proxy.load_proxies`). One image alone is classified zero-shot.
+      gamma: assumed class balance: 0 uniform, 1 as the text proxies predict, "auto" chosen without labels (a
+        uniform marginal would turn a folder of cats half into dogs).
+      solver: of `proxy.Settings`.
+      top: classes told for each image.
+      seed: of the halves that "auto" compares.
+
+    Raises:
+      LabelError: `top` below 1.
+
+    >>> classification.Labelling("zero-shot", top=5).method
+    'zero-shot'
+    """
+
+    method: Method = "proxy"
+    gamma: float | Literal["auto"] = "auto"
+    solver: Solver = "fast"
+    top: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise LabelError(f"top is {self.top}, expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How images are encoded: `batch_size` at once, with these numerics, and a bar on terminals if `progress`.
+
+    encode: another encoder of pixels [B,S,S,3] than the model's own, e.g. of `prompt.prompted_encoders`.
+
+    >>> classification.Encoding(numerics=clip.Numerics(jnp.bfloat16)).batch_size
+    32
+    """
+
+    batch_size: int = 32
+    numerics: Numerics = Numerics()
+    progress: bool = False
+    encode: Callable[[np.ndarray], jax.Array] | None = None
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def classify(
+    images: Any,
+    labels: Sequence[str] | None = None,
+    model: str | Path | Model = "demo",
+    *,
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+    labelling: Labelling = Labelling(),
+    encoding: Encoding = Encoding(),
+    force: bool = False,
+) -> list[dict[str, Any]]:
+    """The label of each image, as `jaxzs classify` writes it.
+
+    Args:
+      images: folders, files and globs (one or several), a uint8 array [N,H,W,3], PIL images or arrays in a list, or a
+        `data.Source`.
+      labels: C class names; by default the subfolders of one folder that is laid out class/image.
+      model: a checkpoint, or what `jaxzs.load` takes.
+      templates: sentences with one "{}".
+      labelling: method, class balance, and how many classes are told.
+      encoding: batch size and numerics.
+      force: use class names that the demo checkpoint has never seen.
+
+    Returns:
+      A row for each image that can be read: {"path", "label", "score", "top": [{"label", "score"}, ...]}; "path" is the
+      number of an image in memory. Of the others a UserWarning tells.
+
+    Raises:
+      DataError: no images, or none that can be read.
+      LabelError: no class names, one only, two that are one text.
+      TextError: words that the demo checkpoint has never seen, a text too long.
+
+    >>> rows = jaxzs.classify("photos", ["zero", "one", "two"])
+    >>> len(rows), rows[0]["path"], rows[0]["label"]
+    (30, 'photos/one/0.png', 'one')
+    """
+    loaded = model if isinstance(model, Model) else load(model)
+    source = source_of(images)
+    names = tuple(name.replace("_", " ") for name in order_names(source.label_names)) if labels is None else labels
+    if labels is None and not names:
+        raise LabelError("what are the classes? Give labels, or a folder with one subfolder a class")
+    check_class_names(names)
+    if not force:
+        loaded.check_words(names)
+    text = text_proxies(loaded, names, templates, numerics=encoding.numerics, progress=encoding.progress)
+    features, numbers, unreadable = encode_source(loaded, source, encoding)
+    if not numbers:
+        raise DataError(f"none of the {len(unreadable)} images could be read; the first: {unreadable[0]}")
+    if unreadable:
+        warnings.warn(f"{len(unreadable)} of {len(source)} images could not be read: {unreadable[0]}", stacklevel=2)
+    found = classify_features(loaded, features, text, labelling)
+    for note in found.notes:
+        warnings.warn(note, stacklevel=2)
+    return rows_of(paths_of(source, numbers), names, found, labelling.top)
+
+
+def source_of(images: Any) -> Source:
+    """Images in any form as a source. Raises `DataError`."""
+    if isinstance(images, np.ndarray):
+        return from_arrays(images)
+    if isinstance(images, str | Path):
+        return open_images(images)
+    if isinstance(images, Source):
+        return images
+    listed = list(images) if isinstance(images, Iterable) else [images]
+    if all(isinstance(one, str | Path) for one in listed):
+        return open_images(listed)
+    return from_object(listed, identity=f"{len(listed)} images in memory")
+
+
+def paths_of(source: Source, numbers: Sequence[int]) -> list[str]:
+    """Files as they were found, or numbers of images in memory."""
+    files = getattr(source, "files", None)
+    return [str(number) if files is None else files[number] for number in numbers]
+
+
+def encode_source(
+    model: Model, source: Source, encoding: Encoding = Encoding()
+) -> tuple[jax.Array, list[int], list[str]]:
+    """Features [n,E] of the images that can be read, their numbers, and why the others cannot.
+
+    Reading runs ahead in threads.
+
+    >>> features, numbers, unreadable = classification.encode_source(jaxzs.load("demo"), data.open_source("photos"))
+    >>> features.shape, len(numbers), unreadable
+    ((30, 64), 30, [])
+    """
+    from tqdm import tqdm
+
+    size, side = min(encoding.batch_size, max(1, len(source))), model.config.vision.image_size
+    features = [jnp.zeros((0, model.config.projection_dim), jnp.float32)]
+    read: list[int] = []
+    unreadable: list[str] = []
+    silent = None if encoding.progress else True
+    with tqdm(total=len(source), unit="image", desc="encode images", disable=silent) as bar:
+        for batch in batches(source, model.preprocess, size, image_shape=(side, side, 3)):
+            found = image_features(
+                model, batch.pixels, batch_size=size, numerics=encoding.numerics, encode=encoding.encode
+            )
+            features.append(found[jnp.asarray(batch.mask)])
+            read += batch.indices[batch.mask].tolist()
+            unreadable += batch.errors
+            bar.update(len(read) + len(unreadable) - bar.n)
+    return jnp.concatenate(features), read, unreadable
+
+
+def rows_of(paths: Sequence[str], names: Sequence[str], found: Classification, top: int = 1) -> list[dict[str, Any]]:
+    """A row an image: path, label, score, and the best classes with their scores."""
+    rows = []
+    for path, classes, scores in zip(paths, found.classes[:, :top], found.scores[:, :top], strict=True):
+        best = [{"label": names[c], "score": round(float(s), 6)} for c, s in zip(classes, scores, strict=True)]
+        rows.append({"path": path, **best[0], "top": best})
+    return rows
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+
+class Classification(NamedTuple):
+    """Labels of N images.
+
+    classes [N,k] int32: most similar first. scores [N,k]: softmax over all classes, 0 to 1. proxies [C,E]: what the
+    images were compared with. method: the one really used. notes: warnings for the user, empty when all is well.
+    """
+
+    classes: np.ndarray
+    scores: np.ndarray
+    proxies: jax.Array
+    method: Method
+    notes: tuple[str, ...]
+
+
+def classify_features(
+    model: Model, image_features: jax.Array, text_proxies: jax.Array, labelling: Labelling = Labelling()
+) -> Classification:
+    """Classify features by text proxies, or by vision proxies learned from the features themselves.
+
+    Args:
+      model: the checkpoint that made the features; its logit scale s gives the temperatures 1/s (text) and 4/s
+        (vision), the paper's 0.01 and 0.04 at s = 100.
+      image_features: [N,E], of all images to classify (the proxies are learned on them).
+      text_proxies: [C,E], from `zeroshot.text_proxies`; for "learned" vision proxies.
+      labelling: the method and its choices.
+
+    Returns:
+      `Classification`, with the best `labelling.top` classes.
+
+    Raises:
+      LabelError: fewer than two classes, or more than memory allows.
+      DataError: no images, features of another width, rows that are not finite or zero.
+
+    >>> model = jaxzs.load("demo")
+    >>> text = zeroshot.text_proxies(model, ["zero", "one"], ["the digit {}"])
+    >>> labelling = classification.Labelling("zero-shot")
+    >>> classification.classify_features(model, text, text, labelling).classes[:, 0].tolist()
+    [0, 1]
+    """
+    num_images, num_classes = len(image_features), len(text_proxies)
+    if num_images == 0:
+        raise DataError("there are no images to classify")
+    check_number_of_classes(num_classes, text_proxies.shape[1])
+    check_rows(image_features, "image")
+    check_rows(text_proxies, "proxy")
+    method, notes = _usable_method(labelling.method, num_images, num_classes)
+    proxies = text_proxies
+    if method == "proxy":
+        settings = proxy.Settings(gamma=labelling.gamma, solver=labelling.solver)
+        key = jax.random.key(labelling.seed)
+        proxies = proxy.fit(image_features, text_proxies, settings, logit_scale=model.logit_scale, key=key).proxies
+    temperature = (1 if method == "zero-shot" else 4) / model.logit_scale
+    top = min(labelling.top, num_classes)
+    classes, scores = top_classes(image_features, proxies, temperature=temperature, top=top)
+    if not np.isfinite(scores).all():
+        raise DataError(f"the scores are not finite: the checkpoint's logit scale is {model.logit_scale:.3g}")
+    return Classification(classes, scores, proxies, method, notes)
+
+
+def _usable_method(method: Method, num_images: int, num_classes: int) -> tuple[Method, tuple[str, ...]]:
+    """The method that this number of images allows, and what the user should know about it."""
+    if method != "proxy":
+        return method, ()
+    if num_images == 1:
+        return "zero-shot", ("one image only: proxies are learned from many; classified zero-shot",)
+    if num_images < num_classes:
+        return method, (
+            f"{num_images} images for {num_classes} classes: fewer images than classes, learned "
+            "proxies may be worse than zero-shot (--method zero-shot)",
+        )
+    if num_images < FEW_IMAGES_PER_CLASS * num_classes:
+        return method, (
+            f"{num_images} images for {num_classes} classes: with fewer than about "
+            f"{FEW_IMAGES_PER_CLASS} images a class, compare with --method zero-shot",
+        )
+    return method, ()
+
+
+def check_number_of_classes(num_classes: int, width: int) -> None:
+    """Raise `LabelError` for one class (nothing to tell apart) or more than the host's memory can hold."""
+    if num_classes < 2:
+        raise LabelError(
+            "one class only: every image would be given it. Name at least two, e.g. what the "
+            "images could be confused with"
+        )
+    needed = 12 * 4 * num_classes * width  # the solver's directions, gradients and transports
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise LabelError(
+            f"{num_classes:,} classes need about {needed / 2**30:,.0f} GiB, this machine has "
+            f"{memory / 2**30:,.0f} GiB: at most {memory // (12 * 4 * width):,} classes"
+        )
+
+
+def top_classes(
+    image_features: jax.Array, proxies: jax.Array, *, temperature: float, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best classes and their softmax scores, by blocks of images: [N,E], [C,E] -> ([N,k] int32, [N,k])."""
+    rows = max(1, _BLOCK // len(proxies))
+    blocks = [
+        _top_of_block(image_features[start : start + rows], proxies, temperature, top)
+        for start in range(0, len(image_features), rows)
+    ]
+    classes, scores = zip(*blocks, strict=True)
+    return np.concatenate(classes), np.concatenate(scores)
+
+
+@functools.partial(jax.jit, static_argnames="top")
+def _top_of_block(image_features, proxies, temperature, top):
+    scores = jax.nn.softmax(similarity(image_features, proxies) / jnp.float32(temperature), axis=-1)
+    best, classes = jax.lax.top_k(scores, top)
+    return classes, best
