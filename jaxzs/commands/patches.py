@@ -72,7 +72,8 @@ def check_options(options: PatchOptions) -> None:
     if options.labels is None and options.labels_file is None and options.dataset is None:
         raise LabelError("what may be tagged? Give one of --labels a,b,c, --labels-file and --dataset")
     check_numbers(options, "threshold", least=0, most=1)
-    check_numbers(options, "batch_size", "max_patches")
+    check_numbers(options, "batch_size")
+    check_numbers(options, "max_patches", least=4)  # a grid of 2x2
 
 
 class Names(NamedTuple):
