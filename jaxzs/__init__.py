@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jaxzs._version import __version__
 
 _SUBMODULES = (
+    "adapt",
     "classification",
     "clip",
     "data",

@@ -23,6 +23,7 @@ import pytest
 import jaxzs
 
 PACKAGES = (
+    "adapt",
     "classification",
     "clip",
     "data",

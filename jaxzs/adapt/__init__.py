@@ -1,0 +1,38 @@
+"""The best label without labels, and never a worse one: heads fitted to unlabelled images, to few labels, to streams.
+
+Read `heads.py` (what every method returns), `discriminant.py` (anchored GDA, few labels), `gaussian.py` and `graph.py`
+(StatA, TransCLIP), `online.py` (streams), `files.py`. `images.py` says how a method sees its images.
+"""
+
+from jaxzs.adapt import online
+from jaxzs.adapt.discriminant import anchored_gda, few_shot, gda, gda_em
+from jaxzs.adapt.files import KeptHead, load_head, save_head
+from jaxzs.adapt.gaussian import stata, transclip
+from jaxzs.adapt.graph import Graph, nearest_neighbours
+from jaxzs.adapt.heads import GaussianHead, Head, scores, text_head
+from jaxzs.adapt.images import Shots
+from jaxzs.adapt.online import onzeta, tda
+from jaxzs.adapt.propagation import zlap
+
+__all__ = [
+    "GaussianHead",
+    "Graph",
+    "Head",
+    "KeptHead",
+    "Shots",
+    "anchored_gda",
+    "few_shot",
+    "gda",
+    "gda_em",
+    "load_head",
+    "nearest_neighbours",
+    "online",
+    "onzeta",
+    "save_head",
+    "scores",
+    "stata",
+    "tda",
+    "text_head",
+    "transclip",
+    "zlap",
+]

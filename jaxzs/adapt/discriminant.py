@@ -1,0 +1,327 @@
+"""Gaussian discriminant analysis on frozen features, with labels, without, and anchored to the text.
+
+With labels: "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation" (ICLR 2024, arXiv 2402.04087). Without:
+its EM. Anchored: each class mean is pulled to its text proxy, moved over the modality gap, as far as images are missing
+(the anchors of StatA, arXiv 2501.03729, with the covariance of GDA): not published, see `docs/guides/adapting.md`.
+
+Every round touches the images through sums only, R^T X [C,E] and two of [C]; X^T X [E,E] is taken once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxzs.adapt.heads import Head, linear, probabilities
+from jaxzs.adapt.images import Images, Shots, check_shots, number, over_images
+from jaxzs.errors import ConfigError
+from jaxzs.proxy import checks
+from jaxzs.proxy.closed_form import LabelSums, feature_sums, labelled_sums, sums_of
+from jaxzs.proxy.rows import EXACT, Reduce, Rows, normalize
+
+NOTHING = 1e-6  # scatter of unit vectors below this share of their number is rounding
+
+
+class Numbers(NamedTuple):
+    """Numbers that all forms share, [] float32 each."""
+
+    temperature: jax.Array
+    anchor: jax.Array
+    weight: jax.Array
+
+
+class Labelled(NamedTuple):
+    """Sums over images with labels, soft or hard, and how many images are labelled c before all others: [C]."""
+
+    sums: LabelSums
+    winners: jax.Array
+
+
+def winners_of(labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """How many rows of [B,C] have their largest entry in each class: [C] float32."""
+    hard = jax.nn.one_hot(jnp.argmax(labels, axis=-1), labels.shape[-1], dtype=jnp.float32)
+    return jnp.sum(jnp.where(mask[:, None], hard, jnp.float32(0)), axis=0)
+
+
+def round_sums(rows: Rows, head: Head) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """R^T X [C,E], column sums of R [C] and winners [C] of a block, R = softmax(scores of `head`)."""
+    labels = probabilities(head, rows)
+    return *labelled_sums(rows, labels), winners_of(labels, rows.mask)
+
+
+def shot_sums(features: jax.Array, labels: jax.Array, num_classes: int) -> Labelled:
+    """The sums of checked shots: features [M,E] normalised, labels [M] (-1: does not count)."""
+    hard = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)  # [M,C]; -1 is a row of zeros
+    sums = sums_of(Rows(labels >= 0, features=features), hard)
+    return Labelled(sums, sums.mass)
+
+
+def discriminant(means: jax.Array, scatter: jax.Array, ridge: jax.Array) -> Head:
+    """x P mu^T - diag(mu P mu^T) / 2 with P = E (scatter + ridge tr(scatter) I)^-1: [C,E], [E,E], [] -> head.
+
+    Of no scatter at all (one image) nothing can be said: a head of zeros.
+    """
+    dim = means.shape[1]
+    trace = jnp.trace(scatter)
+    flat = trace <= 0
+    # relative to its trace, so that float32 holds it whatever the number of images
+    scatter = scatter / jnp.where(flat, 1, trace) + ridge * jnp.eye(dim, dtype=jnp.float32)
+    factor = jnp.linalg.cholesky(jnp.where(flat, jnp.eye(dim, dtype=jnp.float32), scatter))
+    solved = jax.scipy.linalg.cho_solve((factor, True), means.T).T * (dim / jnp.where(flat, 1, trace))
+    weights = jnp.where(flat, 0, solved)
+    return Head(weights, -0.5 * jnp.sum(weights * means, axis=-1))
+
+
+def anchored_means(observed: jax.Array, found: Labelled, text: jax.Array, anchor: jax.Array) -> jax.Array:
+    """Class means [C,E], pulled to the text moved over the modality gap where few images are of the class."""
+    sums, winners = found
+    number = jnp.maximum(sums.num_images, 1)
+    gap = sums.total / number - jnp.matmul(sums.mass, text, precision=EXACT.precision) / number  # [E]
+    trust = (winners / jnp.maximum(winners + anchor, 1e-12))[:, None]
+    return trust * observed + (1 - trust) * (text + gap[None, :])
+
+
+def scatter_around(means: jax.Array, sums: LabelSums) -> jax.Array:
+    """sum_ic R_ic (x_i - mu_c)(x_i - mu_c)^T for any means: [E,E]."""
+    cross = EXACT.by_class(sums.labelled, means)
+    return sums.gram - cross - cross.T + EXACT.by_class(means * sums.mass[:, None], means)
+
+
+def anchored_head(found: Labelled, text: jax.Array, numbers: Numbers, *, around_anchors: bool) -> Head:
+    """The text's scores plus `weight` times the discriminant of anchored means.
+
+    around_anchors: the covariance around these means, which a single image has too, or around the observed ones.
+    """
+    sums = found.sums
+    observed = sums.labelled / jnp.maximum(sums.mass, 1e-30)[:, None]
+    means = anchored_means(observed, found, text, numbers.anchor)
+    scatter = scatter_around(means, sums)
+    least = NOTHING * sums.num_images
+    scatter = jnp.where(jnp.trace(scatter) > least, scatter, 0)
+    if not around_anchors:
+        tight = scatter_around(observed, sums)
+        scatter = jnp.where(jnp.trace(tight) > least, tight, scatter)  # where each image is its class
+    added = discriminant(means, scatter, 1 / jnp.maximum(sums.num_images, 1))
+    return jax.tree.map(lambda prior, own: prior + numbers.weight * own, linear(text, numbers.temperature), added)
+
+
+def anchored_rounds(reduce: Reduce, text: jax.Array, numbers: tuple[Numbers, jax.Array, Any], _: Any = ()) -> Head:
+    """Labels from the head, the head from labels, in turn. With shots, theirs stay as they are."""
+    own, rounds, shots = numbers
+    known = None if shots is None else shot_sums(*shots, text.shape[0])
+    fixed = reduce(feature_sums)
+
+    def one(_: Any, head: Head) -> Head:
+        labelled, mass, winners = reduce(round_sums, head)
+        found = Labelled(LabelSums(labelled, mass, *fixed), winners)
+        if known is not None:
+            found = jax.tree.map(jnp.add, found, known)
+        return anchored_head(found, text, own, around_anchors=False)
+
+    return jax.lax.fori_loop(0, rounds, one, linear(text, own.temperature))
+
+
+def anchored_gda(
+    image_features: Images,
+    text_proxies: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.01,
+    rounds: int = 5,
+    anchor: ArrayLike = 1.0,
+    shots: Shots | None = None,
+    mask: ArrayLike | None = None,
+) -> Head:
+    """Discriminant analysis without labels, its class means anchored to the text: safe where classes are absent.
+
+    Not published: the covariance of arXiv 2402.04087 with the anchors of StatA (arXiv 2501.03729, equation 9).
+
+    Args:
+      image_features: X [N,E], any float type; L2-normalised here. Rows sharded over "data" stay where they are: one
+        all-reduce a round. Or a function that gives chunks [n,E] for every pass, such as `FeatureStore.features`.
+      text_proxies: Z [C,E], any float type; L2-normalised here.
+      temperature: > 0 of the text; 1/s for a checkpoint of logit scale s.
+      rounds: of labels and means in turn; 5 is enough.
+      anchor: > 0, images that the text counts for in each class mean.
+      shots: images with labels beside those of `image_features`: each counts as one image of its class.
+      mask: [N] bool, False for padding.
+
+    Returns:
+      `Head`.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite, no images.
+      LabelError: labels of shots out of range.
+      ConfigError: options out of range.
+
+    >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])
+    >>> head = adapt.anchored_gda(x, jnp.array([[1.0, 0.9], [0.9, 1.0]]))
+    >>> adapt.scores(head, x).argmax(-1).tolist()
+    [0, 0, 1, 1]
+    """
+    numbers = _numbers(temperature, anchor, 1.0)
+    checks.whole_number(rounds, "rounds")  # traced: one program for any number
+    checked = None if shots is None else check_shots(shots, *_shape(text_proxies))
+    return over_images(anchored_rounds, image_features, text_proxies, (numbers, jnp.int32(rounds), checked), mask=mask)
+
+
+def few_shot(
+    shot_features: ArrayLike,
+    shot_labels: ArrayLike,
+    text_proxies: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.01,
+    anchor: ArrayLike = 4.0,
+    weight: ArrayLike = 0.3,
+) -> Head:
+    """A few labelled images beside the text; no validation data, from one shot on, also of some classes only.
+
+    Not published: `gda` with anchored means. With unlabelled images too: `anchored_gda(..., shots=adapt.Shots(...))`.
+
+    Args:
+      shot_features: V [M,E], any float type; L2-normalised here.
+      shot_labels: [M] int in 0..C-1; rows of a negative label do not count (padding).
+      text_proxies: Z [C,E], any float type; L2-normalised here.
+      temperature: > 0 of the text.
+      anchor: > 0, images that the text counts for in each class mean.
+      weight: >= 0 of the shots against the text.
+
+    Returns:
+      `Head`; the text's where there is one shot alone, which has no spread.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite.
+      LabelError: labels out of range.
+      ConfigError: options out of range.
+
+    >>> shots, labels = jnp.array([[1.0, 0.1], [0.1, 1.0]]), jnp.array([0, 1])
+    >>> head = adapt.few_shot(shots, labels, jnp.array([[1.0, 0.9], [0.9, 1.0]]))
+    >>> adapt.scores(head, jnp.array([[1.0, 0.0], [0.0, 1.0]])).argmax(-1).tolist()
+    [0, 1]
+    """
+    numbers = _numbers(temperature, anchor, weight)
+    text, shots = _text_and_shots(text_proxies, shot_features, shot_labels)
+    return _few_shot(text, shots, numbers)
+
+
+@jax.jit
+def _few_shot(text: jax.Array, shots: tuple[jax.Array, jax.Array], numbers: Numbers) -> Head:
+    text = normalize(text)
+    return anchored_head(shot_sums(*shots, text.shape[0]), text, numbers, around_anchors=True)
+
+
+def gda(
+    shot_features: ArrayLike,
+    shot_labels: ArrayLike,
+    text_proxies: ArrayLike,
+    *,
+    alpha: ArrayLike,
+    temperature: ArrayLike = 0.01,
+) -> Head:
+    """Discriminant analysis on labelled images, as published: arXiv 2402.04087, equations 5 to 7.
+
+    Args:
+      shot_features: V [M,E], any float type; L2-normalised here.
+      shot_labels: [M] int in 0..C-1; rows of a negative label do not count (padding).
+      text_proxies: Z [C,E], any float type; L2-normalised here.
+      alpha: >= 0, weight against the text. The paper chooses it of 1e-4 to 1e2 on labelled validation images; no one
+        value serves all data. Without such images use `few_shot`.
+      temperature: > 0 of the text.
+
+    Returns:
+      `Head`. One shot a class has no covariance: the scores are the text's, less a constant.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite.
+      LabelError: labels out of range.
+      ConfigError: options out of range.
+
+    >>> shots = jnp.array([[1.0, 0.1], [1.0, 0.3], [0.1, 1.0], [0.2, 1.0]])
+    >>> head = adapt.gda(shots, jnp.array([0, 0, 1, 1]), jnp.array([[1.0, 0.9], [0.9, 1.0]]), alpha=1.0)
+    >>> adapt.scores(head, shots).argmax(-1).tolist()
+    [0, 0, 1, 1]
+    """
+    numbers = _numbers(temperature, 1.0, alpha)
+    text, shots = _text_and_shots(text_proxies, shot_features, shot_labels)
+    return _gda(text, shots, numbers)
+
+
+@jax.jit
+def _gda(text: jax.Array, shots: tuple[jax.Array, jax.Array], numbers: Numbers) -> Head:
+    text = normalize(text)
+    sums, _ = shot_sums(*shots, text.shape[0])
+    means = sums.labelled / jnp.maximum(sums.mass, 1)[:, None]
+    own = published(means, sums)
+    prior = linear(text, numbers.temperature)
+    uniform = -jnp.log(jnp.float32(text.shape[0]))
+    return Head(prior.weights + numbers.weight * own.weights, prior.bias + numbers.weight * (own.bias + uniform))
+
+
+def published(means: jax.Array, sums: LabelSums) -> Head:
+    """The discriminant with the official shrinkage, tr(cov) beside (M-1) cov."""
+    scatter = scatter_around(means, sums)
+    scatter = jnp.where(jnp.trace(scatter) > NOTHING * sums.num_images, scatter, 0)
+    return discriminant(means, scatter, 1 / jnp.maximum(sums.num_images - 1, 1))
+
+
+def gda_em(
+    image_features: Images,
+    text_proxies: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.01,
+    rounds: int = 10,
+    prior: Literal["uniform", "count"] = "uniform",
+    mask: ArrayLike | None = None,
+) -> Head:
+    """Discriminant analysis without labels, by EM from the text's labels: arXiv 2402.04087, section 3.3.
+
+    Collapses where classes are absent; `anchored_gda` does not. Arguments and errors as there, and prior: of classes,
+    "uniform" or as they were "count"ed in the round before.
+
+    >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])
+    >>> head = adapt.gda_em(x, jnp.array([[1.0, 0.9], [0.9, 1.0]]))
+    >>> adapt.scores(head, x).argmax(-1).tolist()
+    [0, 0, 1, 1]
+    """
+    if prior not in ("uniform", "count"):
+        raise ConfigError(f'prior is {prior!r}; expected "uniform" or "count"')
+    numbers = _numbers(temperature, 1.0, 1.0)
+    checks.whole_number(rounds, "rounds")
+    own = numbers.temperature, jnp.int32(rounds)
+    return over_images(em_rounds, image_features, text_proxies, own, prior, mask=mask)
+
+
+def em_rounds(reduce: Reduce, text: jax.Array, numbers: tuple[jax.Array, jax.Array], kind: str) -> Head:
+    """Expectation and maximisation in turn."""
+    temperature, rounds = numbers
+    fixed, start = reduce(feature_sums), linear(text, temperature)
+
+    def one(_: Any, head: Head) -> Head:
+        labelled, mass, _winners = reduce(round_sums, head)
+        sums = LabelSums(labelled, mass, *fixed)
+        means = jnp.where(mass[:, None] < 1e-3, text, labelled / jnp.maximum(mass, 1e-30)[:, None])
+        own = published(means, sums)
+        counted = jnp.log((mass + 1) / jnp.sum(mass + 1)) if kind == "count" else jnp.zeros_like(mass)
+        return Head(start.weights + own.weights, own.bias + counted)
+
+    return jax.lax.fori_loop(0, rounds, one, start)
+
+
+def _numbers(temperature: Any, anchor: Any, weight: Any) -> Numbers:
+    return Numbers(number(temperature, "temperature"), number(anchor, "anchor"), number(weight, "weight", 0))
+
+
+def _shape(text_proxies: ArrayLike) -> tuple[int, int]:
+    rows, dim = checks.matrix(text_proxies, "text_proxies", "[C,E]").shape
+    return rows, dim
+
+
+def _text_and_shots(
+    text_proxies: ArrayLike, features: ArrayLike, labels: ArrayLike
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    text = checks.matrix(text_proxies, "text_proxies", "[C,E]")
+    checks.finite(text, "text_proxies")
+    checks.classes(text.shape[0])
+    return text, check_shots(Shots(features, labels), *text.shape)

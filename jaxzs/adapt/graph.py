@@ -1,0 +1,122 @@
+"""The exact graph of nearest neighbours, by blocks of rows and of columns: never [N,N]."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxzs.errors import ConfigError
+from jaxzs.proxy import checks
+from jaxzs.proxy.rows import EXACT, normalize
+
+BLOCK = 2048  # similarities of that many rows with that many columns are held at once
+
+
+class Graph(NamedTuple):
+    """The k most similar other images of each image.
+
+    index: [N,k] int32, most similar first. similarity: [N,k] float32, cosines; 0 where there is no such neighbour.
+
+    >>> adapt.nearest_neighbours(jnp.eye(3) + 0.1, 1).index.shape
+    (3, 1)
+    """
+
+    index: jax.Array
+    similarity: jax.Array
+
+
+def nearest_neighbours(
+    image_features: ArrayLike, neighbours: int = 3, *, mask: ArrayLike | None = None, block_size: int = BLOCK
+) -> Graph:
+    """Exact nearest neighbours by cosine, an image itself left out by its place (a duplicate of it counts).
+
+    Args:
+      image_features: [N,E], any float type; L2-normalised here.
+      neighbours: k, at least 1; where there are fewer other images the rest has similarity 0.
+      mask: [N] bool, False for padding, which is nobody's neighbour.
+      block_size: rows and columns of a block of similarities.
+
+    Returns:
+      `Graph`; of equal similarities the first row wins.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite.
+      ConfigError: numbers below 1.
+
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> adapt.nearest_neighbours(x, 1).index[:, 0].tolist()
+    [1, 0, 3, 2]
+    """
+    x = checks.matrix(image_features, "image_features", "[N,E]")
+    rows_mask = checks.row_mask(mask, x.shape[0])
+    checks.finite(x, "image_features", rows_mask)
+    checks.whole_number(neighbours, "neighbours")
+    checks.whole_number(block_size, "block_size")
+    return _nearest(x, rows_mask, neighbours, min(block_size, x.shape[0]))
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _nearest(x: jax.Array, mask: jax.Array, neighbours: int, block_size: int) -> Graph:
+    x = normalize(jnp.where(mask[:, None], x.astype(jnp.float32), jnp.float32(0)))
+    return graph_of(x, mask, neighbours, block_size)
+
+
+def graph_of(x: jax.Array, mask: jax.Array, neighbours: int, block_size: int = BLOCK, *, itself: bool = False) -> Graph:
+    """`nearest_neighbours` of normalised rows [N,E]; itself: a row is a neighbour of its own, as any other."""
+    num_rows = x.shape[0]
+    size = min(block_size, num_rows)
+    num_blocks = -(-num_rows // size)
+    padding = num_blocks * size - num_rows
+    blocks = jnp.pad(x, ((0, padding), (0, 0))).reshape(num_blocks, size, -1)  # [.,B,E]
+    counts = jnp.pad(mask, (0, padding)).reshape(num_blocks, size)
+    places = jnp.arange(num_blocks * size, dtype=jnp.int32).reshape(num_blocks, size)
+
+    def of_rows(rows: tuple[jax.Array, jax.Array]) -> Graph:
+        own, own_places = rows
+        best = jnp.full((size, neighbours), -jnp.inf)
+        nobody = jnp.zeros((size, neighbours), jnp.int32)
+
+        def with_columns(found: tuple[jax.Array, jax.Array], columns: tuple[jax.Array, ...]):
+            others, other_places, counted = columns
+            similarity = EXACT.logits(own, others)  # [B,B]
+            usable = counted[None, :] & (itself | (own_places[:, None] != other_places[None, :]))
+            similarity = jnp.where(usable, similarity, -jnp.inf)
+            return _merged(found, similarity, other_places), None
+
+        (similarity, index), _ = jax.lax.scan(with_columns, (best, nobody), (blocks, places, counts))
+        there = jnp.isfinite(similarity)
+        return Graph(jnp.where(there, index, 0), jnp.where(there, similarity, 0))
+
+    graph = jax.lax.map(of_rows, (blocks, places))
+    return Graph(*(leaf.reshape(-1, neighbours)[:num_rows] for leaf in graph))
+
+
+def _merged(
+    found: tuple[jax.Array, jax.Array], similarity: jax.Array, places: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The running k best with a block [B,B] of columns more; of equals the ones found before stay."""
+    best, index = found
+    neighbours = best.shape[1]
+    new, at = jax.lax.top_k(similarity, min(neighbours, similarity.shape[1]))
+    both = jnp.concatenate([best, new], axis=1)
+    names = jnp.concatenate([index, places[at]], axis=1)
+    best, at = jax.lax.top_k(both, neighbours)
+    return best, jnp.take_along_axis(names, at, axis=1)
+
+
+def spread(graph: Graph, values: jax.Array) -> jax.Array:
+    """(A + A^T) values for the links A [N,N] of the graph, values [N,C]: a gather and a scatter."""
+    gathered = jnp.einsum("nk,nkc->nc", graph.similarity, values[graph.index], precision=EXACT.precision)
+    sent = graph.similarity[:, :, None] * values[:, None, :]  # [N,k,C]
+    received = jnp.zeros_like(values).at[graph.index].add(sent)
+    return gathered + received
+
+
+def check_neighbours(neighbours: int) -> None:
+    """0 stands for no graph."""
+    if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 0:
+        raise ConfigError(f"neighbours is {neighbours!r}; expected a whole number, 0 for no graph")
