@@ -6,6 +6,7 @@ transcriptions); `synthetic_open` has 12 classes of which 4 are present.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -211,10 +212,14 @@ def test_sharded_rows_are_summed_where_they_lie():
     from jaxzs.adapt.discriminant import _numbers, anchored_rounds
     from jaxzs.adapt.images import _compiled
     from jaxzs.proxy.rows import Rows
+    from jaxzs.proxy.settings import DEFAULTS, for_rows, in_float32
 
-    arguments = Rows(mask, features=rows), jnp.asarray(z), (_numbers(T, 1.0, 1.0), jnp.int32(2), None)
-    options = {"method": anchored_rounds, "choices": (), "block_size": 16, "mesh": rows.sharding.mesh}
-    text = _compiled.lower(*arguments, **options).compile().as_text()
+    own, text = Rows(mask, features=rows), jnp.asarray(z)
+    blocks = for_rows(in_float32(DEFAULTS), own, len(z))
+    blocks = dataclasses.replace(blocks, block_size=16)
+    numbers = (_numbers(T, 1.0, 1.0), jnp.int32(2), None)
+    lowered = _compiled.lower(own, text, numbers, blocks, method=anchored_rounds, choices=())
+    text = lowered.compile().as_text()
     assert "all-gather" not in text
     assert f"f32[{len(rows)},{len(z)}]" not in text
     assert f"f32[{len(rows) // 8},{len(z)}]" not in text

@@ -9,10 +9,12 @@ Every round touches the images through sums only, R^T X [C,E] and two of [C]; X^
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxzs.adapt.heads import Head, linear, probabilities
@@ -90,6 +92,7 @@ def scatter_around(means: jax.Array, sums: LabelSums) -> jax.Array:
     return sums.gram - cross - cross.T + EXACT.by_class(means * sums.mass[:, None], means)
 
 
+@partial(jax.jit, static_argnames="around_anchors")
 def anchored_head(found: Labelled, text: jax.Array, numbers: Numbers, *, around_anchors: bool) -> Head:
     """The text's scores plus `weight` times the discriminant of anchored means.
 
@@ -121,7 +124,7 @@ def anchored_rounds(reduce: Reduce, text: jax.Array, numbers: tuple[Numbers, jax
             found = jax.tree.map(jnp.add, found, known)
         return anchored_head(found, text, own, around_anchors=False)
 
-    return jax.lax.fori_loop(0, rounds, one, linear(text, own.temperature))
+    return reduce.loops.fori_loop(0, rounds, one, linear(text, own.temperature))
 
 
 def anchored_gda(
@@ -306,7 +309,7 @@ def em_rounds(reduce: Reduce, text: jax.Array, numbers: tuple[jax.Array, jax.Arr
         counted = jnp.log((mass + 1) / jnp.sum(mass + 1)) if kind == "count" else jnp.zeros_like(mass)
         return Head(start.weights + own.weights, own.bias + counted)
 
-    return jax.lax.fori_loop(0, rounds, one, start)
+    return reduce.loops.fori_loop(0, rounds, one, start)
 
 
 def _numbers(temperature: Any, anchor: Any, weight: Any) -> Numbers:
@@ -321,7 +324,5 @@ def _shape(text_proxies: ArrayLike) -> tuple[int, int]:
 def _text_and_shots(
     text_proxies: ArrayLike, features: ArrayLike, labels: ArrayLike
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    text = checks.matrix(text_proxies, "text_proxies", "[C,E]")
-    checks.finite(text, "text_proxies")
-    checks.classes(text.shape[0])
+    text = checks.text(text_proxies, np.shape(text_proxies)[-1] if np.ndim(text_proxies) else 0)
     return text, check_shots(Shots(features, labels), *text.shape)

@@ -82,6 +82,7 @@ def stata_start(first: Moments, text: jax.Array, numbers: Numbers) -> GaussianHe
     return GaussianHead(linear(text, numbers.temperature), text, variances, jnp.float32(LIKELIHOOD), None)
 
 
+@jax.jit
 def stata_update(head: GaussianHead, found: Moments, start: GaussianHead, numbers: Numbers) -> GaussianHead:
     """Means and variances of the labels, pulled to the text as far as images of the class are missing (equation 9)."""
     text, initial = start.means, start.variances
@@ -100,7 +101,7 @@ def stata_rounds(reduce: Reduce, text: jax.Array, numbers: Numbers, _: Any = ())
     def one(_: Any, head: GaussianHead) -> GaussianHead:
         return stata_update(head, reduce(moments_of_head, head), start, numbers)
 
-    return jax.lax.fori_loop(0, numbers.iterations, one, start)
+    return reduce.loops.fori_loop(0, numbers.iterations, one, start)
 
 
 def stata(

@@ -51,9 +51,9 @@ def nearest_neighbours(
     >>> adapt.nearest_neighbours(x, 1).index[:, 0].tolist()
     [1, 0, 3, 2]
     """
-    x = checks.matrix(image_features, "image_features", "[N,E]")
+    x = checks.vectors(image_features, "image_features", "[N,E]")
     rows_mask = checks.row_mask(mask, x.shape[0])
-    checks.finite(x, "image_features", rows_mask)
+    checks.directions(x, "image_features", rows_mask)
     checks.whole_number(neighbours, "neighbours")
     checks.whole_number(block_size, "block_size")
     return _nearest(x, rows_mask, neighbours, min(block_size, x.shape[0]))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxzs.errors import DataError
@@ -67,11 +68,8 @@ def text_head(text_proxies: ArrayLike, *, temperature: ArrayLike = 0.01) -> Head
     [[1.2 1.6]
      [0.  2. ]]
     """
-    text = checks.matrix(text_proxies, "text_proxies", "[C,E]")
-    checks.finite(text, "text_proxies")
-    checks.classes(text.shape[0])
-    checks.between(temperature, "temperature", 1e-37, 1e37)
-    return linear(normalize(text), jnp.asarray(temperature).astype(jnp.float32))
+    text = checks.text(text_proxies, np.shape(text_proxies)[-1] if np.ndim(text_proxies) else 0)
+    return linear(normalize(text), checks.scale(temperature, "temperature"))
 
 
 def linear(proxies: jax.Array, temperature: jax.Array) -> Head:
@@ -88,7 +86,7 @@ def scores(head: AnyHead, image_features: ArrayLike) -> jax.Array:
     >>> adapt.scores(head, jnp.eye(3)[1:]).argmax(-1).tolist()
     [1, 2]
     """
-    x = checks.matrix(image_features, "image_features", "[N,E]")
+    x = checks.vectors(image_features, "image_features", "[N,E]")
     checks.same(x.shape[1], width(head), "the feature sizes of image_features and the head")
     return scores_of(head, normalize(x))
 

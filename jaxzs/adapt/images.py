@@ -14,20 +14,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from jaxzs import parallel
 from jaxzs.errors import ConfigError, LabelError
 from jaxzs.proxy import checks
-from jaxzs.proxy.fit import _mesh_of
-from jaxzs.proxy.rows import Rows, block_rows, in_blocks, normalize
+from jaxzs.proxy.rows import COMPILED, Blocks, Reduce, Rows, normalize, where_rows_lie
+from jaxzs.proxy.settings import DEFAULTS, Checked, for_rows, in_float32
 from jaxzs.proxy.streaming import Chunks, _Passes
 
 Method = Callable[..., Any]
 Images = ArrayLike | Chunks
-DATA = parallel.DATA
 
 
 class Shots(NamedTuple):
@@ -63,25 +59,17 @@ def over_images(
         return _over_chunks(method, image_features, text_proxies, numbers, choices, mask, folds)
     x, text, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
     rows = Rows(rows_mask, features=x, fold=None if folds is None else folds(x.shape[0]))
-    mesh = _mesh_of(x, DATA)
-    shards = 1 if mesh is None else mesh.shape[DATA]
-    checks.divides(x.shape[0], shards, DATA)
-    size = block_rows(None, x.shape[0] // shards, text.shape[0])
-    return _compiled(rows, text, numbers, method=method, choices=choices, block_size=size, mesh=mesh)
+    blocks = for_rows(in_float32(DEFAULTS), rows, text.shape[0])
+    return _compiled(rows, text, numbers, blocks, method=method, choices=choices)
 
 
-@partial(jax.jit, static_argnames=("method", "choices", "block_size", "mesh"))
-def _compiled(
-    rows: Rows, text: jax.Array, numbers: Any, *, method: Method, choices: Hashable, block_size: int, mesh: Mesh | None
-) -> Any:
+@partial(jax.jit, static_argnames=("method", "choices"))
+def _compiled(rows: Rows, text: jax.Array, numbers: Any, blocks: Checked, *, method: Method, choices: Hashable) -> Any:
     def run(rows: Rows, text: jax.Array, numbers: Any) -> Any:
-        reduce = in_blocks(rows, block_size, None if mesh is None else DATA)
+        reduce = Blocks(rows, blocks.block_size, blocks.row_axes)
         return method(reduce, normalize(text), numbers, choices)
 
-    if mesh is not None:
-        # Results are equal on all devices, since every sum over rows ends in a psum: nothing to check.
-        run = jax.shard_map(run, mesh=mesh, in_specs=(P(DATA), P(), P()), out_specs=P(), check_vma=False)
-    return run(rows, text, numbers)
+    return where_rows_lie(run, blocks.sharding)(rows, text, numbers)
 
 
 def _over_chunks(
@@ -96,25 +84,28 @@ def _over_chunks(
     """The same pass by pass: the loops of the method run in Python, their sums are compiled."""
     if mask is not None:
         raise ConfigError("chunks of features take no mask: leave the rows out of the chunks")
-    text = checks.matrix(text_proxies, "text_proxies", "[C,E]")
-    checks.finite(text, "text_proxies")
-    checks.classes(text.shape[0])
-    passes = _Passes(chunks, text, parallel.make_mesh(devices=jax.local_devices()), None)
+    text = checks.text(text_proxies, np.shape(text_proxies)[-1] if np.ndim(text_proxies) else 0)
+    passes = _Passes(chunks, text, DEFAULTS)
     if folds is not None:
         passes.fold = np.asarray(folds(passes.num_images))
-    with jax.disable_jit():
-        return method(passes, normalize(text), numbers, choices)
+    return method(passes, normalize(text), numbers, choices)
+
+
+def either(reduce: Reduce, first: Any, function: Callable[[], Any], other: Callable[[], Any]) -> Any:
+    """`function()` where `first` [] holds, else `other()`; both may ask for passes over the images."""
+    if reduce.loops is COMPILED:
+        return jax.lax.cond(first, function, other)
+    return function() if bool(first) else other()
 
 
 def number(value: Any, name: str, low: float = 1e-37, high: float = 1e37) -> jax.Array:
     """A checked float32 scalar, or a tracer of one; by default any above 0."""
-    checks.between(value, name, low, high)
-    return jnp.asarray(value).astype(jnp.float32)
+    return checks.between(value, name, low, high)
 
 
 def check_shots(shots: Shots, num_classes: int, dim: int) -> tuple[jax.Array, jax.Array]:
     """Normalised features [M,E], 0 where a row does not count, and labels [M] int32, -1 there."""
-    features = checks.matrix(shots.features, "shot_features", "[M,E]")
+    features = checks.vectors(shots.features, "shot_features", "[M,E]")
     checks.same(features.shape[1], dim, "the feature sizes of shot_features and text_proxies")
     labels = shots.labels if isinstance(shots.labels, jax.Array) else np.asarray(shots.labels)
     if labels.shape != features.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -131,6 +122,6 @@ def check_shots(shots: Shots, num_classes: int, dim: int) -> tuple[jax.Array, ja
         if (host < 0).all():
             raise LabelError("no shot has a label; expected at least one in 0..C-1")
     labels = jnp.asarray(labels).astype(jnp.int32)
-    checks.finite(features, "shot_features", labels >= 0)
+    checks.directions(features, "shot_features", labels >= 0)
     features = jnp.where(labels[:, None] >= 0, features.astype(jnp.float32), jnp.float32(0))
     return normalize(features), jnp.maximum(labels, -1)
