@@ -1,10 +1,13 @@
 """The best label without labels, and never a worse one: heads fitted to unlabelled images, to few labels, to streams.
 
 Read `heads.py` (what every method returns), `discriminant.py` (anchored GDA, few labels), `gaussian.py` and `graph.py`
-(StatA, TransCLIP), `online.py` (streams), `files.py`. `images.py` says how a method sees its images.
+(StatA, TransCLIP), `choice.py` (the rule), `online.py` (streams), `files.py`.
+`images.py` says how a method sees its images.
 """
 
 from jaxzs.adapt import online
+from jaxzs.adapt.calibration import calibrate, expected_calibration_error, reliability
+from jaxzs.adapt.choice import Adapted, Choice, choose, fit
 from jaxzs.adapt.discriminant import anchored_gda, few_shot, gda, gda_em
 from jaxzs.adapt.files import KeptHead, load_head, save_head
 from jaxzs.adapt.gaussian import stata, transclip
@@ -15,19 +18,26 @@ from jaxzs.adapt.online import onzeta, tda
 from jaxzs.adapt.propagation import zlap
 
 __all__ = [
+    "Adapted",
+    "Choice",
     "GaussianHead",
     "Graph",
     "Head",
     "KeptHead",
     "Shots",
     "anchored_gda",
+    "calibrate",
+    "choose",
+    "expected_calibration_error",
     "few_shot",
+    "fit",
     "gda",
     "gda_em",
     "load_head",
     "nearest_neighbours",
     "online",
     "onzeta",
+    "reliability",
     "save_head",
     "scores",
     "stata",

@@ -1,0 +1,101 @@
+"""Which method, and when it hurts: every method of jaxzs.adapt on real CLIP features in many settings.
+
+    python experiments/adapt_features.py --features FOLDER
+
+FOLDER holds `.npz` files with image_features [N,E], labels [N] and text_features [C,E]. Each setting is a data set and
+a regime (all images, few of each class, unequal classes, absent classes), with some seeds: which images and classes are
+there. Transductive: the images that are labelled are the ones fitted on, without labels. The table gives the mean over
+settings, and of each method its worst run against the text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from jaxzs import report
+from jaxzs.evaluation import METHODS, Labelled, measure, read_features
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def regimes(data: Labelled) -> list[tuple[str, int]]:
+    """Regimes of a data set with their number of seeds: those that draw little are repeated."""
+    classes = len(data.text_features)
+    few, some = max(2, classes // 5), max(2, classes // 2)
+    return [
+        ("full", 1),
+        ("balanced:4", 3),
+        ("balanced:16", 2),
+        ("imbalanced:5", 2),
+        ("imbalanced:20", 2),
+        (f"present:{few}", 3),
+        (f"present:{some}", 2),
+    ]
+
+
+def table(rows: list[dict], methods: tuple[str, ...]) -> str:
+    """Accuracy of each setting, mean over its seeds; the mean of settings; the worst run against the text."""
+    settings = list(dict.fromkeys((row["data"], row["regime"]) for row in rows))
+    value = {(r["data"], r["regime"], r["seed"], r["method"]): r["accuracy"] for r in rows}
+    mean = lambda s, m: np.mean([v for k, v in value.items() if k[:2] == s and k[3] == m])  # noqa: E731
+    lines = [[f"{data} {regime}", *[mean((data, regime), m) for m in methods]] for data, regime in settings]
+    lines.append(["mean", *[np.mean([mean(s, m) for s in settings]) for m in methods]])
+    against = lambda m: min(v - value[(*k[:3], "zero-shot")] for k, v in value.items() if k[3] == m)  # noqa: E731
+    lines.append(["worst run against text", *[against(m) for m in methods]])
+    errors = [np.mean([r["ECE"] for r in rows if r["method"] == m]) for m in methods]
+    lines.append(["expected calibration error", *errors])
+    return report.markdown_table(("setting", *methods), lines, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--features", type=Path, required=True, help="folder with .npz files")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="zero-shot is always run")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--skip-existing", action="store_true", help="keep cells of the record")
+    arguments = parser.parse_args()
+    paths = sorted(arguments.features.glob("*.npz"))
+    if not paths:
+        sys.exit(f"no .npz files in {arguments.features}")
+    methods = tuple(m for m in METHODS if m in arguments.methods or m == "zero-shot")
+    command = ["python", "experiments/adapt_features.py", "--features", "FOLDER"]
+    sweep = report.Sweep(
+        arguments.out / "adapt_features.json",
+        command=shlex.join(command),
+        settings={"temperature": 0.01},
+        skip_existing=arguments.skip_existing,
+    )
+    rows = []
+    for path in paths:
+        data = read_features(path)
+        for method in methods:
+            for regime, seeds in regimes(data):
+                for seed in range(seeds):
+                    own = {"method": method, "regime": regime, "seed": seed}
+                    cell = sweep.cell(
+                        f"{data.name} {regime} {method} {seed}",
+                        functools.partial(measure, data, method, regime, seed),
+                        settings=own,
+                        data=data.entry,
+                    )
+                    rows.append({"data": data.name, **own, **cell.metrics})
+                    print(rows[-1], flush=True)
+    record = sweep.finish(report.Results({"rows": rows}))
+    text = (
+        "# Which method, and when it hurts: CLIP ViT-B/32 features\n\n"
+        f"`{shlex.join(command)}`; {record['device']}, jax {record['versions']['jax']}, float32.\n"
+        "Accuracy in %, mean over the seeds of a setting. `auto` is the rule of `adapt.choose`, `uniform` InMaP as "
+        "published (gamma 0), `proxy` InMaP with gamma chosen, `gda` anchored GDA.\n\n"
+    )
+    (arguments.out / "adapt_features.md").write_text(text + table(rows, methods) + "\n")
+    print(text + table(rows, methods))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""One rule for a folder of images: which method, and which class marginal.
+
+1. The class marginal gamma whose labels the closed form predicts best on images that it was not fitted on.
+2. With fewer than two images a class there is nothing to compare: gamma = 1.
+3. gamma < 1 says that the text names too few classes too often: the closed form on Sinkhorn's labels. gamma = 1 says
+   that the classes are as unequal as the text sees them: discriminant analysis anchored to the text.
+
+Measured against the methods alone by `experiments/adapt_features.py`; see the guide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxzs.adapt.calibration import matching_scale, mean_confidence
+from jaxzs.adapt.discriminant import Numbers, anchored_rounds
+from jaxzs.adapt.gaussian import stata, transclip
+from jaxzs.adapt.heads import AnyHead, GaussianHead, Head, linear, scaled, text_head
+from jaxzs.adapt.images import Images, Shots, check_shots, either, number, over_images
+from jaxzs.errors import ConfigError
+from jaxzs.proxy import checks
+from jaxzs.proxy.fit import whole_method
+from jaxzs.proxy.gamma import GAMMAS, closed_forms, held_out_loss, sums_by_half
+from jaxzs.proxy.rows import Reduce, Rows, count
+from jaxzs.proxy.settings import PAPER_LOGIT_SCALE, Checked, Settings, in_float32
+from jaxzs.proxy.sinkhorn import Task, sinkhorn
+
+Method = Literal["auto", "proxy", "closed_form", "gda", "stata", "transclip", "zero-shot"]
+MOST_SPLITS, FEWEST_SPLITS = 8, 2  # of the images into halves
+IMAGES_SPLIT = 40_000  # images times splits: halves of many images differ little
+
+
+class Choice(NamedTuple):
+    """What the rule chose, and how sure it was.
+
+    gamma: [] float32, one of `proxy.GAMMAS`. votes: [5] int32, how many splits of the images prefer each of them; all 0
+    where there are too few images to ask. `method` is "closed_form" for gamma below 1, else "gda" (`anchored_gda`).
+
+    >>> choice = adapt.Choice(jnp.float32(1.0), jnp.array([0, 0, 1, 1, 6]))
+    >>> choice.method
+    'gda'
+    """
+
+    gamma: jax.Array
+    votes: jax.Array
+
+    @property
+    def method(self) -> Method:
+        return "closed_form" if float(self.gamma) < 1 else "gda"
+
+    @property
+    def reason(self) -> str:
+        """The choice in one line, for a reader."""
+        votes, gamma = np.asarray(self.votes), float(self.gamma)
+        if votes.sum() == 0:
+            return "fewer than two images a class: anchored to the text"
+        what = "anchored to the text" if gamma == 1 else f"closed form, class balance {gamma:g}"
+        return f"{what}: the best of {len(GAMMAS)} balances on held-out images in {votes[GAMMAS.index(gamma)]} of " + (
+            f"{votes.sum()} splits"
+        )
+
+
+class Adapted(NamedTuple):
+    """A head and how it came about.
+
+    head: with calibrated scores. choice: of the rule; None where the method was named. scale: [] what the scores were
+    multiplied by. method: the one asked for.
+
+    >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])
+    >>> adapted = adapt.fit(x, jnp.array([[1.0, 0.9], [0.9, 1.0]]))
+    >>> adapt.scores(adapted.head, x).argmax(-1).tolist()
+    [0, 0, 1, 1]
+    """
+
+    head: AnyHead
+    choice: Choice | None
+    scale: jax.Array
+
+
+def random_splits(key: Any, num_rows: int) -> jax.Array:
+    """Several splits of the images into halves: [N,S] bool. The same for the same key and images, padding or not."""
+    splits = min(max(IMAGES_SPLIT // max(num_rows, 1), FEWEST_SPLITS), MOST_SPLITS)
+    keys = jax.random.split(jax.random.key(0) if key is None else checks.random_key(key), MOST_SPLITS)
+    return jnp.stack([jax.random.bernoulli(k, 0.5, (num_rows,)) for k in keys[:splits]], axis=1)
+
+
+def sums_by_split(rows: Rows, text: jax.Array, potentials: jax.Array, settings: Checked) -> Any:
+    """`sums_by_half` for each split: leaves [S,2,...]."""
+    of = lambda fold: sums_by_half(rows._replace(fold=fold), text, potentials, settings)  # noqa: E731
+    return jax.lax.map(of, rows.fold.T)
+
+
+def losses_by_split(
+    rows: Rows, text: jax.Array, potentials: jax.Array, proxies: jax.Array, settings: Checked
+) -> jax.Array:
+    """`held_out_loss` for each split with its proxies [S,2,G,C,E]: [S,G]."""
+
+    def of(split: tuple[jax.Array, jax.Array]) -> jax.Array:
+        fold, own = split
+        return held_out_loss(rows._replace(fold=fold), text, potentials, own, settings)
+
+    return jax.lax.map(of, (rows.fold.T, proxies))
+
+
+def chosen(reduce: Reduce, text: jax.Array, settings: Checked, _: Any = ()) -> Choice:
+    """The rule's choice, from sums over the images alone."""
+    num_images, num_classes = reduce(count), text.shape[0]
+    gammas = jnp.array(GAMMAS, jnp.float32)
+    potentials = sinkhorn(Task(reduce, num_images, num_classes, text), gammas, settings)  # [G,C]
+    sums = reduce(sums_by_split, text, potentials, settings)
+    halves = jax.vmap(closed_forms, in_axes=(0, None))
+    proxies = jax.vmap(halves, in_axes=(0, None))(sums, settings.ridge)  # [S,2,G,C,E]
+    losses = reduce(losses_by_split, text, potentials, proxies, settings)  # [S,G]
+    enough = num_images >= 2 * num_classes
+    best = gammas[jnp.argmin(jnp.sum(losses, axis=0))]
+    votes = jnp.sum(jax.nn.one_hot(jnp.argmin(losses, axis=-1), len(GAMMAS), dtype=jnp.int32), axis=0)
+    return Choice(jnp.where(enough, best, 1), jnp.where(enough, votes, 0))
+
+
+def choose(
+    image_features: Images,
+    text_proxies: ArrayLike,
+    *,
+    key: jax.Array | None = None,
+    temperature: ArrayLike = 0.01,
+    mask: ArrayLike | None = None,
+) -> Choice:
+    """Which method suits these images, without labels. Not published.
+
+    Args:
+      image_features: X [N,E], any float type; L2-normalised here. Or a function that gives chunks for every pass.
+      text_proxies: Z [C,E], any float type; L2-normalised here.
+      key: of the random splits of the images; by default always the same ones.
+      temperature: > 0 of the text; 1/s for a checkpoint of logit scale s.
+      mask: [N] bool, False for padding.
+
+    Returns:
+      `Choice`.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite, rows of zeros.
+      ConfigError: options out of range.
+
+    >>> choice = adapt.choose(jnp.tile(jnp.eye(4), (8, 1)), jnp.eye(4))
+    >>> choice.method, float(choice.gamma)
+    ('closed_form', 0.0)
+    """
+    settings = _settings(temperature, "auto")
+    return over_images(chosen, image_features, text_proxies, settings, mask=mask, folds=partial(random_splits, key))
+
+
+def fit(
+    image_features: Images,
+    text_proxies: ArrayLike,
+    *,
+    method: Method = "auto",
+    temperature: ArrayLike = 0.01,
+    key: jax.Array | None = None,
+    shots: Shots | None = None,
+    mask: ArrayLike | None = None,
+) -> Adapted:
+    """A head for these images by the method that suits them, its scores calibrated.
+
+    Args:
+      image_features: X [N,E], any float type; L2-normalised here. Or a function that gives chunks for every pass
+        ("transclip" excepted).
+      text_proxies: Z [C,E], any float type; L2-normalised here.
+      method: "auto" chooses between "closed_form" and "gda" (`choose`); "proxy" is InMaP with gamma chosen, "stata",
+        "transclip" as the functions, by blocks and without graph for chunks, "zero-shot" the text as it is.
+      temperature: > 0 of the text; 1/s for a checkpoint of logit scale s, four times as much for vision proxies.
+      key: of the random splits of the images; by default always the same ones.
+      shots: images with labels beside, for "auto" and "gda": `anchored_gda` with them.
+      mask: [N] bool, False for padding.
+
+    Returns:
+      `Adapted`.
+
+    Raises:
+      DataError: shapes that do not fit, values that are not finite, rows of zeros.
+      ConfigError: options out of range, shots for a method that takes none.
+
+    >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])
+    >>> adapted = adapt.fit(x, jnp.array([[1.0, 0.9], [0.9, 1.0]]), method="gda")
+    >>> adapt.scores(adapted.head, x).argmax(-1).tolist()
+    [0, 0, 1, 1]
+    """
+    if method not in get_args(Method):
+        raise ConfigError(f"method is {method!r}; expected one of {', '.join(get_args(Method))}")
+    if shots is not None and method not in ("auto", "gda"):
+        raise ConfigError(f"method {method!r} takes no shots", python='method="gda"', command="--method gda")
+    own = number(temperature, "temperature")
+    choice = None
+    if method == "zero-shot":
+        return Adapted(text_head(text_proxies, temperature=own), None, jnp.float32(1))
+    if method == "stata" or method == "transclip":
+        head: AnyHead = _gaussian(method, image_features, text_proxies, own, mask)
+    else:
+        if shots is not None:
+            method = "gda"
+            dim = np.shape(text_proxies)
+            shots = check_shots(shots, *dim) if len(dim) == 2 else shots  # type: ignore[assignment]
+        settings = _settings(own, "fast" if method == "proxy" else "closed_form")
+        folds = partial(random_splits, key) if method in ("auto", "proxy", "closed_form") else None
+        numbers = own, settings, shots
+        head, choice = over_images(by_rule, image_features, text_proxies, numbers, method, mask=mask, folds=folds)
+    bare = head._replace(posterior=None) if isinstance(head, GaussianHead) else head
+    scale = over_images(_calibrating, image_features, text_proxies, (own, bare), mask=mask)
+    return Adapted(scaled(head, scale), choice if method == "auto" else None, scale)
+
+
+def by_rule(
+    reduce: Reduce, text: jax.Array, numbers: tuple[jax.Array, Checked, Any], method: Method
+) -> tuple[Head, Choice | None]:
+    """The head of a linear method, or of the one that the rule chooses."""
+    temperature, settings, shots = numbers
+    anchored = partial(_anchored, reduce, text, temperature, shots)
+    if method == "gda":
+        return anchored(), None
+    choice = chosen(reduce, text, settings)
+    vision = partial(_vision, reduce, text, settings, choice.gamma)
+    if method in ("proxy", "closed_form"):
+        return vision(), choice
+    return either(reduce, choice.gamma < 1, vision, anchored), choice
+
+
+def _anchored(reduce: Reduce, text: jax.Array, temperature: jax.Array, shots: Any) -> Head:
+    numbers = Numbers(temperature, jnp.float32(1), jnp.float32(1))
+    return anchored_rounds(reduce, text, (numbers, jnp.int32(5), shots))
+
+
+def _vision(reduce: Reduce, text: jax.Array, settings: Checked, gamma: jax.Array) -> Head:
+    """Vision proxies of `proxy.fit` as a head."""
+    task = Task(reduce, reduce(count), text.shape[0], text)
+    result = whole_method(task, dataclasses.replace(settings, gamma=gamma))
+    return linear(result.proxies, settings.temperature)
+
+
+def _calibrating(reduce: Reduce, text: jax.Array, numbers: tuple[jax.Array, AnyHead], _: Any = ()) -> jax.Array:
+    temperature, head = numbers
+    target = mean_confidence(reduce, linear(text, temperature))
+    return matching_scale(reduce, head, target)
+
+
+def _gaussian(
+    method: str, image_features: Images, text_proxies: ArrayLike, temperature: jax.Array, mask: ArrayLike | None
+) -> GaussianHead:
+    if method == "transclip":
+        if callable(image_features):
+            raise ConfigError('"transclip" needs all features in memory; for chunks use "auto" or "stata"')
+        return transclip(image_features, text_proxies, temperature=temperature, mask=mask)
+    neighbours = 0 if callable(image_features) else 3
+    return stata(image_features, text_proxies, temperature=temperature, neighbours=neighbours, mask=mask)
+
+
+def _settings(temperature: ArrayLike, solver: Any) -> Checked:
+    own = number(temperature, "temperature")
+    solver = "closed_form" if solver == "auto" else solver
+    return in_float32(Settings(label_temperature=own, temperature=4 * own, solver=solver), PAPER_LOGIT_SCALE)
