@@ -16,10 +16,8 @@ import shlex
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from jaxzs import report
-from jaxzs.evaluation import METHODS, Labelled, measure, read_features
+from jaxzs.evaluation import METHODS, Labelled, measure, read_features, table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -37,20 +35,6 @@ def regimes(data: Labelled) -> list[tuple[str, int]]:
         (f"present:{few}", 3),
         (f"present:{some}", 2),
     ]
-
-
-def table(rows: list[dict], methods: tuple[str, ...]) -> str:
-    """Accuracy of each setting, mean over its seeds; the mean of settings; the worst run against the text."""
-    settings = list(dict.fromkeys((row["data"], row["regime"]) for row in rows))
-    value = {(r["data"], r["regime"], r["seed"], r["method"]): r["accuracy"] for r in rows}
-    mean = lambda s, m: np.mean([v for k, v in value.items() if k[:2] == s and k[3] == m])  # noqa: E731
-    lines = [[f"{data} {regime}", *[mean((data, regime), m) for m in methods]] for data, regime in settings]
-    lines.append(["mean", *[np.mean([mean(s, m) for s in settings]) for m in methods]])
-    against = lambda m: min(v - value[(*k[:3], "zero-shot")] for k, v in value.items() if k[3] == m)  # noqa: E731
-    lines.append(["worst run against text", *[against(m) for m in methods]])
-    errors = [np.mean([r["ECE"] for r in rows if r["method"] == m]) for m in methods]
-    lines.append(["expected calibration error", *errors])
-    return report.markdown_table(("setting", *methods), lines, 1)
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ _PURPOSES = {
     "tag": "find every class that is seen in each image, and where, without training",
     "segment": "label every pixel of each image, from tags that are found or given, without training",
     "extract": "encode images once into a feature store that every method reads",
+    "evaluate": "measure many models, data sets, settings and methods in one table",
     "report": "make tables and plots of the records of runs, published numbers beside",
     "datasets": "list the data sets whose class names and templates are known, or show one",
     "bench": "measure how fast this machine runs each part",

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxzs import adapt, proxy
 from jaxzs.errors import ConfigError, DataError
-from jaxzs.report import Figure, Results, data_entry
+from jaxzs.report import Figure, Results, data_entry, markdown_table
 
 Method = Literal["zero-shot", "uniform", "proxy", "closed_form", "stata", "transclip", "gda", "auto"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -28,6 +28,7 @@ class Labelled:
     """Features of a data set with their labels, and the text proxies of its classes.
 
     image_features: [N,E] float32. labels: [N] int. text_features: [C,E] float32. identity: hash of what they come from.
+    temperature: 1 / logit scale of the checkpoint.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Labelled:
     labels: np.ndarray
     text_features: np.ndarray
     identity: str
+    temperature: float = 0.01
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -109,27 +111,40 @@ def _positive(text: str) -> int:
 
 
 def probabilities(
-    method: Method, x: np.ndarray, z: np.ndarray, mask: np.ndarray, *, temperature: float = 0.01, seed: int = 0
+    data: Labelled, method: Method, mask: np.ndarray, told: np.ndarray | None, seed: int
 ) -> tuple[np.ndarray, str]:
     """What a method says of the images that are there, and what it chose: [N,C] calibrated, rows of others anything."""
-    key = jax.random.key(seed)
+    x, z, temperature = data.image_features, data.text_features, data.temperature
     if method == "uniform":  # InMaP as published, gamma 0
         result = proxy.fit(x, z, logit_scale=1 / temperature, mask=mask)
         head, chose = adapt.text_head(result.proxies, temperature=4 * temperature), ""
-    else:
-        found = adapt.fit(x, z, method=method, temperature=temperature, key=key, mask=mask)
-        head, chose = found.head, "" if found.choice is None else f"{found.choice.method} {float(found.choice.gamma):g}"
-        if isinstance(head, adapt.GaussianHead) and head.posterior is not None:
-            calibrated = jax.nn.softmax(jnp.log(jnp.maximum(head.posterior, 1e-30)) * found.scale, axis=-1)
-            return np.asarray(calibrated), chose
-    return np.asarray(jax.nn.softmax(adapt.scores(head, x), axis=-1)), chose
+        return np.asarray(jax.nn.softmax(adapt.scores(head, x), axis=-1)), chose
+    shots = None if told is None or method == "zero-shot" else adapt.Shots(x, told)
+    key = jax.random.key(seed)
+    found = adapt.fit(x, z, method=method, temperature=temperature, key=key, shots=shots, mask=mask)
+    chose = "" if found.choice is None else f"{found.choice.method} {float(found.choice.gamma):g}"
+    return np.asarray(adapt.probabilities(found, x)), chose
 
 
-def measure(data: Labelled, method: Method, regime: str, seed: int) -> Results:
-    """One cell: accuracy, mean of the classes' accuracies, top 5 and calibration error of a method on what is there."""
+def measure(data: Labelled, method: Method, regime: str, seed: int, shots: int = 0) -> Results:
+    """One cell: accuracy, mean of the classes' accuracies, top 5 and calibration error of a method on what is there.
+
+    shots: images of each class whose labels the method is told; they are not among those that are measured.
+    """
     mask = drawn(regime, data.labels, len(data.text_features), seed)
-    p, chose = probabilities(method, data.image_features, data.text_features, mask, seed=seed)
+    told, mask = _told(data.labels, mask, shots, seed)
+    p, chose = probabilities(data, method, mask, told if shots else None, seed)
     return results(data, method, regime, p[mask], data.labels[mask], chose)
+
+
+def _told(labels: np.ndarray, mask: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of the shots, -1 elsewhere [N], and the images that are left [N]: one of each class at least."""
+    told, mask = np.full(len(labels), -1, np.int32), mask.copy()
+    rng = np.random.default_rng(1000 + seed)
+    for c in np.unique(labels[mask]) if shots else ():
+        own = rng.permutation(np.flatnonzero(mask & (labels == c)))[:-1][:shots]
+        told[own], mask[own] = c, False
+    return told, mask
 
 
 def results(data: Labelled, method: str, regime: str, p: np.ndarray, labels: np.ndarray, chose: str) -> Results:
@@ -146,3 +161,26 @@ def results(data: Labelled, method: str, regime: str, p: np.ndarray, labels: np.
     percent = {name: round(100 * float(value), 3) for name, value in figures.items()}
     metrics = {"images": len(labels), "classes present": len(of_class), "chose": chose, **percent}
     return Results(metrics, tuple(Figure(data.name, method, name, value, regime) for name, value in percent.items()))
+
+
+def table(rows: list[dict[str, Any]], methods: Sequence[str]) -> str:
+    """Accuracy of each setting, mean over its seeds; the mean of settings; the worst run against the text."""
+    value = {(r["data"], r["regime"], r["seed"], r["method"]): r for r in rows}
+    settings = list(dict.fromkeys(key[:2] for key in value))
+
+    def mean(setting: tuple[str, str], method: str) -> float:
+        return float(np.mean([r["accuracy"] for k, r in value.items() if k[:2] == setting and k[3] == method]))
+
+    def worst(method: str) -> float:
+        of_text = lambda k: value[(*k[:3], "zero-shot")]["accuracy"]  # noqa: E731
+        return min(r["accuracy"] - of_text(k) for k, r in value.items() if k[3] == method)
+
+    def everywhere(method: str, figure: str) -> float:
+        return float(np.mean([r[figure] for r in rows if r["method"] == method]))
+
+    lines = [[" ".join(setting), *[mean(setting, m) for m in methods]] for setting in settings]
+    lines.append(["**mean**", *[float(np.mean([mean(s, m) for s in settings])) for m in methods]])
+    lines.append(["**worst run against text**", *[worst(m) for m in methods]])
+    for figure in ("mean per-class recall", "acc@5", "ECE"):
+        lines.append([figure, *[everywhere(m, figure) for m in methods]])
+    return markdown_table(("setting", *methods), lines, 1)

@@ -7,7 +7,7 @@ Read `heads.py` (what every method returns), `discriminant.py` (anchored GDA, fe
 
 from jaxzs.adapt import online
 from jaxzs.adapt.calibration import calibrate, expected_calibration_error, reliability
-from jaxzs.adapt.choice import Adapted, Choice, choose, fit
+from jaxzs.adapt.choice import Adapted, Choice, choose, fit, probabilities
 from jaxzs.adapt.discriminant import anchored_gda, few_shot, gda, gda_em
 from jaxzs.adapt.files import KeptHead, load_head, save_head
 from jaxzs.adapt.gaussian import stata, transclip
@@ -37,6 +37,7 @@ __all__ = [
     "nearest_neighbours",
     "online",
     "onzeta",
+    "probabilities",
     "reliability",
     "save_head",
     "scores",

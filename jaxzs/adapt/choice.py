@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxzs.adapt.calibration import matching_scale, mean_confidence
 from jaxzs.adapt.discriminant import Numbers, anchored_rounds
 from jaxzs.adapt.gaussian import stata, transclip
-from jaxzs.adapt.heads import AnyHead, GaussianHead, Head, linear, scaled, text_head
+from jaxzs.adapt.heads import AnyHead, GaussianHead, Head, linear, scaled, scores, text_head
 from jaxzs.adapt.images import Images, Shots, check_shots, either, number, over_images
 from jaxzs.errors import ConfigError
 from jaxzs.proxy import checks
@@ -213,6 +213,22 @@ def fit(
     bare = head._replace(posterior=None) if isinstance(head, GaussianHead) else head
     scale = over_images(_calibrating, image_features, text_proxies, (own, bare), mask=mask)
     return Adapted(scaled(head, scale), choice if method == "auto" else None, scale)
+
+
+def probabilities(adapted: Adapted, image_features: ArrayLike) -> jax.Array:
+    """Calibrated probabilities [N,C] of the images that were fitted: of StatA and TransCLIP with their neighbours.
+
+    image_features: those of `fit`, [N,E]. Raises `DataError` for shapes that do not fit.
+
+    >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])
+    >>> adapted = adapt.fit(x, jnp.array([[1.0, 0.9], [0.9, 1.0]]), method="stata")
+    >>> adapt.probabilities(adapted, x).argmax(-1).tolist()
+    [0, 0, 1, 1]
+    """
+    head = adapted.head
+    if isinstance(head, GaussianHead) and head.posterior is not None:
+        return jax.nn.softmax(jnp.log(jnp.maximum(head.posterior, 1e-37)) * adapted.scale, axis=-1)
+    return jax.nn.softmax(scores(head, image_features), axis=-1)
 
 
 def by_rule(

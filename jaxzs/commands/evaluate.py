@@ -1,0 +1,164 @@
+"""`jaxzs evaluate --data NAME=PLACE ...`: many models, data sets, settings and methods in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from jaxzs.commands import FINISHED
+from jaxzs.commands.options import Flag, OutputOptions, check_numbers, check_output_folder, read_templates, shown_as
+from jaxzs.commands.run import command_line
+from jaxzs.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from jaxzs.clip import Model
+    from jaxzs.evaluation import Labelled
+
+WITH_SHOTS = ("zero-shot", "auto", "gda")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(OutputOptions):
+    data: Annotated[tuple[str, ...], shown_as("NAME=PLACE ...")] = ()
+    """Folders with one subfolder a class, feature stores, or .npz files of image_features, labels, text_features."""
+    model: Annotated[tuple[str, ...], shown_as("MODEL ...")] = ("demo",)
+    """Checkpoints that encode folders and the class names; .npz files bring their features."""
+    method: Annotated[tuple[str, ...], shown_as("METHOD ...")] = ("zero-shot", "auto", "proxy", "stata", "gda")
+    """Of zero-shot, auto, uniform (InMaP as published), proxy, closed_form, gda, stata, transclip."""
+    shots: Annotated[tuple[int, ...], shown_as("N ...")] = (0,)
+    """Images of each class whose labels auto and gda are told; these are not measured."""
+    seeds: int = 1
+    """Of what a regime or the shots draw."""
+    regime: Annotated[tuple[str, ...], shown_as("REGIME ...")] = ("full",)
+    """full, balanced:16 (of each class), imbalanced:20 (largest to smallest), present:10 or present:10x30 (classes)."""
+    templates: Annotated[tuple[str, ...], shown_as("TEXT ...")] = ()
+    """Sentences with {}, or sets simple, imagenet7, imagenet80, tagclip85; by default "a photo of a {}"."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
+    """Folder of the records, one for each model and data set, of evaluate.md, and of features that were encoded."""
+    skip_existing: Flag = False
+    """Keep the cells of the records that are there, made with the same settings, model and data."""
+
+
+def run(options: EvaluateOptions) -> int:
+    """Measure every cell and print the table; what is finished is kept, whatever stops the rest."""
+    _check(options)
+    from jaxzs.evaluation import measure, table
+    from jaxzs.files import atomic_path
+    from jaxzs.report import Sweep
+
+    methods = tuple(dict.fromkeys(("zero-shot", *options.method)))
+    rows: list[dict[str, Any]] = []
+    for model, data in _pairs(options):
+        where = data.name if model is None else f"{model.name}-{data.name}".replace("/", "-")
+        settings = {"temperature": data.temperature, "templates": list(options.templates)}
+        sweep = Sweep(
+            options.out / f"{where}.json",
+            command=command_line(options),
+            settings=settings,
+            model=model,
+            data=data.entry,
+            skip_existing=options.skip_existing,
+            notify=options.notice,
+        )
+        for own in _cells(options, methods):
+            name = " ".join(map(str, own.values()))
+            cell = sweep.cell(name, functools.partial(measure, data, **own), settings=own)
+            regime = own["regime"] + (f", {own['shots']} shots" if own["shots"] else "")
+            rows.append({**own, "data": where, **cell.metrics, "regime": regime})
+            options.notice(f"{where} {name}: {cell.metrics['accuracy']:.2f} %")
+        sweep.finish()
+    text = table(rows, methods)
+    with atomic_path(options.out / "evaluate.md") as temporary:
+        temporary.write_text(f"`{command_line('evaluate', options)}`\n\n{text}\n", encoding="utf-8")
+    options.say(text)
+    options.say(f"{len(rows)} cells, records and evaluate.md in {options.out}")
+    return FINISHED
+
+
+def _cells(options: EvaluateOptions, methods: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for method in methods:
+        for shots in options.shots:
+            if shots and method not in WITH_SHOTS:
+                continue  # these methods know no labels
+            for regime in options.regime:
+                for seed in range(options.seeds):
+                    yield {"method": method, "regime": regime, "seed": seed, "shots": shots}
+
+
+def _check(options: EvaluateOptions) -> None:
+    import numpy as np
+
+    from jaxzs.evaluation import METHODS, drawn
+
+    check_numbers(options, "seeds")
+    if not options.data:
+        raise DataError("no data given: --data NAME=FOLDER, NAME=STORE or NAME=FILE.npz, one or several")
+    for one in options.data:
+        name, _, place = one.partition("=")
+        if not name or not place:
+            raise ConfigError(f"--data {one!r}: expected NAME=PLACE, such as pets=photos/pets")
+        if not Path(place).exists():
+            raise DataError(f"--data {one}: there is no {place}")
+    for method in options.method:
+        if method not in METHODS:
+            raise ConfigError(f"--method {method!r}: expected some of {', '.join(METHODS)}")
+    for shots in options.shots:
+        if shots < 0:
+            raise ConfigError(f"--shots {shots}: expected 0 or more")
+    for regime in options.regime:
+        drawn(regime, np.zeros(1, int), 1, 0)
+    check_output_folder(options.out)
+
+
+def _pairs(options: EvaluateOptions) -> Iterator[tuple[Model | None, Labelled]]:
+    """Every data set with every model; features that are there already belong to no model."""
+    from jaxzs.clip import load
+    from jaxzs.evaluation import read_features
+
+    models: dict[str, Model] = {}
+    for one in options.data:
+        name, _, place = one.partition("=")
+        if place.endswith(".npz"):
+            yield None, read_features(Path(place), name)
+            continue
+        for model in options.model:
+            models.setdefault(model, load(model))
+            yield models[model], _encoded(options, models[model], name, place)
+
+
+def _encoded(options: EvaluateOptions, model: Model, name: str, place: str) -> Labelled:
+    """Features of a folder, encoded once into OUT/features, or of a store."""
+    import numpy as np
+
+    from jaxzs import zeroshot
+    from jaxzs.data import open_source
+    from jaxzs.evaluation import Labelled
+    from jaxzs.features import extract, open_store
+
+    is_store = (Path(place) / "store.json").exists() or any(Path(place).glob("*/store.json"))
+    store = open_store(place) if is_store else extract(model, open_source(place), options.out / "features")
+    if is_store and store.settings.get("weights") != model.fingerprint:
+        raise DataError(f"{place} holds features of another checkpoint than {model.name}")
+    names = [label.replace("_", " ") for label in store.label_names]
+    if not names:
+        raise DataError(f"{place} has no class names: expected one subfolder a class")
+    kept = store.arrays()
+    labels = np.asarray(kept.labels)
+    if labels.ndim != 1:
+        raise DataError(f"{place} has several labels an image: expected one")
+    templates = read_templates(options.templates) or (zeroshot.DEFAULT_TEMPLATE,)
+    text = np.asarray(zeroshot.text_proxies(model, names, templates))
+    known = labels >= 0
+    return Labelled(
+        name,
+        np.asarray(kept.features, np.float32)[known],
+        labels[known],
+        text,
+        str(store.path.name),
+        float(1 / model.logit_scale),
+    )
