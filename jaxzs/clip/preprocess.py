@@ -154,7 +154,7 @@ class ImagePreprocessor:
         return read
 
     @classmethod
-    def _guess(cls, folder: str | Path, vision: VisionConfig) -> ImagePreprocessor:
+    def _guess(cls, folder: str | Path, vision: VisionConfig | ResNetConfig) -> ImagePreprocessor:
         side, siglip = vision.image_size, getattr(vision, "pooling", "class") == "map"
         warnings.warn(
             f"{folder} has neither processor_config.json nor preprocessor_config.json: images are prepared as "

@@ -132,7 +132,7 @@ def _on_devices(function, shared, rows, mesh, task):
 
 
 def _scales_together(
-    batches: Iterator[Stack], run: Callable[..., Tags], num_scales: int, settings: Tagging
+    batches: Iterator[Stack], run: Callable[..., Any], num_scales: int, settings: Tagging
 ) -> Iterator[ImageTags]:
     """Tags of each image as soon as it was seen at every scale."""
     parts: dict[int, dict[int, ImageTags]] = {}  # by image and scale
@@ -146,7 +146,7 @@ def _scales_together(
                 del parts[piece.number]
 
 
-def _tag_stack(run: Callable[..., Tags], stack: Stack) -> Iterator[ImageTags]:
+def _tag_stack(run: Callable[..., Any], stack: Stack) -> Iterator[ImageTags]:
     """Run the program on a batch, and cut every image's result out of it."""
     found = run(stack.pixels, stack.mask)
     for row, (piece, (rows, columns)) in enumerate(zip(stack.pieces, stack.grids, strict=True)):

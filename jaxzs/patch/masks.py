@@ -99,7 +99,7 @@ def segment_rows(shared: Any, pixels: Any, tags: Any, mask: Any, task: Any) -> S
 
 
 def _masks_of(
-    batches: Iterator[Stack], run: Callable[..., Segmentation], tags: Any, num_classes: int, settings: Segmenting
+    batches: Iterator[Stack], run: Callable[..., Any], tags: Any, num_classes: int, settings: Segmenting
 ) -> Iterator[ImageMask]:
     for stack in batches:
         of_images = [np.asarray(tags[piece.number], np.int32) for piece in stack.pieces]

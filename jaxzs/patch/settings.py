@@ -16,7 +16,7 @@ import numpy as np
 from jaxzs.errors import DataError
 from jaxzs.patch.local import default_attention_layers, default_votes
 
-Number = float | jax.Array | np.ndarray
+Number = Any  # a float, or a float32 array of one or several: may be traced
 Kernel = Literal["auto", "lattice", "exact"]
 
 
@@ -83,10 +83,10 @@ class Tagging(_Fidelity):
     jaxzs.errors.DataError: votes is 0, expected a whole number of layers, at least 1
     """
 
-    attention_layers: Sequence[int] | None = _static(None)
-    votes: int | jax.Array | None = None
+    attention_layers: Sequence[int] | Any = _static(None)
+    votes: Any = None
     relative_threshold: Number = 0.5
-    tag_threshold: Number | None = None
+    tag_threshold: Number = None
     renormalize: bool = _static(False)
     capacity: int | None = _static(None)
 
@@ -185,7 +185,7 @@ class Segmenting(_Fidelity):
     """
 
     box_threshold: Number = 0.4
-    affinity_layers: Sequence[int] | None = _static(None)
+    affinity_layers: Sequence[int] | Any = _static(None)
     background: bool = _static(True)
     crf: CRF | None = None
 
