@@ -151,7 +151,7 @@ def segment_program(
     threshold = jnp.broadcast_to(settings.box_threshold, tags.shape)
     boxes = union_of_boxes(above_threshold(activation, threshold), grid, keep_border=settings.keep_border)
     boxed = jnp.where(boxes, activation, 0.0).reshape(cam.maps.shape)  # [B,K,P]
-    spread = affinity(cam.attention, grid, settings.affinity_layers)  # [B,P,P], symmetric
+    spread = affinity(cam.attention, grid, settings.affinity_layers or ())  # [B,P,P], symmetric
     refined = jnp.matmul(boxed, spread.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)  # [B,K,P]
     maps = min_max_with_epsilon(refined, grid)
     grid_shape = activation.shape

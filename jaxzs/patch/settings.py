@@ -83,7 +83,7 @@ class Tagging(_Fidelity):
     jaxzs.errors.DataError: votes is 0, expected a whole number of layers, at least 1
     """
 
-    attention_layers: Sequence[int] | Any = _static(None)
+    attention_layers: Sequence[int] | None = _static(None)
     votes: Any = None
     relative_threshold: Number = 0.5
     tag_threshold: Number = None
@@ -185,7 +185,7 @@ class Segmenting(_Fidelity):
     """
 
     box_threshold: Number = 0.4
-    affinity_layers: Sequence[int] | Any = _static(None)
+    affinity_layers: Sequence[int] | None = _static(None)
     background: bool = _static(True)
     crf: CRF | None = None
 

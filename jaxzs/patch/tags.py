@@ -144,7 +144,7 @@ def tag_program(
 
     local = local_tower(params, pixels, config, grid, half_positions=settings.half_positions, numerics=numerics)
     attention = fuse_attention(  # [B,P,P]
-        local.attention, grid.patches, settings.attention_layers, settings.votes, renormalize=settings.renormalize
+        local.attention, grid.patches, settings.attention_layers or (), settings.votes, renormalize=settings.renormalize
     )
     coarse = coarse_scores(local.tokens, text_features, params["logit_scale"])  # [B,P,C]
     refined = dual_masking(attention, coarse, grid, keep_border=settings.keep_border).scores
