@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
+import jaxzs
 from jaxzs import features
 from jaxzs.cli import main
+from jaxzs.clip.params import flatten
 
 
 def paint(folder: Path) -> Path:
@@ -86,3 +89,26 @@ def test_a_file_of_the_user_is_shown(tmp_path, capsys):
     path.write_text(json.dumps({"class_names": ["a b", "c"]}))
     assert main(["datasets", str(path)]) == 0
     assert "mine: 2 classes" in capsys.readouterr().out
+
+
+def test_a_vision_tower_alone_is_enough(tmp_path, capsys):
+    """What `CLIPVisionModelWithProjection` saves: the same features as of the whole model; other commands say what to do."""
+    model = jaxzs.load("demo")
+    alone, values = tmp_path / "vision", model.config.to_hf()
+    alone.mkdir()
+    config = values["vision_config"] | {"model_type": "clip_vision_model", "projection_dim": values["projection_dim"]}
+    (alone / "config.json").write_text(json.dumps(config))
+    (alone / "preprocessor_config.json").write_text(json.dumps(model.preprocessor.to_json()))
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten(model.params) if path.startswith("vis")}
+    save_file({path.replace("/", "."): leaf for path, leaf in leaves.items()}, alone / "model.safetensors")
+    images = paint(tmp_path / "images")
+    found = []
+    for name, out in ((str(alone), "a"), ("demo", "b")):
+        assert main(["extract", str(images), "--out", str(tmp_path / out), "--batch-size", "8", "--model", name]) == 0
+        found.append(features.open_store(tmp_path / out).arrays().features)
+    np.testing.assert_array_equal(*found)
+    capsys.readouterr()
+    assert main(["classify", str(images), "--labels", "cat,dog", "--model", str(alone)]) == 2
+    said = capsys.readouterr().err
+    assert "a checkpoint of the vision tower alone; `jaxzs extract` needs no more" in said
+    assert "towers=" not in said

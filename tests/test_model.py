@@ -322,3 +322,22 @@ def test_a_model_is_a_pytree():
     assert len(jax.tree.leaves(model)) == len(jax.tree.leaves(model.params))
     assert len(repr(model)) < 200
     assert "\n" not in repr(model)
+
+
+def test_arguments_in_another_order_and_empty_batches_are_named():
+    """Not a ZeroDivisionError from inside the compiler, nor an IndexError."""
+    (params, config), pixels = checkpoint("quickgelu_legacy_eos"), pixels_of("quickgelu_legacy_eos")
+    ids = reference("quickgelu_legacy_eos", "text")["input_ids"]
+    for arguments in ((pixels, params, config), (params["vision_model"], pixels, config)):
+        with pytest.raises(ConfigError, match=r"pass model\.params first"):
+            clip.encode_image(*arguments)
+    with pytest.raises(ConfigError, match=r"pass model\.config"):
+        clip.encode_text(params, config, ids)
+    with pytest.raises(ImageError, match="at least one image"):
+        clip.encode_image(params, pixels[:0], config)
+    with pytest.raises(ImageError, match="pixels are list"):
+        clip.vision_tower(params, [1, 2], config)
+    with pytest.raises(TextError, match="at least one text"):
+        clip.encode_text(params, ids[:0], config)
+    with pytest.raises(TextError, match="input_ids are list"):
+        clip.text_tower(params, ["a cat"], config)

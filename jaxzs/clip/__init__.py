@@ -18,9 +18,10 @@ from jaxzs.clip.model import (
 from jaxzs.clip.naflex import Patches
 from jaxzs.clip.params import abstract_params, random_params
 from jaxzs.clip.preprocess import ImagePreprocessor
+from jaxzs.clip.save import save
 from jaxzs.clip.sharding import parameter_axes, parameter_shardings, place_parameters, placer
 from jaxzs.clip.tokenizer import Tokenizer
-from jaxzs.clip.weights import fingerprint, read_checkpoint, write_checkpoint
+from jaxzs.clip.weights import fingerprint, read_checkpoint, towers_of, write_checkpoint
 
 __all__ = [
     "ARCHITECTURES",
@@ -49,8 +50,10 @@ __all__ = [
     "placer",
     "random_params",
     "read_checkpoint",
+    "save",
     "sigmoid_loss",
     "text_tower",
+    "towers_of",
     "vision_tower",
     "write_checkpoint",
 ]

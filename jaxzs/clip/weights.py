@@ -156,7 +156,11 @@ def read_config(path: str | Path, *, towers: Sequence[str] = layout.TOWERS) -> C
 
 
 def towers_of(path: str | Path) -> tuple[str, ...]:
-    """The towers that a checkpoint holds, by its config.json: one for `CLIPVisionModel` or `CLIPTextModel`."""
+    """The towers that a checkpoint holds, by its config.json: one for `CLIPVisionModel` or `CLIPTextModel`.
+
+    >>> clip.towers_of(clip.find_checkpoint("demo"))
+    ('text', 'vision')
+    """
     path = Path(path)
     file = (path if path.is_dir() else path.parent) / "config.json"
     kind = str(read_json(file, ConfigError).get("model_type")) if file.is_file() else ""

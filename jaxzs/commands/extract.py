@@ -103,7 +103,7 @@ def _extract(run: Run) -> FeatureStore:
         options.max_skipped,
     )
     progress = parallel.is_main_process() and not options.quiet
-    return features.extract(run.load_model(), source, options.out, choices, progress=progress)
+    return features.extract(run.load_model(images_only=True), source, options.out, choices, progress=progress)
 
 
 def _record(run: Run, store: FeatureStore, number: int) -> dict[str, Any]:

@@ -92,11 +92,16 @@ class Run:
         name = getattr(self.options, "dataset", None) or Path(place).name
         self.data = data_entry(name, identity, images)
 
-    def load_model(self, names: Sequence[str] = ()) -> Model:
-        """The checkpoint; raises `TextError` for names that the demo checkpoint has never seen, unless forced."""
-        from jaxzs.clip import load
+    def load_model(self, names: Sequence[str] = (), *, images_only: bool = False) -> Model:
+        """The checkpoint; raises `TextError` for names that the demo checkpoint has never seen, unless forced.
 
-        self.model = load(self.options.model, revision=self.options.revision)
+        images_only: a checkpoint of the vision tower alone will do.
+        """
+        from jaxzs.clip import find_checkpoint, load, towers_of
+
+        name, revision = self.options.model, self.options.revision
+        alone = images_only and towers_of(find_checkpoint(name, revision=revision)) == ("vision",)
+        self.model = load(name, revision=revision, towers=("vision",) if alone else ("text", "vision"))
         if getattr(self.options, "truncate", False):
             self.model = dataclasses.replace(
                 self.model, tokenizer=dataclasses.replace(self.model.tokenizer, truncate=True)
