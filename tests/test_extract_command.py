@@ -92,7 +92,7 @@ def test_a_file_of_the_user_is_shown(tmp_path, capsys):
 
 
 def test_a_vision_tower_alone_is_enough(tmp_path, capsys):
-    """What `CLIPVisionModelWithProjection` saves: the same features as of the whole model; other commands say what to do."""
+    """What `CLIPVisionModelWithProjection` saves: the whole model's features; other commands say what to do."""
     model = jaxzs.load("demo")
     alone, values = tmp_path / "vision", model.config.to_hf()
     alone.mkdir()

@@ -69,7 +69,7 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     backend = Backend.from_str(tokenizer.backend.to_str())
     around = [token for token in (start, end) if token is not None]
     backend.post_processor = TemplateProcessing(  # what transformers puts around a text; jaxzs does it itself
-        single=" ".join([*([start] if start else []), "$A", end]),
+        single=" ".join(filter(None, (start, "$A", end))),
         special_tokens=[(token, backend.token_to_id(token)) for token in around],
     )
     kind = _CLASSES.get((tokenizer.clean, start is None))
