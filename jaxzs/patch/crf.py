@@ -116,7 +116,8 @@ def _lattice_field(probabilities: jax.Array | np.ndarray, image: np.ndarray, set
     field = _mean_field_on(flat, present, lattices, weights, iterations=settings.iterations)
     if isinstance(probabilities, jax.Array):
         return field[:num, :C].T.reshape(C, height, width)
-    return jnp.asarray(np.ascontiguousarray(np.asarray(field)[:num, :C].T).reshape(C, height, width))
+    found = np.ascontiguousarray(np.asarray(field)[:num, :C].T).reshape(C, height, width)
+    return jax.device_put(found)  # jnp.asarray would compile a program for every size
 
 
 @functools.lru_cache(maxsize=8)  # photos of one size share it
