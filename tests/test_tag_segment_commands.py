@@ -186,3 +186,30 @@ def test_tags_of_other_images_are_refused(photos, tiny_checkpoint, tmp_path):
 def test_no_readable_image_is_an_error(photos, tiny_checkpoint):
     with pytest.raises((DataError, ImageError), match="none of the 1 images"):
         tag.run(options(tag.TagOptions, photos / "broken.png", tiny_checkpoint))
+
+
+def test_tags_by_a_learned_classifier(photos, tiny_checkpoint, tmp_path):
+    """As the library finds them; an image that cannot be read is named once, though the images are read twice."""
+    out = tmp_path / "tags.json"
+    assert tag.run(options(tag.TagOptions, photos, tiny_checkpoint, out=out, learn=True)) == 1, "one file is no image"
+    rows = json.loads(out.read_text())["results"]
+    assert len(rows) == 3
+    assert all(row["tags"] for row in rows)
+    with pytest.raises(DataError, match="--learn looks at each image once"):
+        tag.run(options(tag.TagOptions, photos, tiny_checkpoint, out=out, learn=True, exact=True))
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_segment_without_tags(photos, tiny_checkpoint, tmp_path, crf):
+    out = tmp_path / "masks"
+    chosen = options(segment.SegmentOptions, photos, tiny_checkpoint, out=out, maps="dense", attention="csa", crf=crf)
+    assert segment.run(chosen) == 1, "one file is no image"
+    record = json.loads((out / "masks.json").read_text())
+    assert len(record["results"]) == 3
+    for row in record["results"]:
+        assert set(row["tags"]) <= set(record["class_names"])
+        open_image(row["mask"])
+    with pytest.raises(DataError, match="leave --tags out"):
+        segment.run(
+            options(segment.SegmentOptions, photos, tiny_checkpoint, out=out, maps="dense", tags=out / "x.json")
+        )

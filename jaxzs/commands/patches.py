@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from jaxzs.clip import Model
     from jaxzs.commands.run import Run
-    from jaxzs.patch import Batching, ImageTags
+    from jaxzs.patch import Batching, Encoded, ImageTags
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,6 +154,34 @@ def tagged_images(
         batching=options.batching(len(paths), scales),
         on_error=opening.failed,
         numerics=Numerics(options.compute_dtype),
+    )
+    for tagged in found:
+        yield opening.opened[tagged.number], tagged
+
+
+def learned_tags(run: Run, model: Model, paths: Sequence[Path], names: Names) -> Iterator[tuple[Path, ImageTags]]:
+    """Path and tags of each usable image by a classifier that these images taught: they are read twice."""
+    from jaxzs.clip import Numerics
+    from jaxzs.patch import encoded_patches, learn_patch_classifier, tag_images_with
+
+    options, texts = run.options, text_features(run.options, model, names)
+
+    def batches(opening: Opening) -> Iterator[Encoded]:
+        size, numerics = min(options.batch_size, len(paths)), Numerics(options.compute_dtype)
+        return encoded_patches(model, opening, batch_size=size, on_error=opening.failed, numerics=numerics)
+
+    first = iter(batches(Opening(run, paths)))
+    if (start := next(first, None)) is None:
+        return  # nothing could be used, which is said where all commands say it
+    seen = (batch.patches[: len(batch.numbers)] for batch in itertools.chain([start], first))
+    classifier = learn_patch_classifier(seen, texts)
+    opening = Opening(run, [path for path in paths if str(path) not in run.unusable])
+    found = tag_images_with(
+        classifier,
+        batches(opening),
+        model.config.vision.grid,
+        num_foreground=len(names.foreground),
+        relative_threshold=options.threshold,
     )
     for tagged in found:
         yield opening.opened[tagged.number], tagged

@@ -39,8 +39,13 @@ class SegmentOptions(PatchOptions):
     """Folder for palette masks (.png), overlays and the record, masks.json."""
     tags: File = None
     """Tags of the images, as `jaxzs tag --out FILE.json` writes them; by default they are found."""
-    maps: Literal["cam", "scores"] = "cam"
-    """Where tags are: activation maps (CLIP-ES), or patch scores, which suit the demo checkpoint better."""
+    maps: Literal["cam", "scores", "dense"] = "cam"
+    """Where tags are: activation maps (CLIP-ES), or patch scores, which suit the demo checkpoint better. "dense" needs
+    no tags: every pixel gets the name that its patch is nearest to (NACLIP)."""
+    attention: Literal["csa", "qq", "kk", "v", "naclip", "ordinary"] = "naclip"
+    """Of the last layer, for dense maps: csa is SCLIP's, qq ClearCLIP's, v MaskCLIP's."""
+    background_below: float = 0.0
+    """With dense maps, what is less probable becomes background; or name backgrounds with --background."""
     crf: Flag = False
     """Sharpen the masks along the edges of the photo with a dense CRF."""
     crf_stride: Number = None
@@ -54,6 +59,9 @@ def run(options: SegmentOptions) -> int:
     check_options(options)
     check_numbers(options, "box_threshold", least=0, most=1)
     check_numbers(options, "crf_stride")
+    check_numbers(options, "background_below", least=0, most=1)
+    if options.maps == "dense" and options.tags is not None:
+        raise DataError("--maps dense finds its own classes: leave --tags out")
     check_output_folder(options.out)
     from tqdm import tqdm
 
@@ -66,7 +74,7 @@ def run(options: SegmentOptions) -> int:
         paths, names = run.find_images(), _names(options)
         given = None if options.tags is None else _read_tags(options.tags, paths, names.foreground)
         job = _Job(run, run.load_model(names.all), paths, names, given, _crf(options))
-        masks_found = _by_scores(job) if options.maps == "scores" else _by_activation(job)
+        masks_found = {"scores": _by_scores, "cam": _by_activation, "dense": _by_patches}[options.maps](job)
         write = _Writer(options.out, paths, names.foreground)
         bar = {"total": len(paths), "unit": "image", "desc": "masks", "disable": options.no_progress}
         for path, tags, labels in tqdm(masks_found, **bar):
@@ -147,6 +155,27 @@ def _by_activation(job: _Job) -> _Found:
     )
     for mask in masks:
         yield opening.opened[mask.number], mask.tags, mask.labels
+
+
+def _by_patches(job: _Job) -> _Found:
+    """From dense features, without tags."""
+    from jaxzs.clip import Numerics
+    from jaxzs.patch import Dense, segment_dense
+
+    options, names = job.run.options, job.names
+    settings = Dense(attention=options.attention, threshold=options.background_below, crf=job.crf)
+    opening = Opening(job.run, job.paths)
+    masks = segment_dense(
+        job.model,
+        opening,
+        text_features(options, job.model, names),
+        settings,
+        classes=[*range(len(names.foreground)), *[-1] * len(names.background)],
+        on_error=opening.failed,
+        numerics=Numerics(options.compute_dtype),
+    )
+    for mask in masks:
+        yield opening.opened[mask.number], mask.present - 1, mask.labels
 
 
 def _tags(job: _Job) -> dict[Path, list[int]]:

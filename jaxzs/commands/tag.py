@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxzs.commands.options import File, Flag, Folder, check_output_file, check_output_folder, check_record_beside
-from jaxzs.commands.patches import PatchOptions, check_options, picture_names, read_names, tagged_images
+from jaxzs.commands.patches import (
+    Names,
+    PatchOptions,
+    check_options,
+    learned_tags,
+    picture_names,
+    read_names,
+    tagged_images,
+)
 from jaxzs.commands.run import Run, say_rows
 from jaxzs.commands.terminal import counted
 from jaxzs.errors import DataError
 
 if TYPE_CHECKING:
+    from jaxzs.clip import Model
     from jaxzs.patch import ImageTags
 
 
@@ -25,6 +34,8 @@ class TagOptions(PatchOptions):
     """Write all results to this .csv or .json file; the record of the run lies beside a .csv file, as .json."""
     scales: tuple[float, ...] = (1.0,)
     """Sizes to look at each image in, relative to its own; scores are averaged."""
+    learn: Flag = False
+    """Learn what patches of each class look like from these images, without labels, and tag by that (PIAA)."""
     renormalize: Flag = False
     """Make attention weights sum to one, which the original does not."""
 
@@ -42,7 +53,7 @@ def run(options: TagOptions) -> int:
         paths, names = run.find_images(), read_names(options)
         model = run.load_model(names.all)
         pictures = picture_names(paths, options.overlay)
-        tags = tagged_images(run, model, paths, names, scales=options.scales, renormalize=options.renormalize)
+        tags = _tags(run, model, paths, names)
         with tqdm(total=len(paths), unit="image", desc="tag images", disable=options.no_progress) as bar:
             for path, tagged in tags:
                 found[path] = _row(path, tagged, names.foreground)
@@ -68,11 +79,20 @@ def run(options: TagOptions) -> int:
     return run.finish(record, f"{counted(len(rows), 'image')}, {classes}, {per_image:.1f} tags an image")
 
 
+def _tags(run: Run, model: Model, paths: Sequence[Path], names: Names) -> Iterator[tuple[Path, ImageTags]]:
+    options = run.options
+    if options.learn:
+        return learned_tags(run, model, paths, names)
+    return tagged_images(run, model, paths, names, scales=options.scales, renormalize=options.renormalize)
+
+
 def _check(options: TagOptions) -> None:
     check_options(options)
     check_output_file(options.out, ".csv", ".json")
     check_record_beside(options.out)
     check_output_folder(options.overlay, "overlay")
+    if options.learn and (options.exact or options.renormalize or tuple(options.scales) != (1.0,)):
+        raise DataError("--learn looks at each image once, its own way: leave --exact, --renormalize and --scales out")
     if not options.scales or not 0 < min(options.scales) <= max(options.scales) < float("inf"):
         raise DataError(f"--scales are {options.scales}, expected numbers above 0, such as 1 1.5")
 

@@ -6,6 +6,14 @@ from jaxzs.patch.crf import dense_crf
 from jaxzs.patch.dense import dense_features, dense_scores
 from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
 from jaxzs.patch.images import ImageTags, tag_images
+from jaxzs.patch.learned import (
+    Encoded,
+    PatchClassifier,
+    encoded_patches,
+    learn_patch_classifier,
+    tag_images_with,
+    tag_with,
+)
 from jaxzs.patch.local import (
     LocalOutput,
     attention_votes,
@@ -22,16 +30,21 @@ from jaxzs.patch.segmentation import Segmentation, affinity, enlarge, label_map,
 from jaxzs.patch.settings import CRF, Segmenting, Tagging, default_affinity_layers
 from jaxzs.patch.tags import Tags, decide, fuse_scores, tag
 from jaxzs.patch.texts import tag_texts
+from jaxzs.patch.windows import Dense, DenseMask, segment_dense
 
 __all__ = [
     "CRF",
     "Batching",
     "CamOutput",
     "Candidates",
+    "Dense",
+    "DenseMask",
+    "Encoded",
     "Grid",
     "ImageMask",
     "ImageTags",
     "LocalOutput",
+    "PatchClassifier",
     "Refined",
     "Segmentation",
     "Segmenting",
@@ -49,6 +62,7 @@ __all__ = [
     "dense_features",
     "dense_scores",
     "dual_masking",
+    "encoded_patches",
     "enlarge",
     "find_candidates",
     "full_grid",
@@ -56,14 +70,18 @@ __all__ = [
     "fuse_scores",
     "grid_from_mask",
     "label_map",
+    "learn_patch_classifier",
     "local_tower",
     "pixel_labels",
     "prepare_image",
     "reidentify",
     "score_maps",
     "segment",
+    "segment_dense",
     "segment_images",
     "tag",
     "tag_images",
+    "tag_images_with",
     "tag_texts",
+    "tag_with",
 ]

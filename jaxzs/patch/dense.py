@@ -31,6 +31,7 @@ from jaxzs.clip.layers import (
 )  # fmt: skip
 from jaxzs.clip.model import normalize, position_table, vision_embeddings, vision_input, vision_output
 from jaxzs.errors import DataError
+from jaxzs.patch.settings import check_positive
 from jaxzs.patch.tags import check_pixels, check_texts
 
 Attention = Literal["csa", "qq", "kk", "v", "naclip", "ordinary"]
@@ -80,7 +81,7 @@ def neighbourhood_bias(grid: tuple[int, int], deviation: float | jax.Array) -> j
     return jnp.pad(between, ((1, 0), (1, 0)))
 
 
-class _Last(NamedTuple):
+class Last(NamedTuple):
     """The last block, as a static argument."""
 
     attention: Attention
@@ -120,8 +121,9 @@ def dense_features(
     (1, 72, 64)
     """
     check_pixels(pixels, config, None)
-    last = _Last(attention, attention in _REDUCED if reduced is None else bool(reduced), positions)
-    _check_last(last, neighbourhood)
+    last = last_of(attention, reduced, positions)
+    check_last(last)
+    check_positive("neighbourhood", neighbourhood)
     deviation = jnp.asarray(neighbourhood, jnp.float32)
     return _dense_features(params, jnp.asarray(pixels), deviation, task=(config, last, numerics))
 
@@ -133,7 +135,7 @@ def _dense_features(params, pixels, neighbourhood, *, task):
 
 
 def dense_tokens(
-    params: Params, pixels: jax.Array, neighbourhood: jax.Array, config: CLIPConfig, last: _Last, numerics: Numerics
+    params: Params, pixels: jax.Array, neighbourhood: jax.Array, config: CLIPConfig, last: Last, numerics: Numerics
 ) -> jax.Array:
     """`dense_features`, unchecked, to be part of a program: [B,H,W,3] -> [B,P,E]."""
     tree, vision = params["vision_model"], config.vit
@@ -177,12 +179,16 @@ def dense_scores(
     return jnp.einsum("bpe,ce->bpc", features, texts, precision=jax.lax.Precision.HIGHEST)
 
 
-def _check_last(last: _Last, neighbourhood: float | jax.Array) -> None:
+def last_of(attention: Attention, reduced: bool | None, positions: Positions) -> Last:
+    """The last block as asked for; residual and MLP by default as in the paper of its attention."""
+    return Last(attention, attention in _REDUCED if reduced is None else bool(reduced), positions)
+
+
+def check_last(last: Last) -> None:
+    """Raise `DataError` for a name that is not known."""
     for name, value, choices in (
         ("attention", last.attention, get_args(Attention)),
         ("positions", last.positions, get_args(Positions)),
     ):
         if value not in choices:
             raise DataError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
-    if not isinstance(neighbourhood, jax.core.Tracer) and not 0 < float(neighbourhood) < np.inf:
-        raise DataError(f"neighbourhood is {neighbourhood}, expected a number of patches above 0")

@@ -92,8 +92,8 @@ class Tagging(_Fidelity):
 
     def __post_init__(self) -> None:
         _freeze(self, "attention_layers")
-        _check_fraction("relative_threshold", self.relative_threshold)
-        _check_fraction("tag_threshold", self.tag_threshold)
+        check_share("relative_threshold", self.relative_threshold)
+        check_share("tag_threshold", self.tag_threshold)
         _check_votes(self.votes, None)
         if self.capacity is not None and self.capacity < 1:
             raise DataError(f"capacity is {self.capacity}, expected at least 1 candidate per encoder call")
@@ -157,8 +157,7 @@ class CRF:
         if self.kernel == "lattice" and self.stride > 1:
             raise DataError("stride is of the exact kernel: leave it at 1 with the lattice")
         for name in ("smooth_sigma", "bilateral_sigma", "colour_sigma"):
-            if (value := _concrete(getattr(self, name))) is not None and not (np.isfinite(value) & (value > 0)).all():
-                raise DataError(f"{name} is {value}, expected a number above 0")
+            check_positive(name, getattr(self, name))
         for name in ("smooth_weight", "bilateral_weight"):
             if (value := _concrete(getattr(self, name))) is not None and not np.isfinite(value).all():
                 raise DataError(f"{name} is {value}, expected a finite number")
@@ -191,7 +190,7 @@ class Segmenting(_Fidelity):
 
     def __post_init__(self) -> None:
         _freeze(self, "affinity_layers")
-        _check_fraction("box_threshold", self.box_threshold)
+        check_share("box_threshold", self.box_threshold)
 
     def resolved(self, num_layers: int) -> Segmenting:
         """What the program for a model of L layers takes: every default filled in, nothing of what comes after it."""
@@ -240,7 +239,14 @@ def _concrete(value: Any) -> np.ndarray | None:
     return np.asarray(value, np.float64)
 
 
-def _check_fraction(name: str, value: Any) -> None:
+def check_positive(name: str, value: Any) -> None:
+    """Raise `DataError` unless a number that can be looked at is finite and above 0."""
+    if (number := _concrete(value)) is not None and not (np.isfinite(number) & (number > 0)).all():
+        raise DataError(f"{name} is {value}, expected a number above 0")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise `DataError` unless a number that can be looked at is from 0 to 1."""
     if (number := _concrete(value)) is not None and not ((number >= 0) & (number <= 1)).all():
         raise DataError(f"{name} is {value}, expected a fraction from 0 to 1")
 

@@ -1,0 +1,322 @@
+"""Masks without tags: every pixel the class whose name its patch is nearest to (SCLIP, ClearCLIP, NACLIP).
+
+Photos are looked at through windows of the size that the model was trained with. The windows of all photos share one
+program, whatever the photos' sizes; their scores are averaged patch by patch and enlarged to pixels in strips, so that
+no [pixels, classes] array ever exists.
+Axis letters: W windows, P patches of a window, E embedding, N names (several may mean one class), C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxzs.clip import Model
+from jaxzs.clip.layers import Numerics
+from jaxzs.clip.model import normalize, resize_weights
+from jaxzs.clip.preprocess import to_rgb
+from jaxzs.errors import DataError, ImageError, LabelError
+from jaxzs.patch.crf import dense_crf
+from jaxzs.patch.dense import Attention, Last, Positions, check_last, dense_tokens, last_of
+from jaxzs.patch.images import on_mesh
+from jaxzs.patch.settings import CRF, Number, check_positive, check_share
+from jaxzs.patch.tags import check_texts
+
+_STRIP = 2**22  # scores of names at pixels that are held at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dense:
+    """How masks are made of dense features, with the values of NACLIP for VOC.
+
+    Args:
+      attention, reduced, neighbourhood, positions: as in `dense_features`.
+      short_side: pixels of a photo's shorter side when it is looked at (560 for Cityscapes).
+      window, stride: in pixels; by default the model's own size, and half of it.
+      scale: of the cosines in the softmax over names, 40 as published.
+      threshold: what is less probable becomes background; 0 where there are names for backgrounds.
+      background: whether label 0 is background and class c is c + 1; False: class c is c.
+      crf: None, or how the labels that were found are sharpened along the edges of the photo.
+      batch_size: windows at a time.
+
+    Raises `DataError` for numbers out of range.
+
+    >>> patch.Dense(attention="csa", threshold=0.1).short_side
+    336
+    """
+
+    attention: Attention = dataclasses.field(default="naclip", metadata={"static": True})
+    reduced: bool | None = dataclasses.field(default=None, metadata={"static": True})
+    neighbourhood: Number = 5.0
+    positions: Positions = dataclasses.field(default="bicubic_offset", metadata={"static": True})
+    short_side: int = dataclasses.field(default=336, metadata={"static": True})
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    stride: int | None = dataclasses.field(default=None, metadata={"static": True})
+    scale: float = dataclasses.field(default=40.0, metadata={"static": True})
+    threshold: float = dataclasses.field(default=0.0, metadata={"static": True})
+    background: bool = dataclasses.field(default=True, metadata={"static": True})
+    crf: CRF | None = None
+    batch_size: int = dataclasses.field(default=16, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_last(self.last)
+        check_positive("neighbourhood", self.neighbourhood)
+        check_positive("scale", self.scale)
+        check_share("threshold", self.threshold)
+        for name in ("short_side", "window", "stride", "batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise DataError(f"{name} is {value}, expected at least 1")
+
+    @property
+    def last(self) -> Last:
+        """The last block that is asked for."""
+        return last_of(self.attention, self.reduced, self.positions)
+
+
+class DenseMask(NamedTuple):
+    """Segmentation of one image.
+
+    number: its place among the images given. labels: [height,width] int32. scores: [rows,columns,N] cosines of its
+    patches with the names, averaged over windows. present: labels that occur, background left out.
+    """
+
+    number: int
+    labels: np.ndarray
+    scores: np.ndarray
+    present: np.ndarray
+
+
+class _View(NamedTuple):
+    """A photo that is being looked at: what its windows gave so far."""
+
+    number: int
+    photo: np.ndarray
+    total: np.ndarray  # [rows,columns,N]
+    count: np.ndarray  # [rows,columns,1]
+    missing: list[int]  # windows, one number
+
+
+class _Window(NamedTuple):
+    view: _View
+    row: int  # of patches
+    column: int
+    pixels: np.ndarray
+
+
+def segment_dense(
+    model: Model,
+    images: Iterable[Any],
+    text_features: jax.Array | np.ndarray,
+    settings: Dense = Dense(),
+    *,
+    classes: Sequence[int] | None = None,
+    mesh: Mesh | None = None,
+    on_error: Callable[[int, ImageError], None] | None = None,
+    numerics: Numerics = Numerics(),
+) -> Iterator[DenseMask]:
+    """Label maps of images of any sizes, without tags or training: NACLIP, arXiv 2404.08181, or what `settings` say.
+
+    Args:
+      model: a loaded checkpoint.
+      images: PIL images or uint8 arrays, read lazily.
+      text_features: [N,E] of names.
+      settings: `Dense`.
+      classes: [N] the class that each name means, 0 and up, or -1 for background; by default name n is class n.
+      mesh: devices to divide each batch of windows over. Default: one device.
+      on_error: told the number of each image that cannot be used, which is left out; by default it raises.
+      numerics: how products are computed.
+
+    Yields:
+      `DenseMask`, in the order of the images.
+
+    Raises:
+      DataError: texts of another model; windows that are no whole patches. LabelError: classes that do not fit.
+
+    >>> model = jaxzs.load("demo")
+    >>> image = np.full((96, 120, 3), 40, np.uint8)
+    >>> image[20:60, 30:70] = (220, 40, 40)
+    >>> texts = zeroshot.text_proxies(model, ["red square", "ground", "wall"])
+    >>> settings = patch.Dense(attention="v", reduced=False, short_side=96)
+    >>> [mask] = patch.segment_dense(model, [image], texts, settings, classes=[0, -1, -1])
+    >>> mask.labels.shape, mask.scores.shape, set(np.unique(mask.labels).tolist()) <= {0, 1}
+    ((96, 120), (12, 15, 3), True)
+    """
+    check_texts("text_features", text_features, model.config)
+    classes = _checked_classes(classes, len(text_features), settings)
+    window, stride = _window_of(model, settings)
+    shared = model.params, normalize(jnp.asarray(text_features)), jnp.asarray(settings.neighbourhood, jnp.float32)
+    run = on_mesh(window_scores, shared, mesh, (model.config, settings.last, numerics))
+    size = settings.batch_size if mesh is None else mesh.size * -(-settings.batch_size // mesh.size)
+    windows = _windows(model, images, len(text_features), settings.short_side, (window, stride), on_error)
+    for view in _looked_at(windows, run, size, window):
+        scores = view.total / view.count
+        labels = labels_of_scores(scores, view.photo, classes, settings)
+        present = np.unique(labels)
+        yield DenseMask(view.number, labels, scores, present[present > 0] if settings.background else present)
+
+
+def window_scores(shared: Any, pixels: jax.Array, task: Any) -> jax.Array:
+    """Cosines of the patches of windows with the names: [W,S,S,3] -> [W,P,N]."""
+    params, texts, neighbourhood = shared
+    features = normalize(dense_tokens(params, pixels, neighbourhood, *task))
+    return jnp.einsum("wpe,ne->wpn", features, texts, precision=jax.lax.Precision.HIGHEST)
+
+
+def _windows(
+    model: Model,
+    images: Iterable[Any],
+    num_names: int,
+    short_side: int,
+    sizes: tuple[int, int],
+    on_error: Callable[[int, ImageError], None] | None,
+) -> Iterator[_Window]:
+    """The windows of all images, one image after another."""
+    from PIL import Image
+
+    patch, (window, stride) = model.config.vision.patch_size, sizes
+    for number, image in enumerate(images):
+        try:
+            rgb = to_rgb(image)
+            height, width = _viewing_size(rgb.height, rgb.width, max(short_side, window), patch)
+        except ImageError as error:
+            if on_error is None:
+                raise ImageError(f"image {number}: {error}") from error
+            on_error(number, error)
+            continue
+        pixels = model.preprocessor.normalize(np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC)))
+        starts = [(y, x) for y in _starts(height, window, stride) for x in _starts(width, window, stride)]
+        grid = height // patch, width // patch
+        total, count = np.zeros((*grid, num_names), np.float32), np.zeros((*grid, 1), np.float32)
+        view = _View(number, np.asarray(rgb), total, count, [len(starts)])
+        for y, x in starts:
+            yield _Window(view, y // patch, x // patch, pixels[y : y + window, x : x + window])
+
+
+def _viewing_size(height: int, width: int, short_side: int, patch: int) -> tuple[int, int]:
+    """Sides when a photo's shorter one is made so long, whole patches."""
+    scale = short_side / min(height, width)
+    if max(height, width) / min(height, width) > 50:
+        raise ImageError(
+            f"{height}x{width} pixels are too long and thin to be looked at in windows: cut it into pieces"
+        )
+    return tuple(patch * max(1, -(-round(side * scale) // patch)) for side in (height, width))
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin; the last one ends where the photo does.
+
+    >>> _starts(448, 224, 112), _starts(352, 224, 112)
+    ([0, 112, 224], [0, 112, 128])
+    """
+    return sorted({min(start, length - window) for start in range(0, length - window + stride, stride)})
+
+
+def _looked_at(windows: Iterator[_Window], run: Callable[..., Any], size: int, window: int) -> Iterator[_View]:
+    """Views as soon as all of their windows were seen, `size` windows of whatever photos at a time."""
+    waiting: list[_Window] = []
+
+    def flush() -> Iterator[_View]:
+        pixels = np.zeros((size, window, window, 3), np.float32)
+        for place, one in enumerate(waiting):
+            pixels[place] = one.pixels
+        found = np.asarray(run(pixels))  # [W,P,N]
+        side = round(found.shape[1] ** 0.5)
+        for one, scores in zip(waiting, found, strict=False):
+            here = slice(one.row, one.row + side), slice(one.column, one.column + side)
+            one.view.total[here] += scores.reshape(side, side, -1)
+            one.view.count[here] += 1
+            one.view.missing[0] -= 1
+            if not one.view.missing[0]:
+                yield one.view
+        waiting.clear()
+
+    for one in windows:
+        waiting.append(one)
+        if len(waiting) == size:
+            yield from flush()
+    if waiting:
+        yield from flush()
+
+
+# --- scores to pixels -------------------------------------------------------------------------------
+
+
+def labels_of_scores(scores: np.ndarray, photo: np.ndarray, classes: np.ndarray, settings: Dense) -> np.ndarray:
+    """Label of every pixel, [height,width] int32: scores [rows,columns,N], photo [height,width,3], classes [N].
+
+    Strips of the photo at a time: names are enlarged, and compared, and forgotten.
+    """
+    height, width, _ = photo.shape
+    down = resize_weights(scores.shape[0], height, "bilinear")
+    wide = np.einsum("xc,rcn->rxn", resize_weights(scores.shape[1], width, "bilinear"), scores)  # [rows,width,N]
+    strip = max(1, _STRIP // (width * scores.shape[2]))
+    labels = np.empty((height, width), np.int32)
+    for top in range(0, height, strip):
+        at_pixels = np.tensordot(down[top : top + strip], wide, axes=1)  # [h,width,N]
+        labels[top : top + strip] = _decided(at_pixels, classes, settings)
+    return labels if settings.crf is None else _sharpened(labels, scores, photo, classes, settings)
+
+
+def _decided(at_pixels: np.ndarray, classes: np.ndarray, settings: Dense) -> np.ndarray:
+    """The class of the best name, background where that is not probable enough: [...,N] -> [...]."""
+    best = at_pixels.argmax(-1)
+    labels = classes[best] + int(settings.background)
+    if settings.threshold > 0:
+        highest = np.take_along_axis(at_pixels, best[..., None], -1)
+        probability = 1 / np.exp(settings.scale * (at_pixels - highest)).sum(-1)
+        labels = np.where(probability < settings.threshold, 0, labels)
+    return labels
+
+
+def _sharpened(
+    labels: np.ndarray, scores: np.ndarray, photo: np.ndarray, classes: np.ndarray, settings: Dense
+) -> np.ndarray:
+    """Labels after the CRF, among those that occur: [height,width]."""
+    present = np.unique(labels)
+    if len(present) == 1:
+        return labels
+    z = np.exp(settings.scale * (scores - scores.max(-1, keepdims=True)))
+    names = z / z.sum(-1, keepdims=True)  # [rows,columns,N]
+    of_label = classes + int(settings.background)
+    maps = [names[..., of_label == label].max(-1, initial=0.0) for label in present]
+    if settings.background and settings.threshold > 0:
+        maps[0] = np.maximum(maps[0], settings.threshold) if present[0] == 0 else maps[0]
+    down, across = (
+        resize_weights(old, new, "bilinear") for old, new in zip(scores.shape[:2], photo.shape[:2], strict=True)
+    )
+    field = dense_crf(down @ np.stack(maps).astype(np.float32) @ across.T, photo, settings.crf)
+    return present[np.asarray(field).argmax(0)].astype(np.int32)
+
+
+def _checked_classes(classes: Sequence[int] | None, num_names: int, settings: Dense) -> np.ndarray:
+    found = np.arange(num_names) if classes is None else np.asarray(classes)
+    if found.shape != (num_names,) or found.dtype.kind not in "iu":
+        raise LabelError(
+            f"classes are {found.dtype} of shape {found.shape}, expected a whole number for each of {num_names} names"
+        )
+    lowest = -1 if settings.background else 0
+    if found.min() < lowest:
+        raise LabelError(f"classes go down to {found.min()}, expected {lowest} at least")
+    if settings.threshold > 0 and not settings.background:
+        raise DataError("a threshold needs a background for what lies below it")
+    return found.astype(np.int32)
+
+
+def _window_of(model: Model, settings: Dense) -> tuple[int, int]:
+    """Side and stride of the windows in pixels."""
+    vision = model.config.vision
+    patch, window = vision.patch_size, settings.window or vision.image_size
+    stride = settings.stride or max(patch, window // 2 // patch * patch)
+    for name, value in (("window", window), ("stride", stride)):
+        if value % patch:
+            raise DataError(f"{name} is {value} pixels, expected a multiple of the patch size {patch}")
+    if window < 2 * patch or stride > window:
+        raise DataError(f"windows of {window} pixels every {stride}: expected two patches at least, and no gaps")
+    return window, stride

@@ -1,0 +1,124 @@
+"""A patch classifier learned without labels, against the official code of PIAA."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxzs.clip import normalize
+from jaxzs.errors import DataError
+from jaxzs.patch import PatchClassifier, learn_patch_classifier, tag_with
+from jaxzs.patch.learned import Bank, discriminant, kept
+
+FILE = Path(__file__).parent / "golden" / "patch" / "piaa.npz"
+
+
+@functools.cache
+def golden() -> dict[str, np.ndarray]:
+    return dict(np.load(FILE))
+
+
+def learned(features, **options) -> PatchClassifier:
+    return learn_patch_classifier(features, golden()["text_proxies"], **{"per_class": int(golden()["k"])} | options)
+
+
+def assert_same(found: PatchClassifier, weights: np.ndarray, bias: np.ndarray) -> None:
+    """Within 1e-4 of the largest: an inverse in float32, in the original as well."""
+    np.testing.assert_allclose(found.weights, weights.T, atol=1e-4 * np.abs(weights).max())
+    np.testing.assert_allclose(found.bias, bias, atol=1e-4 * np.abs(bias).max())
+
+
+def empty(classes: int, K: int, E: int) -> Bank:
+    return Bank(jnp.zeros((classes, K, E)), jnp.full((classes, K), jnp.inf), jnp.zeros((classes, K)))
+
+
+def test_first_discriminant():
+    assert_same(learned(golden()["patch_features"], temperature=None), golden()["first_W"], golden()["first_b"])
+
+
+def test_as_the_original():
+    found = learned(golden()["patch_features"], temperature=float(golden()["temperature"]))
+    assert_same(found, golden()["W"], golden()["b"])
+
+
+def test_the_bank_is_the_best_of_all():
+    """Of every class, whatever the blocks; entropies near 0 are equal in float32, and their order is nobody's."""
+    text, (C, E) = normalize(jnp.asarray(golden()["text_proxies"])), golden()["text_proxies"].shape
+    bank = empty(C, int(golden()["k"]), E)
+    for block in np.split(golden()["patch_features"], [5, 6, 20]):
+        bank = kept(bank, jnp.asarray(block.reshape(-1, E)), text, jnp.float32(60))
+    expected = golden()["first_bank"].reshape(bank.features.shape)
+    for found, rows in zip(np.asarray(bank.features), expected, strict=True):
+        np.testing.assert_allclose(found[np.lexsort(found.T)], rows[np.lexsort(rows.T)], atol=1e-6)
+    assert (np.diff(bank.entropy, axis=1) >= 0).all()
+
+
+def test_blocks_of_a_store_change_nothing():
+    whole = learned(golden()["patch_features"])
+    streamed = learned(iter(np.split(golden()["patch_features"], 6)))
+    for one, other in zip(whole, streamed, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * float(np.abs(one).max()))
+
+
+def test_scores_of_images():
+    classifier = PatchClassifier(
+        jnp.asarray(golden()["W"].T), jnp.asarray(golden()["b"]), normalize(jnp.asarray(golden()["text_proxies"]))
+    )
+    found = tag_with(classifier, golden()["patch_features"][:12], golden()["global_features"])
+    np.testing.assert_allclose(found, golden()["own_scores"], atol=1e-5)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+
+
+def test_vmap_over_numbers():
+    classifier = learned(golden()["patch_features"])
+    images, whole = golden()["patch_features"][:3], golden()["global_features"][:3]
+    at = jax.vmap(lambda share: tag_with(classifier, images, whole, global_share=share))(jnp.array([0.0, 0.1, 1.0]))
+    np.testing.assert_allclose(at[1], tag_with(classifier, images, whole), atol=1e-6)
+    assert np.abs(at[0] - at[2]).max() > 1e-3
+
+
+def test_classes_without_patches_keep_their_text():
+    """Absent from the bank, or with a single patch, whose deviation is no number in the original."""
+    text = jnp.eye(3)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)) * 0.1, jnp.float32) + jnp.array([[1.0, 0, 0]])
+    label = jnp.zeros(20, jnp.int32)
+    weights, bias = discriminant(x, label, jnp.ones(20), jnp.ones(20, bool), text)
+    assert np.isfinite(weights).all()
+    assert np.isfinite(bias).all()
+    far = jnp.asarray(np.eye(3, dtype=np.float32)[[0] * 10 + [1] * 10 + [2]])[:, None]  # one patch of the last class
+    noise = np.random.default_rng(1).normal(size=far.shape).astype(np.float32) * 0.05
+    found = learn_patch_classifier(far + noise, text, per_class=10)
+    assert np.isfinite(found.weights).all()
+    assert np.isfinite(found.bias).all()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_next_to_nothing_is_no_nan(number):
+    x = np.ones((1, number, 4), np.float32)
+    found = learn_patch_classifier(x, np.eye(4, dtype=np.float32), per_class=5)
+    assert np.isfinite(found.weights).all()
+    assert np.isfinite(found.bias).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"patch_features": np.ones((2, 3, 4), int)}, "expected floats"),
+        ({"patch_features": np.ones((2, 3), np.float32)}, r"\[images,P,E\]"),
+        ({"patch_features": np.full((2, 3, 4), np.nan, np.float32)}, "not all finite"),
+        ({"patch_features": np.ones((2, 3, 5), np.float32)}, "5 numbers a patch, text_proxies 4"),
+        ({"patch_features": []}, "no patches to learn from"),
+        ({"per_class": 0}, "at least 1"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"scale": np.inf}, "above 0"),
+    ],
+)
+def test_bad_input_is_named(change, match):
+    arguments = {"patch_features": np.ones((2, 3, 4), np.float32), "text_proxies": np.eye(4, dtype=np.float32)} | change
+    with pytest.raises(DataError, match=match):
+        learn_patch_classifier(**arguments)
