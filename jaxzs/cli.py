@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         terminal.say(f"jaxzs {__version__}")
         return FINISHED
+    if arguments[0] == "--tyro-print-completion":
+        return _completion(arguments)
     name, *rest = arguments
     if name not in COMMANDS:
         return _unknown(name)
@@ -136,6 +138,20 @@ def _run(name: str, arguments: list[str]) -> int:
         return getattr(module, command.run)(options)
 
 
+def _completion(arguments: list[str]) -> int:
+    """`jaxzs --tyro-print-completion bash|zsh` prints a script for the shell, with every command and its options."""
+    import tyro
+
+    options = {name: getattr(importlib.import_module(one.module), one.options) for name, one in COMMANDS.items()}
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            options, prog="jaxzs", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else FINISHED
+    return FINISHED
+
+
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
@@ -149,6 +165,8 @@ def _overview() -> str:
             "",
             "Everything runs offline on the embedded demo checkpoint; with --model a HuggingFace CLIP,",
             "e.g. --model openai/clip-vit-base-patch32, or a folder with one.",
+            "",
+            "Completion of commands and options: jaxzs --tyro-print-completion bash (or zsh) > FILE; source FILE",
         ]
     )
 

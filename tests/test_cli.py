@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 
 import jax
@@ -328,3 +329,52 @@ def test_names_that_occur_twice_are_told_apart_by_their_labels():
     assert len(set(names)) == 1000
     assert {"sunglasses (n04355933)", "sunglasses (n04356056)"} <= set(names)
     assert names[0] == "tench"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_every_command_and_option(shell, capsys):
+    code, out, _ = run(capsys, "--tyro-print-completion", shell)
+    assert code == 0
+    for part in ("jaxzs", "--labels-file", "--no-cache", *COMMANDS):
+        assert part in out
+
+
+# --- names that are hostile, or cannot be shown ------------------------------------------------------------------
+
+
+def test_names_cannot_steer_the_terminal(pictures, tiny_checkpoint, tmp_path, capsys):
+    for name in ("\x1b[2J.png", "\x1b[31mred\x1b[0m.png", "\x1b]0;title\x07.png", "a\rb.png", "a\nb.png"):
+        (tmp_path / name).write_bytes((pictures / "dark" / "00.png").read_bytes())
+    (tmp_path / "\x1b[8m.png").write_bytes(b"damaged")
+    options = ["--model", tiny_checkpoint, "--labels", "\x1b[5mdark,bright", "--method", "zero-shot"]
+    code, out, err = run(capsys, "classify", tmp_path, *options)
+    assert code == 1
+    assert not {"\x1b", "\x07", "\r"} & {*out, *err}
+    assert "\\x1b[2J.png" in out
+    assert "a\\nb.png" in out, "one line an image"
+    assert "\\x1b[8m.png" in err
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_that_cannot_show_a_name_gets_the_rest(pictures, tiny_checkpoint, tmp_path, monkeypatch, encoding):
+    out = tmp_path / "o.csv"
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    options = ["--model", str(tiny_checkpoint), "--labels", "zéro,猫", "--method", "zero-shot", "--out", str(out)]
+    assert main(["classify", str(pictures / "dark"), *options]) == 0
+    stream.flush()
+    assert "12 images, 2 classes" in stream.buffer.getvalue().decode(encoding)
+    assert {row["label"] for row in csv.DictReader(out.open(encoding="utf-8"))} <= {"zéro", "猫"}
+
+
+def test_files_are_written_before_the_screen(pictures, tiny_checkpoint, tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("jaxzs.commands.terminal.say", broken)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    out = tmp_path / "o.csv"
+    options = ["--model", str(tiny_checkpoint), "--labels", "a,b", "--method", "zero-shot", "--out", str(out)]
+    assert main(["classify", str(pictures / "dark"), *options]) == 0
+    assert len(out.read_text().splitlines()) == 13
+    assert len(json.loads(out.with_suffix(".json").read_text())["results"]) == 12

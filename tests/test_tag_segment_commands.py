@@ -161,7 +161,7 @@ def test_texts_are_kept_by_content(tiny_checkpoint, tmp_path):
         ({"dataset": "voc2012"}, LabelError, "give only one of"),
         ({"threshold": 50.0}, DataError, "expected 0 to 1"),
         ({"batch_size": 0}, DataError, "at least 1"),
-        ({"max_patches": 3}, DataError, "max_patches is 3, expected at least 4"),
+        ({"max_patches": 3}, DataError, "--max-patches is 3, expected at least 4"),
         ({"out": "tags.txt"}, DataError, r"\.csv or \.json"),
     ],
 )
