@@ -364,7 +364,7 @@ def test_a_terminal_that_cannot_show_a_name_gets_the_rest(pictures, tiny_checkpo
     assert main(["classify", str(pictures / "dark"), *options]) == 0
     stream.flush()
     assert "12 images, 2 classes" in stream.buffer.getvalue().decode(encoding)
-    assert {row["label"] for row in csv.DictReader(out.open(encoding="utf-8"))} <= {"zéro", "猫"}
+    assert {row["label"] for row in csv.DictReader(out.read_text(encoding="utf-8").splitlines())} <= {"zéro", "猫"}
 
 
 def test_files_are_written_before_the_screen(pictures, tiny_checkpoint, tmp_path, monkeypatch):
