@@ -349,12 +349,14 @@ def test_no_collective_grows_with_the_images():
         run = jax.jit(lambda x, z: proxy.fit(x, z, settings).proxies)
         return collectives(run.lower(rows, z).compile().as_text())
 
-    found = communication(128)
-    assert communication(4096) == found
+    found = sorted(communication(128))
+    assert sorted(communication(4096)) == found
     assert {kind for kind, _ in found} == {"all-reduce"}
-    gradient, gram = 4 * (C * E + 1), 4 * (C * E + E * E + C)
-    # The gradient at the start, once more in the loop over steps, and the sums of the closed form.
-    assert sorted(size for _, size in found if size > 4 * (4 * C + E)) == [gradient, gradient, gram]
+    # Q^T X at the start and once more in the loop over steps, P^T X, and X^T X; some versions of the compiler send the
+    # smaller sums of the same time along with them, others each alone
+    large = sum(size for _, size in found if size >= 4 * C * E)
+    assert 0 <= large - 4 * (3 * C * E + E * E) <= 4 * (2 + C)
+    assert max(size for _, size in found) <= 4 * (C * E + E * E + C)
 
 
 def test_compiled_once_for_all_data_sets(params):

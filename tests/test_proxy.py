@@ -449,3 +449,43 @@ def test_a_second_call_compiles_nothing():
     with nothing_is_compiled("other numbers"):
         proxy.fit(x, z, dataclasses.replace(few, gamma=0.3, confidence=0.5), logit_scale=30)
         proxy.fit_chunks(lambda: [x[:40], x[40:]], z, dataclasses.replace(few, gamma=0.3), logit_scale=30)
+
+
+def test_derivatives_of_the_closed_form(data_mesh):
+    x, z, _ = data()
+    toward = jnp.asarray(np.random.default_rng(1).normal(size=z.shape), jnp.float32)
+    # soft labels: rounded ones jump
+    settings = proxy.Settings(0.5, label_temperature=0.05, temperature=0.1, confidence=1.0, solver="closed_form")
+
+    def value(x, settings):
+        return jnp.sum(toward * proxy.fit(x, z, settings).proxies)
+
+    move, step = jnp.asarray(np.random.default_rng(2).normal(size=x.shape), jnp.float32), 1e-3
+    by_features, by_settings = jax.grad(value, argnums=(0, 1))(x, settings)
+    difference = (value(x + step * move, settings) - value(x - step * move, settings)) / (2 * step)
+    # values of order 1 round to 1e-7, so that differences over 2e-3 are right to 1e-4 and their curvature
+    np.testing.assert_allclose(jnp.sum(by_features * move), difference, rtol=5e-3)
+    ends = [value(x, dataclasses.replace(settings, gamma=gamma)) for gamma in (0.505, 0.495)]
+    np.testing.assert_allclose(by_settings.gamma, (ends[0] - ends[1]) / 0.01, rtol=5e-3)
+
+    rows = jax.device_put(x, NamedSharding(data_mesh, P("data")))
+    spread = jax.grad(value)(rows, dataclasses.replace(settings, sharding=rows.sharding))
+    assert relative(spread, by_features) < 10 * SAME  # of a derivative
+
+
+def test_a_derivative_of_the_fast_solver_is_a_named_error():
+    x, z, _ = data()
+    labels = labels_of(x, z)
+    for call in (
+        lambda t: proxy.fit(x, z, proxy.Settings(temperature=t, iterations=STEPS)).proxies[0, 0],
+        lambda t: proxy.learn_proxies(x, z, labels, temperature=t, iterations=STEPS).proxies[0, 0],
+        lambda t: proxy.fit(t * x, z, proxy.Settings(iterations=STEPS)).proxies[0, 0],
+    ):
+        for differentiate in (jax.grad, jax.jacfwd, lambda f: jax.jit(jax.grad(f))):
+            with pytest.raises(ConfigError, match='solver "fast" has no derivative; take .*closed_form'):
+                differentiate(call)(0.04)
+
+    def held(x):  # not differentiated through
+        return jnp.sum(proxy.fit(jax.lax.stop_gradient(x), z, proxy.Settings(iterations=STEPS)).proxies @ x.T)
+
+    assert np.isfinite(jax.grad(held)(x)).all()

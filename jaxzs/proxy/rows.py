@@ -152,7 +152,7 @@ class Blocks:
 
 
 def _log_psum(x: jax.Array, axes: Any) -> jax.Array:
-    top = jax.lax.pmax(x, axes)
+    top = jax.lax.pmax(jax.lax.stop_gradient(x), axes)  # any constant is right, so it needs no derivative
     return top + jnp.log(jax.lax.psum(jnp.exp(x - top), axes))
 
 
