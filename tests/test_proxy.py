@@ -482,7 +482,7 @@ def test_a_derivative_of_the_fast_solver_is_a_named_error():
         lambda t: proxy.fit(t * x, z, proxy.Settings(iterations=STEPS)).proxies[0, 0],
     ):
         for differentiate in (jax.grad, jax.jacfwd, lambda f: jax.jit(jax.grad(f))):
-            with pytest.raises(ConfigError, match='solver "fast" has no derivative; take .*closed_form'):
+            with pytest.raises(ConfigError, match=r'solver "fast" has no derivative; take .*closed_form'):
                 differentiate(call)(0.04)
 
     def held(x):  # not differentiated through
