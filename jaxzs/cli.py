@@ -46,6 +46,7 @@ _PURPOSES = {
     "evaluate": "measure many models, data sets, settings and methods in one table",
     "report": "make tables and plots of the records of runs, published numbers beside",
     "datasets": "list the data sets whose class names and templates are known, or show one",
+    "convert": "read a checkpoint of any layout and write it as another one",
     "bench": "measure how fast this machine runs each part",
 }
 COMMANDS = {name: Command(name, purpose) for name, purpose in _PURPOSES.items()}

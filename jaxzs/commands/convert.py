@@ -1,0 +1,44 @@
+"""`jaxzs convert`: a checkpoint of any layout as another one, with its tokenizer and preprocessing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxzs.commands import FINISHED
+from jaxzs.commands.options import OutputOptions, shown_as
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertOptions(OutputOptions):
+    """From what, to what, and where."""
+
+    model: Annotated[str, tyro.conf.Positional, shown_as("MODEL")]
+    """A hub id, a folder of any layout (HuggingFace, open_clip, big_vision), or a file such as OpenAI's ViT-B-32.pt."""
+    out: Annotated[Path, tyro.conf.Positional, shown_as("FOLDER")]
+    """The folder to write, made if it is not there."""
+    format: Literal["safetensors", "open_clip", "flax", "safetensors-flax"] = "safetensors"
+    """safetensors: transformers' CLIPModel and SiglipModel; open_clip; flax: FlaxCLIPModel of transformers 4."""
+    revision: str | None = None
+    """Commit, branch or tag of a hub id."""
+
+
+def run(options: ConvertOptions) -> int:
+    """Read a checkpoint of any layout, and write it as another one."""
+    from jaxzs.clip import load, save
+
+    model = load(options.model, dtype=None, revision=options.revision)  # stored types stay as they are
+    folder = save(model, options.out, options.format)
+    record = {
+        "model": options.model,
+        "out": str(folder),
+        "format": options.format,
+        "fingerprint": model.fingerprint,
+        "files": sorted(path.name for path in folder.iterdir() if path.is_file()),
+    }
+    options.print_record(record)
+    options.say(f"{options.model} as {options.format}: {folder}\nfingerprint {model.fingerprint[:12]}")
+    return FINISHED
