@@ -1,7 +1,7 @@
 """Images and class names in, labels with scores out: `jaxzs.classify`, on which the command is built.
 
-Zero-shot (Radford et al. 2021, arXiv 2103.00020), or with vision proxies learned from these very images
-(InMaP, Qian et al. 2023, arXiv 2310.19752: transductive, no labels).
+Zero-shot (Radford et al. 2021, arXiv 2103.00020), or with a head that is fitted to these very images, without labels
+or with a few (`jaxzs.adapt`): by default with the method that suits them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs import proxy
+from jaxzs import adapt, proxy
 from jaxzs.clip import Model, Numerics, load
 from jaxzs.data import Source, batches, from_arrays, from_object, open_images, order_names
 from jaxzs.errors import DataError, LabelError
 from jaxzs.proxy.settings import Solver
-from jaxzs.zeroshot import DEFAULT_TEMPLATE, check_class_names, check_rows, image_features, similarity, text_proxies
+from jaxzs.zeroshot import DEFAULT_TEMPLATE, check_class_names, check_rows, image_features, text_proxies
 
 __all__ = ["Classification", "Encoding", "Labelling", "classify", "classify_features", "encode_source"]
 
-Method = Literal["zero-shot", "proxy", "learned"]
+Method = Literal["auto", "proxy", "closed_form", "gda", "stata", "transclip", "zero-shot", "learned"]
 FEW_IMAGES_PER_CLASS = 10
 _BLOCK = 4_000_000  # similarities held at once when labels are read off
 
@@ -37,13 +37,15 @@ class Labelling:
     """How images get their labels.
 
     Args:
-      method: "proxy" learns vision proxies from the images, "zero-shot" takes the text proxies as they are, "learned"
-        vision proxies that are there already (`proxy.load_proxies`). One image alone is classified zero-shot.
-      gamma: assumed class balance: 0 uniform, 1 as the text proxies predict, "auto" chosen without labels (a
-        uniform marginal would turn a folder of cats half into dogs).
+      method: "auto" fits what suits the images (`adapt.choose`); "proxy" learns vision proxies (InMaP); "closed_form",
+        "gda", "stata" and "transclip" as in `adapt.fit`; "zero-shot" takes the text proxies as they are; "learned" a
+        head that is there already. One image alone is classified zero-shot.
+      gamma: class balance that "proxy" assumes: 0 uniform, 1 as the text proxies predict, "auto" chosen without labels
+        (a uniform marginal would turn a folder of cats half into dogs).
       solver: of `proxy.Settings`.
       top: classes told for each image.
-      seed: of the halves that "auto" compares.
+      seed: of the splits that are compared.
+      head: of "learned", from `adapt.load_head`.
 
     Raises:
       LabelError: `top` below 1.
@@ -52,11 +54,12 @@ class Labelling:
     'zero-shot'
     """
 
-    method: Method = "proxy"
+    method: Method = "auto"
     gamma: float | Literal["auto"] = "auto"
     solver: Solver = "fast"
     top: int = 1
     seed: int = 0
+    head: adapt.Head | adapt.GaussianHead | None = None
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -202,28 +205,33 @@ def rows_of(paths: Sequence[str], names: Sequence[str], found: Classification, t
 class Classification(NamedTuple):
     """Labels of N images.
 
-    classes [N,k] int32: most similar first. scores [N,k]: softmax over all classes, 0 to 1. proxies [C,E]: what the
-    images were compared with. method: the one really used. notes: warnings for the user, empty when all is well.
+    classes [N,k] int32: most similar first. scores [N,k]: probabilities, 0 to 1, calibrated where a head was fitted.
+    head: what gave them. method: the one really used. notes: what the user should know, also what was chosen and why.
     """
 
     classes: np.ndarray
     scores: np.ndarray
-    proxies: jax.Array
+    head: adapt.Head | adapt.GaussianHead
     method: Method
     notes: tuple[str, ...]
 
 
 def classify_features(
-    model: Model, image_features: jax.Array, text_proxies: jax.Array, labelling: Labelling = Labelling()
+    model: Model,
+    image_features: jax.Array,
+    text_proxies: jax.Array,
+    labelling: Labelling = Labelling(),
+    shots: adapt.Shots | None = None,
 ) -> Classification:
-    """Classify features by text proxies, or by vision proxies learned from the features themselves.
+    """Classify features by text proxies, or by a head that is fitted to the features themselves.
 
     Args:
       model: the checkpoint that made the features; its logit scale s gives the temperatures 1/s (text) and 4/s
         (vision), the paper's 0.01 and 0.04 at s = 100.
-      image_features: [N,E], of all images to classify (the proxies are learned on them).
-      text_proxies: [C,E], from `zeroshot.text_proxies`; for "learned" vision proxies.
+      image_features: [N,E], of all images to classify (heads are fitted to them).
+      text_proxies: [C,E], from `zeroshot.text_proxies`.
       labelling: the method and its choices.
+      shots: other images whose labels are known, for "auto" and "gda".
 
     Returns:
       `Classification`, with the best `labelling.top` classes.
@@ -245,25 +253,38 @@ def classify_features(
     check_rows(image_features, "image")
     check_rows(text_proxies, "proxy")
     method, notes = _usable_method(labelling.method, num_images, num_classes)
-    proxies = text_proxies
-    if method == "proxy":
-        settings = proxy.Settings(gamma=labelling.gamma, solver=labelling.solver)
-        key = jax.random.key(labelling.seed)
-        proxies = proxy.fit(image_features, text_proxies, settings, logit_scale=model.logit_scale, key=key).proxies
-    temperature = (1 if method == "zero-shot" else 4) / model.logit_scale
-    top = min(labelling.top, num_classes)
-    classes, scores = top_classes(image_features, proxies, temperature=temperature, top=top)
+    found, chose = _fitted(model, image_features, text_proxies, dataclasses.replace(labelling, method=method), shots)
+    classes, scores = top_classes(image_features, found, min(labelling.top, num_classes))
     if not np.isfinite(scores).all():
         raise DataError(f"the scores are not finite: the checkpoint's logit scale is {model.logit_scale:.3g}")
-    return Classification(classes, scores, proxies, method, notes)
+    return Classification(classes, scores, found.head, method, notes + chose)
+
+
+def _fitted(
+    model: Model, features: jax.Array, text: jax.Array, labelling: Labelling, shots: adapt.Shots | None
+) -> tuple[adapt.Adapted, tuple[str, ...]]:
+    """The head, and what was chosen."""
+    if labelling.method == "learned":
+        if labelling.head is None:
+            raise DataError('method "learned" has no head', python="Labelling(head=adapt.load_head(...).head)")
+        return adapt.Adapted(labelling.head, None, jnp.float32(1)), ()
+    key, temperature = jax.random.key(labelling.seed), 1 / model.logit_scale
+    if labelling.method == "proxy":
+        settings = proxy.Settings(gamma=labelling.gamma, solver=labelling.solver)
+        proxies = proxy.fit(features, text, settings, logit_scale=model.logit_scale, key=key).proxies
+        return adapt.Adapted(adapt.text_head(proxies, temperature=4 * temperature), None, jnp.float32(1)), ()
+    found = adapt.fit(features, text, method=labelling.method, temperature=temperature, key=key, shots=shots)
+    return found, () if found.choice is None else (f"chosen without labels: {found.choice.reason}",)
 
 
 def _usable_method(method: Method, num_images: int, num_classes: int) -> tuple[Method, tuple[str, ...]]:
     """The method that this number of images allows, and what the user should know about it."""
-    if method != "proxy":
+    if method in ("zero-shot", "learned"):
         return method, ()
     if num_images == 1:
-        return "zero-shot", ("one image only: proxies are learned from many; classified zero-shot",)
+        return "zero-shot", ("one image only: heads are fitted to many; classified zero-shot",)
+    if method != "proxy":
+        return method, ()
     if num_images < num_classes:
         return method, (
             f"{num_images} images for {num_classes} classes: fewer images than classes, learned "
@@ -293,21 +314,26 @@ def check_number_of_classes(num_classes: int, width: int) -> None:
         )
 
 
-def top_classes(
-    image_features: jax.Array, proxies: jax.Array, *, temperature: float, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Best classes and their softmax scores, by blocks of images: [N,E], [C,E] -> ([N,k] int32, [N,k])."""
-    rows = max(1, _BLOCK // len(proxies))
+def top_classes(image_features: jax.Array, found: adapt.Adapted, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Best classes and their probabilities, by blocks of images: [N,E] -> ([N,k] int32, [N,k])."""
+    rows = max(1, _BLOCK // adapt.num_classes(found.head))
     blocks = [
-        _top_of_block(image_features[start : start + rows], proxies, temperature, top)
+        _top_of_block(image_features[start : start + rows], _of_rows(found, slice(start, start + rows)), top)
         for start in range(0, len(image_features), rows)
     ]
     classes, scores = zip(*blocks, strict=True)
     return np.concatenate(classes), np.concatenate(scores)
 
 
+def _of_rows(found: adapt.Adapted, rows: slice) -> adapt.Adapted:
+    """The posterior of StatA and TransCLIP is of images: its part for these."""
+    head = found.head
+    if isinstance(head, adapt.GaussianHead) and head.posterior is not None:
+        head = head._replace(posterior=head.posterior[rows])
+    return found._replace(head=head, choice=None)
+
+
 @functools.partial(jax.jit, static_argnames="top")
-def _top_of_block(image_features, proxies, temperature, top):
-    scores = jax.nn.softmax(similarity(image_features, proxies) / jnp.float32(temperature), axis=-1)
-    best, classes = jax.lax.top_k(scores, top)
+def _top_of_block(image_features, found, top):
+    best, classes = jax.lax.top_k(adapt.probabilities(found, image_features), top)
     return classes, best

@@ -246,6 +246,18 @@ def test_one_image_one_shot_and_duplicates_give_finite_answers():
     np.testing.assert_allclose(difference, -np.log(6), rtol=0, atol=1e-4)  # of scores of 100
 
 
+def test_many_images_weigh_as_much_against_the_text_as_some():
+    """The published shrinkage alone would leave nothing but the text of many images."""
+    x, z, _ = inputs()
+    few = adapt.anchored_gda(
+        np.tile(x, (21, 1)), z, anchor=21.0, rounds=1
+    )  # 2,016 images: above the number that counts
+    many = adapt.anchored_gda(np.tile(x, (105, 1)), z, anchor=105.0, rounds=1)
+    np.testing.assert_allclose(
+        many.weights, few.weights, rtol=0, atol=1e-4 * np.abs(few.weights).max()
+    )  # sums of 10,080
+
+
 def test_duplicates_are_neighbours_and_missing_ones_count_nothing():
     x = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     graph = adapt.nearest_neighbours(x, 5)

@@ -156,7 +156,7 @@ def test_one_image_is_classified_zero_shot_and_says_so(pictures, tiny_checkpoint
 
 def test_few_images_are_warned_about(pictures, tiny_checkpoint, capsys):
     images = sorted((pictures / "dark").iterdir())[:3]
-    options = ["--model", tiny_checkpoint, "--labels"]
+    options = ["--model", tiny_checkpoint, "--method", "proxy", "--labels"]
     assert "fewer than about 10 images" in run(capsys, "classify", *images, *options, "a,b")[2]
     assert "fewer images than classes" in run(capsys, "classify", *images, *options, "a,b,c,d")[2]
 
@@ -215,7 +215,7 @@ def test_proxies_of_one_folder_classify_another(pictures, tmp_path, capsys):
     names = ["--labels", "red circle,blue square"]
     code, out, _ = run(capsys, "classify", pictures, *names, "--save", kept)
     assert code == 0
-    assert f"proxies kept in {kept}" in out
+    assert f"head kept in {kept}" in out
     # Learned on all images, the kept proxies say of each what they said then, also of one alone.
     learned = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if ".png" in line}
     image = pictures / "dark" / "03.png"

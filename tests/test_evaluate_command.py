@@ -87,3 +87,23 @@ def test_what_cannot_be_measured_is_named(tmp_path, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(DataError, match="cannot read"):
         read_features(tmp_path / "nothing.npz")
+
+
+def test_classify_chooses_a_method_and_takes_shots(tmp_path, digit_photos, capsys):
+    kept = tmp_path / "head.safetensors"
+    assert cli.main(["classify", str(digit_photos), "--save", str(kept)]) == 0
+    told = capsys.readouterr()
+    assert "chosen without labels: " in told.err
+    assert "method auto" in told.out
+    assert cli.main(["classify", str(digit_photos), "--proxies", str(kept), "--labels", "a,b"]) == 2
+    assert cli.main(["classify", str(digit_photos / "one" / "1.png"), "--proxies", str(kept)]) == 0
+    assert cli.main(["classify", str(digit_photos), "--shots", str(digit_photos), "--json", "--quiet"]) == 0
+    record = json.loads(capsys.readouterr().out.split("\n", 2)[-1].partition("{")[2].join(("{", "")))
+    assert record["settings"]["method"] == "auto"
+    assert record["figures"][-1]["value"] > 90
+    for arguments, message in [
+        (["--shots", str(digit_photos), "--method", "stata"], "--shots is used by"),
+        (["--shots", str(digit_photos / "one")], "expected one subfolder a class"),
+    ]:
+        assert cli.main(["classify", str(digit_photos), *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -12,7 +12,7 @@ from jaxzs.adapt.discriminant import anchored_gda, few_shot, gda, gda_em
 from jaxzs.adapt.files import KeptHead, load_head, save_head
 from jaxzs.adapt.gaussian import stata, transclip
 from jaxzs.adapt.graph import Graph, nearest_neighbours
-from jaxzs.adapt.heads import GaussianHead, Head, scores, text_head
+from jaxzs.adapt.heads import GaussianHead, Head, num_classes, scores, text_head
 from jaxzs.adapt.images import Shots
 from jaxzs.adapt.online import onzeta, tda
 from jaxzs.adapt.propagation import zlap
@@ -35,6 +35,7 @@ __all__ = [
     "gda_em",
     "load_head",
     "nearest_neighbours",
+    "num_classes",
     "online",
     "onzeta",
     "probabilities",

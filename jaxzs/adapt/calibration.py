@@ -74,7 +74,7 @@ def calibrate(
 
     >>> x = jnp.array([[1.0, 0.2], [0.3, 1.0]])
     >>> head = adapt.calibrate(adapt.text_head(jnp.eye(2)), x, 0.7)
-    >>> print(jax.nn.softmax(adapt.scores(head, x)).max(axis=-1).mean().round(3))
+    >>> round(float(jax.nn.softmax(adapt.scores(head, x)).max(axis=-1).mean()), 3)
     0.7
     """
     target = number(confidence, "confidence", 0, 1)

@@ -24,6 +24,9 @@ from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import LabelSums, feature_sums, labelled_sums, sums_of
 from jaxzs.proxy.rows import EXACT, Reduce, Rows, normalize
 
+# The published shrinkage divides by the number of images: of 50,000 the text alone would be left (on food10 repeated 25
+# times 91.0 % instead of 93.7). More images than this weigh no less against the text.
+MOST = 2000
 NOTHING = 1e-6  # scatter of unit vectors below this share of their number is rounding
 
 
@@ -107,7 +110,8 @@ def anchored_head(found: Labelled, text: jax.Array, numbers: Numbers, *, around_
     if not around_anchors:
         tight = scatter_around(observed, sums)
         scatter = jnp.where(jnp.trace(tight) > least, tight, scatter)  # where each image is its class
-    added = discriminant(means, scatter, 1 / jnp.maximum(sums.num_images, 1))
+    size = jnp.clip(sums.num_images, 1, MOST)
+    added = discriminant(means, scatter * (size / jnp.maximum(sums.num_images, 1)), 1 / size)
     return jax.tree.map(lambda prior, own: prior + numbers.weight * own, linear(text, numbers.temperature), added)
 
 

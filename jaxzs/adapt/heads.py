@@ -100,6 +100,16 @@ def width(head: AnyHead) -> int:
     return weights[1]
 
 
+def num_classes(head: AnyHead) -> int:
+    """C of a head.
+
+    >>> adapt.num_classes(adapt.text_head(jnp.eye(3)))
+    3
+    """
+    width(head)
+    return int((head.prior if isinstance(head, GaussianHead) else head).weights.shape[0])
+
+
 def scores_of(head: AnyHead, x: jax.Array) -> jax.Array:
     """`scores` of normalised features [N,E]."""
     if isinstance(head, GaussianHead):

@@ -32,14 +32,17 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
-    from jaxzs.classification import Classification, Labelling
+    from jaxzs.adapt import KeptHead, Shots
+    from jaxzs.classification import Classification, Labelling, Method
     from jaxzs.clip import Model
     from jaxzs.data import DatasetInfo, FolderSource
     from jaxzs.prompt import TunedPrompt
-    from jaxzs.proxy import LearnedProxies
     from jaxzs.report import Results
 
     Encoder = Callable[[np.ndarray], jax.Array]
+
+
+_Asked = Literal["auto", "proxy", "gda", "stata", "transclip", "zero-shot"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,15 +53,17 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
     prompt: File = None
     """A prompt that `jaxzs tune` has learned; its class names unless others are given, and no templates."""
     proxies: File = None
-    """Proxies that --save has kept, with their class names: nothing is learned, so that one image is enough."""
-    method: Annotated[Literal["proxy", "zero-shot"] | None, shown_as("{proxy,zero-shot}")] = None
-    """Learn proxies from these images (the default), or compare with the text as it is (the default with --prompt)."""
+    """A head or proxies that --save has kept, with their class names: nothing is learned, one image is enough."""
+    method: Annotated[_Asked | None, shown_as("{auto,proxy,gda,stata,transclip,zero-shot}")] = None
+    """What suits these images (auto, the default), one method, or the text as it is (the default with --prompt)."""
+    shots: Folder = None
+    """Folder with one subfolder a class of images whose labels are known, beside those to classify."""
     templates: Annotated[tuple[str, ...], shown_as("TEXT ...")] = ()
     """Sentences with {}, or sets simple, imagenet7, imagenet80, tagclip85; else the data set's or "a photo of a {}"."""
     gamma: str = "auto"
-    """Class balance assumed by proxies: 0 uniform, 1 as predicted by the text, or auto."""
+    """Class balance assumed by --method proxy: 0 uniform, 1 as predicted by the text, or auto."""
     save: File = None
-    """Keep the learned proxies in this .safetensors file, for --proxies."""
+    """Keep what is learned in this .safetensors file, for --proxies."""
     top: int = 1
     """Classes listed for each image."""
     out: File = None
@@ -68,7 +73,7 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
     batch_size: int = 32
     """Images encoded at once."""
     seed: int = 0
-    """Of the random halves that gamma auto compares."""
+    """Of the random splits that are compared."""
 
 
 def run(options: ClassifyOptions) -> int:
@@ -86,7 +91,8 @@ def run(options: ClassifyOptions) -> int:
         check_number_of_classes(len(classes.names), model.config.projection_dim)
         text, encode = _text(run, model, classes, learned)
         features, read = _encode(run, model, source, encode)
-        found = classify_features(model, features, text, _labelling(options))
+        shots = _shots(run, model, classes, encode)
+        found = classify_features(model, features, text, _labelling(options, learned), shots)
     rows = rows_of(paths_of(source, read), classes.shown, found, options.top)
     truth = _truth_of(run, classes, read)
     if truth is not None:
@@ -106,12 +112,14 @@ def run(options: ClassifyOptions) -> int:
     return run.finish(record, _closing(rows, classes, found, results))
 
 
-def _labelling(options: ClassifyOptions) -> Labelling:
+def _labelling(options: ClassifyOptions, learned: KeptHead | TunedPrompt | None) -> Labelling:
     """At least the five best classes are looked at, for the accuracy among five."""
+    from jaxzs.adapt import KeptHead
     from jaxzs.classification import Labelling
 
+    head = learned.head if isinstance(learned, KeptHead) else None
     gamma: float | Literal["auto"] = "auto" if options.gamma == "auto" else float(options.gamma)
-    return Labelling(_method(options), gamma, top=max(5, options.top), seed=options.seed)
+    return Labelling(_method(options), gamma, top=max(5, options.top), seed=options.seed, head=head)
 
 
 def _truth_of(run: Run, classes: _Classes, read: Sequence[int]) -> np.ndarray | None:
@@ -143,29 +151,32 @@ def _folders(source: FolderSource) -> list[str | None] | None:
     return [source.label_names[labels[0]] if labels else None for labels in source.labels]
 
 
-def _learned(options: ClassifyOptions, model: Model) -> LearnedProxies | TunedPrompt | None:
+def _learned(options: ClassifyOptions, model: Model) -> KeptHead | TunedPrompt | None:
     """Kept proxies, or a tuned prompt, if one of them is given."""
+    from jaxzs.adapt import load_head
     from jaxzs.prompt import load_prompt
-    from jaxzs.proxy import load_proxies
 
     if options.proxies is not None:
-        return load_proxies(options.proxies, model)
+        return load_head(options.proxies, model)
     return None if options.prompt is None else load_prompt(options.prompt, model)
 
 
 def _text(
-    run: Run, model: Model, classes: _Classes, learned: LearnedProxies | TunedPrompt | None
+    run: Run, model: Model, classes: _Classes, learned: KeptHead | TunedPrompt | None
 ) -> tuple[jax.Array, Encoder | None]:
     """What images are compared with [C,E], and an encoder of images where it is not the model's own."""
     import jax.numpy as jnp
 
     from jaxzs import zeroshot
+    from jaxzs.adapt import GaussianHead
     from jaxzs.prompt import TunedPrompt, prompted_encoders
 
     options = run.options
     if learned is not None and not isinstance(learned, TunedPrompt):
-        zeroshot.check_proxies(jnp.asarray(learned.proxies), classes.names)
-        return jnp.asarray(learned.proxies), None
+        head = learned.head
+        weights = jnp.asarray((head.prior if isinstance(head, GaussianHead) else head).weights)
+        zeroshot.check_proxies(weights, classes.names)
+        return weights, None
     if not options.force:
         model.check_words(classes.names)
     if learned is not None:
@@ -191,8 +202,10 @@ def _check_options(options: ClassifyOptions) -> None:
     check_record_beside(options.out)
     check_output_folder(options.store, "store")
     check_output_file(options.save, ".safetensors", name="save")
-    if options.save is not None and _method(options) != "proxy":
-        raise DataError("--save keeps learned proxies, but none are learned here; leave it out")
+    if options.save is not None and _method(options) in ("zero-shot", "learned"):
+        raise DataError("--save keeps learned heads, but none are learned here; leave it out")
+    if options.shots is not None and _method(options) not in ("auto", "gda"):
+        raise DataError("--shots is used by --method auto and gda; leave it out")
     if options.proxies is not None:
         names = "prompt", "method", "templates", "labels", "labels_file", "dataset"
         also = [option(name) for name in names if getattr(options, name)]
@@ -200,11 +213,13 @@ def _check_options(options: ClassifyOptions) -> None:
             raise DataError(f"--proxies brings its class names and replaces {', '.join(also)}; leave these out")
 
 
-def _method(options: ClassifyOptions) -> Literal["proxy", "zero-shot", "learned"]:
-    """As asked; else proxies are learned unless there is something better than names: proxies, or a prompt."""
+def _method(options: ClassifyOptions) -> Method:
+    """As asked; else what suits the images, unless there is something better than names: a head, or a prompt."""
     if options.proxies is not None:
         return "learned"
-    return options.method or ("proxy" if options.prompt is None else "zero-shot")
+    if options.method is None and options.gamma != "auto":
+        return "proxy"  # the balance is that of proxies
+    return options.method or ("auto" if options.prompt is None else "zero-shot")
 
 
 class _Classes(NamedTuple):
@@ -223,7 +238,7 @@ def _classes(
     run: Run,
     given: tuple[str, ...] | None,
     folders: Sequence[str | None] | None,
-    learned: TunedPrompt | LearnedProxies | None,
+    learned: TunedPrompt | KeptHead | None,
 ) -> _Classes:
     """As given, of a known data set, of the tuned prompt or kept proxies, or the names of the subfolders."""
     from jaxzs import zeroshot
@@ -355,8 +370,12 @@ def _shown(options: ClassifyOptions, found: Classification) -> tuple[str, str]:
     """Method and protocol as tables and plots name them."""
     protocol = "kept proxies" if found.method == "learned" else "transductive"
     if options.prompt is not None:
-        return "tuned prompt" + " and proxies" * (found.method == "proxy"), protocol
-    return "zero-shot" if found.method == "zero-shot" else "proxies", protocol
+        return "tuned prompt" + f" and {_named(found)}" * (found.method != "zero-shot"), protocol
+    return _named(found), protocol
+
+
+def _named(found: Classification) -> str:
+    return {"proxy": "proxies", "learned": "proxies", "gda": "anchored GDA"}.get(found.method, found.method)
 
 
 def _closing(rows: Sequence[dict[str, Any]], classes: _Classes, found: Classification, results: Results) -> str:
@@ -372,19 +391,56 @@ def _closing(rows: Sequence[dict[str, Any]], classes: _Classes, found: Classific
 
 
 def _save(run: Run, model: Model, classes: _Classes, found: Classification) -> None:
-    """The learned proxies, if they are to be kept; of one image there are none."""
-    from jaxzs.proxy import LearnedProxies, save_proxies
+    """The learned head, if it is to be kept; of one image there is none."""
+    from jaxzs.adapt import KeptHead, save_head
 
     options = run.options
     if options.save is None:
         return
-    if found.method != "proxy":
-        run.notice(f"note: no proxies were learned, {options.save} is not written")
+    if found.method == "zero-shot":
+        run.notice(f"note: nothing was learned, {options.save} is not written")
         return
-    settings = {"gamma": options.gamma, "images": len(found.classes), "bfloat16": options.bfloat16}
-    learned = LearnedProxies(found.proxies, classes.names, model.fingerprint, settings)
-    save_proxies(options.save, learned)
-    options.say(f"proxies kept in {options.save}")
+    settings = {"method": found.method, "images": len(found.classes), "bfloat16": options.bfloat16}
+    if found.method == "proxy":
+        settings["gamma"] = options.gamma
+    save_head(options.save, KeptHead(found.head, classes.names, model.fingerprint, settings))
+    options.say(f"head kept in {options.save}")
+
+
+def _shots(run: Run, model: Model, classes: _Classes, encode: Encoder | None) -> Shots | None:
+    """Images of --shots with the classes that their subfolders name; others are told and left out."""
+    import numpy as np
+
+    from jaxzs.adapt import Shots
+    from jaxzs.classification import Encoding, encode_source
+    from jaxzs.data import open_images
+
+    options = run.options
+    if options.shots is None:
+        return None
+    source = open_images(options.shots)
+    folders = _folders(source)
+    if folders is None:
+        raise DataError(f"--shots {options.shots}: expected one subfolder a class")
+    places = _places(classes.names)
+    labels = [-1 if folder is None else places.get(_plain(folder), -1) for folder in folders]
+    if max(labels, default=-1) < 0:
+        raise DataError(f"--shots {options.shots}: no subfolder is named as a class ({', '.join(classes.names[:8])})")
+    if -1 in labels:
+        run.notice(f"note: {counted(labels.count(-1), 'image')} of {options.shots} are of no class, and left out")
+    choices = Encoding(options.batch_size, options.numerics, not options.quiet, encode)
+    features, read, unreadable = encode_source(model, source, choices)
+    for reason in unreadable:
+        run.notice(f"note: {reason}")
+    return Shots(features, np.array([labels[number] for number in read], np.int32))
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").strip().casefold()
+
+
+def _places(names: Sequence[str]) -> dict[str, int]:
+    return {_plain(name): place for place, name in enumerate(names)}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:

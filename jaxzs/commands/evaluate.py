@@ -74,7 +74,7 @@ def run(options: EvaluateOptions) -> int:
         sweep.finish()
     text = table(rows, methods)
     with atomic_path(options.out / "evaluate.md") as temporary:
-        temporary.write_text(f"`{command_line('evaluate', options)}`\n\n{text}\n", encoding="utf-8")
+        temporary.write_text(f"`{command_line(options)}`\n\n{text}\n", encoding="utf-8")
     options.say(text)
     options.say(f"{len(rows)} cells, records and evaluate.md in {options.out}")
     return FINISHED
