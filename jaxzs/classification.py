@@ -173,7 +173,7 @@ def encode_source(
     """
     from tqdm import tqdm
 
-    size, side = min(encoding.batch_size, max(1, len(source))), model.config.vision.image_size
+    size, side = min(encoding.batch_size, max(1, len(source))), model.config.image_side
     features = [jnp.zeros((0, model.config.projection_dim), jnp.float32)]
     read: list[int] = []
     unreadable: list[str] = []

@@ -18,6 +18,7 @@ from jaxzs.clip.hub import find_checkpoint
 from jaxzs.errors import CheckpointError
 
 GOLDEN = Path(__file__).parent / "golden/clip"
+FAMILIES = GOLDEN.parent / "families"
 COMMIT = "5" * 40
 
 
@@ -33,6 +34,15 @@ def repositories(tmp_path):
         (many / name).write_text("{}")
     (many / "training_args.json").write_text("{}")
     shutil.copytree(GOLDEN / "variants/sharded_flax", root / "me/sharded")
+    shutil.copytree(FAMILIES / "rn_quickgelu", root / "me/timm")  # with timm's config.json and its image tower
+    (root / "me/laion").mkdir()  # both layouts whole
+    shutil.copy(GOLDEN / "gelu_first_eos/config.json", root / "me/laion")
+    shutil.copy(GOLDEN / "variants/safetensors_torch/model.safetensors", root / "me/laion")
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        shutil.copy(FAMILIES / "vit_gelu" / name, root / "me/laion")
+    (root / "me/blip").mkdir()
+    (root / "me/blip/config.json").write_text('{"model_type": "blip"}')
+    (root / "me/blip/model.safetensors").write_bytes(b"large")
     (root / "me/empty").mkdir()
     (root / "me/empty/README.md").write_text("nothing")
     return root
@@ -142,6 +152,7 @@ print(json.dumps(results))
 
 
 MANY = ["added_tokens.json", "config.json", "model.safetensors", "processor_config.json", "tokenizer.json"]
+OPEN_CLIP = ["open_clip_config.json", "open_clip_model.safetensors"]
 SHARDED = ["config.json"] + [f"flax_model-0000{k}-of-00003.msgpack" for k in (1, 2, 3)]
 
 
@@ -155,22 +166,32 @@ def test_hub_and_its_cache(hub, tmp_path):
             {"name": "me/empty"},
             {"name": "me/absent"},
             {"name": "me/many", "revision": "v9"},
+            {"name": "me/timm", "revision": COMMIT},
+            {"name": "me/laion"},
+            {"name": "me/blip"},
         ],
         cache,
         address,
     )
     assert found[0] == MANY  # one format of the weights, not three
     assert found[1] == [*SHARDED, "flax_model.msgpack.index.json"]
-    assert "me/empty: not a HuggingFace CLIP repository" in found[2]
+    assert "me/empty: not a repository of HuggingFace's or open_clip's layout: it lacks config.json" in found[2]
     assert "me/absent: neither a local path nor a public repository" in found[3]
     assert "no revision 'v9'" in found[4]
+    assert set(OPEN_CLIP) < set(found[5])
+    assert "model.safetensors" not in found[5]  # timm's image tower alone
+    assert "model.safetensors" in found[6]
+    assert "open_clip_model.safetensors" not in found[6]
+    assert "me/blip: its config.json is not that of a CLIP or SigLIP" in found[7]
+    assert "me/blip/model.safetensors" not in sent
     assert "me/many/model.safetensors" in sent
     assert not [name for name in sent if name.endswith((".bin", ".npz", "flax_model.msgpack"))]
 
     # The hub out of reach: what is in the cache serves, the rest says what was tried.
     nowhere = "http://127.0.0.1:9"
-    asked = [{"name": "me/many"}, {"name": "me/absent"}]
+    asked = [{"name": "me/many"}, {"name": "me/absent"}, {"name": "me/timm", "revision": COMMIT}]
     found = find_in_new_process(asked, cache, nowhere)
+    assert set(OPEN_CLIP) < set(found[2])
     assert found[0] == MANY
     assert f"the hub at {nowhere} could not be reached" in found[1]
     assert "Give the path of a folder" in found[1]

@@ -16,6 +16,7 @@ from jaxzs.clip.model import (
     vision_tower,
 )
 from jaxzs.clip.naflex import Patches
+from jaxzs.clip.naflex_images import PatchPreprocessor
 from jaxzs.clip.params import abstract_params, random_params
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.clip.save import save
@@ -29,6 +30,7 @@ __all__ = [
     "ImagePreprocessor",
     "Model",
     "Numerics",
+    "PatchPreprocessor",
     "Patches",
     "ResNetConfig",
     "TextConfig",

@@ -173,6 +173,16 @@ class CLIPConfig:
         _check(self)
 
     @property
+    def image_side(self) -> int:
+        """Side of the square images that the tower takes; `ConfigError` for NaFlex, which takes lists of patches."""
+        if isinstance(self.vision, VisionConfig) and self.vision.variable:
+            raise ConfigError(
+                "the image tower takes patches of images of any aspect (NaFlex): clip.encode_image reads what "
+                "model.preprocess makes, all else needs a tower of one size, such as SigLIP 2's with a fixed resolution"
+            )
+        return self.vision.image_size
+
+    @property
     def vit(self) -> VisionConfig:
         """The image tower, where what is asked for needs a transformer; `ConfigError` for a ResNet."""
         if isinstance(self.vision, ResNetConfig):

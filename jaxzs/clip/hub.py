@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.resources
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from jaxzs.clip.weights import WEIGHT_FILES, shard_names, weight_file
+from jaxzs.clip.open_clip import CONFIG_FILE as OPEN_CLIP_CONFIG
+from jaxzs.clip.weights import OPEN_CLIP_FILES, WEIGHT_FILES, is_dual_encoder, shard_names, weight_file
 from jaxzs.errors import CheckpointError
 
 # What is used besides the weights.
@@ -64,7 +66,7 @@ def _refuse_hiding_folder(name: str | Path, path: Path) -> None:
     """A folder without a checkpoint may stand in the way of the hub id that was meant."""
     if isinstance(name, Path) or not _HUB_ID.fullmatch(name) or "/" not in name or not path.is_dir():
         return
-    if not {"config.json", "open_clip_config.json", *WEIGHT_FILES} & set(os.listdir(path)):
+    if not {"config.json", OPEN_CLIP_CONFIG, *WEIGHT_FILES, *OPEN_CLIP_FILES} & set(os.listdir(path)):
         raise CheckpointError(
             f"{name}: a local folder of this name, {path.resolve()}, hides the hub id and holds no checkpoint. "
             f"Move or rename the folder, or work elsewhere, to load from the hub; write ./{name} for the folder"
@@ -102,17 +104,34 @@ def _download(repo: str, revision: str | None) -> Path:
 
     info = HfApi().model_info(repo, revision=revision)
     listed = {entry.rfilename for entry in info.siblings or ()}
-    weights = next((name for name in WEIGHT_FILES if name in listed), None)
-    if weights is None or "config.json" not in listed:
-        raise CheckpointError(
-            f"{repo}: not a HuggingFace CLIP repository: it lacks "
-            f"{'config.json' if weights else 'weights (' + ', '.join(WEIGHT_FILES) + ')'}. {_OTHERWISE}"
-        )
+
+    def fetch(name: str) -> Path:
+        return Path(hf_hub_download(repo, name, revision=info.sha))
+
+    weights = _chosen_weights(repo, listed, fetch)
     wanted = [*_SMALL_FILES, weights]
     if weights.endswith(".index.json"):
-        wanted += shard_names(Path(hf_hub_download(repo, weights, revision=info.sha)))
+        wanted += shard_names(fetch(weights))
     # The revision as the user gave it, so that the cache knows that name too when the hub is out of reach.
     return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+
+
+def _chosen_weights(repo: str, listed: set[str], fetch: Callable[[str], Path]) -> str:
+    """The weight file of a repository, from its listing and its config.json, before anything large is fetched.
+
+    timm's repositories hold a whole open_clip model beside timm's image tower, LAION's hold both layouts whole.
+    """
+    dual = "config.json" in listed and is_dual_encoder(fetch("config.json"))
+    files = (*WEIGHT_FILES,) * dual + (*OPEN_CLIP_FILES,) * (OPEN_CLIP_CONFIG in listed)
+    if (weights := next((name for name in files if name in listed), None)) is not None:
+        return weights
+    if "config.json" in listed and not dual and OPEN_CLIP_CONFIG not in listed:
+        raise CheckpointError(f"{repo}: its config.json is not that of a CLIP or SigLIP. {_OTHERWISE}")
+    config = f"config.json or {OPEN_CLIP_CONFIG}"
+    raise CheckpointError(
+        f"{repo}: not a repository of HuggingFace's or open_clip's layout: it lacks "
+        f"{'weights (' + ', '.join(files) + ')' if files else config}. {_OTHERWISE}"
+    )
 
 
 def _refusal(repo: str, revision: str | None, error: Exception) -> str | None:
@@ -138,11 +157,11 @@ def _from_cache(repo: str, revision: str | None, why: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        config = try_to_load_from_cache(repo, "config.json", revision=revision)
-        if isinstance(config, str):
-            weight_file(folder := Path(config).parent)
-            return folder
         missing = "holds no copy"
+        for name in ("config.json", OPEN_CLIP_CONFIG):
+            if isinstance(config := try_to_load_from_cache(repo, name, revision=revision), str):
+                weight_file(folder := Path(config).parent)
+                return folder
     except HFValidationError as error:
         raise CheckpointError(f"{repo}: not a valid hub id: {error}. {_OTHERWISE}") from error
     except CheckpointError:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxzs.clip import weights
-from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.config import CLIPConfig, ResNetConfig, VisionConfig
 from jaxzs.clip.files import read_json
 from jaxzs.clip.hub import find_checkpoint
 from jaxzs.clip.layout import TOWERS
+from jaxzs.clip.naflex_images import PatchPreprocessor
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.clip.sharding import Placement, placer
 from jaxzs.clip.tokenizer import Tokenizer
@@ -65,7 +66,7 @@ class Model:
         return self.tokenizer(texts)
 
     def preprocess(self, images: Any) -> np.ndarray:
-        """PIL images, uint8 arrays, or a list of them -> normalised pixels [B,S,S,3] float32."""
+        """PIL images, uint8 arrays, or a list of them -> normalised pixels [B,S,S,3] float32; NaFlex: `Patches`."""
         if self.preprocessor is None:
             raise ImageError(f"the checkpoint {self.name!r} was loaded without its image tower")
         return self.preprocessor(images)
@@ -179,7 +180,7 @@ def load(
     text_cfg, preprocess_cfg = weights.open_clip_values(folder)
     folder = folder if folder.is_dir() else folder.parent
     tokenizer = Tokenizer.for_tower(folder, config.text, text_cfg) if "text" in towers else None
-    preprocessor = ImagePreprocessor.for_tower(folder, config.vision, preprocess_cfg) if "vision" in towers else None
+    preprocessor = _preprocessor(folder, config.vision, preprocess_cfg) if "vision" in towers else None
     return Model(
         params=params,
         config=config,
@@ -188,6 +189,14 @@ def load(
         name=str(name_or_path),
         card=_model_card(folder / "model_card.json"),
     )
+
+
+def _preprocessor(
+    folder: Path, vision: VisionConfig | ResNetConfig, open_clip: Mapping[str, Any] | None
+) -> ImagePreprocessor | PatchPreprocessor:
+    if isinstance(vision, VisionConfig) and vision.variable:
+        return PatchPreprocessor.for_tower(folder, vision)
+    return ImagePreprocessor.for_tower(folder, vision, open_clip)
 
 
 def _model_card(path: Path) -> dict[str, Any]:

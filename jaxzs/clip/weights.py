@@ -207,11 +207,12 @@ def _is_open_clip(folder: Path, weights: Path | None = None) -> bool:
     if not (folder / CONFIG_FILE).is_file():
         return False
     if weights is not None:
-        return weights.name.startswith("open_clip") or not _is_dual_encoder(folder / "config.json")
-    return not (_is_dual_encoder(folder / "config.json") and any((folder / name).is_file() for name in WEIGHT_FILES))
+        return weights.name.startswith("open_clip") or not is_dual_encoder(folder / "config.json")
+    return not (is_dual_encoder(folder / "config.json") and any((folder / name).is_file() for name in WEIGHT_FILES))
 
 
-def _is_dual_encoder(file: Path) -> bool:
+def is_dual_encoder(file: Path) -> bool:
+    """Whether a config.json is that of a CLIP or SigLIP, or of one of its towers; False where there is none."""
     if not file.is_file():
         return False
     values = read_json(file, ConfigError)

@@ -222,7 +222,7 @@ def _items_of(store: FeatureStore, numbers: Sequence[int]) -> tuple[list[int], d
 
 def _loaded(work: _Work, items: Sequence[int]) -> Iterator[Batch]:
     """Batches of these items, read and preprocessed in threads."""
-    size = work.model.config.vision.image_size
+    size = work.model.config.image_side
     return batches(
         work.source,
         work.model.preprocess,

@@ -109,7 +109,7 @@ def read_source(
     from tqdm import tqdm
 
     kept, labels = [], []
-    size = model.config.vision.image_size
+    size = model.config.image_side
     shape = (size, size, model.config.vision.num_channels)
     bar = tqdm(total=len(source), unit="image", disable=None if progress else True)
     for batch in batches(source, model.preprocess, batch_size, image_shape=shape):
