@@ -87,8 +87,11 @@ def read_checkpoint(
     config = read_config(path, towers=towers)
     wanted = _wanted(config, towers)
     parts = _stored_parts(config, stored, towers)
-    prefix = layout.wrapper(stored, (name for part in parts for name in part.names))
+    names = {name for part in parts for name in part.names}
+    unread = {name for part in _stored_parts(config, stored, layout.TOWERS) for name in part.names} - names
+    prefix = layout.wrapper(stored, names)
     inside = {name.removeprefix(prefix): leaf for name, leaf in stored.items() if name.startswith(prefix)}
+    inside = {name: leaf for name, leaf in inside.items() if name not in unread}  # of the tower not asked for
     outside = [name for name in stored if not name.startswith(prefix)]
     _audit(str(file), wanted, parts, inside, outside, towers)
 
