@@ -59,6 +59,14 @@ def test_every_patch_lies_in_its_place(tmp_path: Path) -> None:
     np.testing.assert_allclose(made.values[0, 6], levels[8:16, 16:24].reshape(-1), rtol=0, atol=2.4e-7)
 
 
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    made = PatchPreprocessor.for_tower(written(tmp_path, image_mean=[0.4, 0.5, 0.6], resample=3), TOWER)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(made.to_json()))
+    again = PatchPreprocessor.for_tower(tmp_path, TOWER)
+    assert again == made
+    assert again.fingerprint == made.fingerprint != PatchPreprocessor().fingerprint
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,17 @@ class PatchPreprocessor:
             )
         return made
 
+    def to_json(self) -> dict[str, Any]:
+        """The dict of the `preprocessor_config.json` that `for_tower` reads."""
+        kept = ("do_convert_rgb", "do_rescale", "do_normalize", "rescale_factor", "image_mean", "image_std", "resample")
+        levels = {key: value for key, value in self.levels.to_json().items() if key in kept}
+        own = {"patch_size": self.patch_size, "max_num_patches": self.max_num_patches}
+        return {"image_processor_type": "Siglip2ImageProcessor", **levels, **own}
+
     @property
     def fingerprint(self) -> str:
         """sha256 of the settings: equal for equal preprocessing."""
-        numbers = f"{self.levels.fingerprint} {self.patch_size} {self.max_num_patches}"
-        return hashlib.sha256(numbers.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def __call__(self, images: Any) -> Patches:
         """`Patches` of one image or of several, as `ImagePreprocessor` takes them; raises `ImageError`."""
