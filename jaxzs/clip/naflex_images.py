@@ -34,7 +34,7 @@ class PatchPreprocessor:
 
     >>> preprocess = clip.PatchPreprocessor(max_num_patches=16)
     >>> images = preprocess(np.zeros((300, 400, 3), np.uint8))
-    >>> images.values.shape, images.mask.sum(), images.shapes.tolist()
+    >>> images.values.shape, int(images.mask.sum()), images.shapes.tolist()
     ((1, 16, 768), 12, [[3, 4]])
     """
 
@@ -109,7 +109,7 @@ def grid_within(height: int, width: int, patch_size: int, most: int) -> tuple[in
     """Rows and columns of patches: the largest scale, by halving, at which both sides, rounded up, give at most `most`.
 
     >>> grid_within(300, 400, 16, 256)
-    (13, 18)
+    (14, 18)
     """
 
     def patches(scale: float, side: int) -> int:
