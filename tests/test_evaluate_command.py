@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -106,4 +107,22 @@ def test_classify_chooses_a_method_and_takes_shots(tmp_path, digit_photos, capsy
         (["--shots", str(digit_photos / "one")], "expected one subfolder a class"),
     ]:
         assert cli.main(["classify", str(digit_photos), *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_pipe_of_paths_is_labelled_as_it_comes(digit_photos, capsys, monkeypatch):
+    paths = [str(path) for path in sorted((digit_photos / "one").iterdir())[:3]]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*paths, "no/such.png", ""])))
+    command = ["classify", "-", "--stream", "--labels", "zero,one", "--batch-size", "2"]
+    assert cli.main(command) == 1  # one path was no image
+    told = capsys.readouterr()
+    lines = [line.split("\t") for line in told.out.splitlines()]
+    assert [line[0] for line in lines] == paths
+    assert {line[1] for line in lines} <= {"zero", "one"}
+    assert "no such file or folder: no/such.png" in told.err
+    for arguments, message in [
+        (["--labels", "a,b", "--save", "x.safetensors"], "takes no --save"),
+        ([], "what are the classes"),
+    ]:
+        assert cli.main(["classify", "-", "--stream", *arguments]) == 2
         assert message in capsys.readouterr().err

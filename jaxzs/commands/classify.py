@@ -10,6 +10,7 @@ from jaxzs.commands.measures import confusion_table, measures, say_labels
 from jaxzs.commands.options import (
     ByPosition,
     File,
+    Flag,
     Folder,
     Images,
     LabelOptions,
@@ -25,6 +26,7 @@ from jaxzs.commands.options import (
     told_apart,
 )
 from jaxzs.commands.run import Run
+from jaxzs.commands.stream import label_as_they_come
 from jaxzs.commands.terminal import counted
 from jaxzs.errors import DataError, LabelError
 
@@ -72,6 +74,8 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
     """Keep image features in this folder: a run that is stopped goes on, a second one encodes nothing."""
     batch_size: int = 32
     """Images encoded at once."""
+    stream: Flag = False
+    """Label images as they arrive, until Ctrl-C: new ones in the folders, or paths on standard input (IMAGES is -)."""
     seed: int = 0
     """Of the random splits that are compared."""
 
@@ -79,6 +83,8 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
 def run(options: ClassifyOptions) -> int:
     """Classify and print; returns 0, or 1 when some images could not be read."""
     _check_options(options)
+    if options.stream:
+        return label_as_they_come(options)
     from jaxzs.classification import check_number_of_classes, classify_features, paths_of, rows_of
 
     run = Run(options)
@@ -190,6 +196,11 @@ def _text(
 def _check_options(options: ClassifyOptions) -> None:
     if options.prompt is not None and (options.templates or options.store):
         raise DataError("--prompt replaces --templates, and its features are not kept in a --store; leave these out")
+    if options.stream:
+        names = "prompt", "proxies", "method", "shots", "save", "out", "store", "templates"
+        also = [option(name) for name in names if getattr(options, name)]
+        if also:
+            raise DataError(f"--stream labels batches by StatA and takes no {', '.join(also)}; leave these out")
     if options.gamma != "auto":
         try:
             valid = 0 <= float(options.gamma) <= 1

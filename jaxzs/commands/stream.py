@@ -1,0 +1,132 @@
+"""`jaxzs classify --stream`: images are labelled as they arrive, in a folder that grows or by a pipe of paths."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxzs.commands import FINISHED, INCOMPLETE
+from jaxzs.commands.run import Run
+from jaxzs.commands.terminal import counted
+from jaxzs.errors import DataError, JaxzsError, LabelError
+
+if TYPE_CHECKING:
+    from jaxzs.clip import Model
+
+_TOGETHER = 0.3  # seconds in which images are labelled together, as StatA likes it
+_LOOK_AGAIN = 1.0  # seconds between looks at a folder
+
+
+def label_as_they_come(options: Any) -> int:
+    """A line an image until the pipe ends, or the watcher of folders stops; nothing is kept between batches."""
+    from jaxzs import zeroshot
+    from jaxzs.adapt import online
+
+    names = options.class_names()
+    if names is None:
+        raise LabelError("what are the classes? A stream needs --labels, --labels-file or --dataset")
+    run = Run(options)
+    model = run.load_model(names)
+    text = zeroshot.text_proxies(model, names, numerics=options.numerics)
+    settings = online.StatA(temperature=1 / model.logit_scale, batch=options.batch_size)
+    labelled = 0
+    for paths in _batches(_arriving(options.images), options.batch_size):
+        features, read = _encoded(run, model, paths)
+        if not len(read):
+            continue
+        (answer,) = online.stream([features], text, settings)
+        for path, p in zip(read, answer.probabilities, strict=True):
+            print(f"{path}\t{names[int(p.argmax())]}\t{float(p.max()):.3f}", flush=True)
+        labelled += len(read)
+    options.notice(f"{counted(labelled, 'image')} labelled, {counted(len(run.unusable), 'file')} not usable")
+    return INCOMPLETE if run.unusable else FINISHED
+
+
+def _encoded(run: Run, model: Model, paths: Sequence[str]) -> tuple[Any, list[str]]:
+    """Features of the images that can be read, and their paths; of the others is told."""
+    import numpy as np
+
+    from jaxzs.classification import Encoding, encode_source
+    from jaxzs.data import open_images
+
+    found, read = [], []
+    for path in paths:  # one that is no image must not take the others with it
+        try:
+            features, numbers, unreadable = encode_source(model, open_images(path), Encoding(1, run.options.numerics))
+        except JaxzsError as error:
+            unreadable, numbers = [error.shown(on_command_line=True)], []
+        if numbers:
+            found.append(np.asarray(features))
+            read.append(path)
+        for reason in unreadable:
+            run.skip([reason])
+            run.notice(reason)
+    return (np.concatenate(found) if found else np.zeros((0, 1), np.float32)), read
+
+
+def _arriving(places: Sequence[str]) -> queue.Queue[str | None]:
+    """Paths as they come, None at the end: of standard input for "-", else of files new in the folders."""
+    if not places:
+        raise DataError("no images given: name a folder, or - for paths on standard input")
+    if places != ("-",):
+        for place in places:
+            if not Path(place).is_dir():
+                raise DataError(f"{place} is no folder: a stream takes folders, or - for paths on standard input")
+    arriving: queue.Queue[str | None] = queue.Queue(maxsize=10_000)
+    work, arguments = (_listen, (arriving,)) if places == ("-",) else (_watch, (places, arriving))
+    threading.Thread(target=work, args=arguments, daemon=True).start()
+    return arriving
+
+
+def _listen(arriving: queue.Queue[str | None]) -> None:
+    for line in sys.stdin:
+        if line.strip():
+            arriving.put(line.rstrip("\n"))
+    arriving.put(None)
+
+
+def _watch(places: Sequence[str], arriving: queue.Queue[str | None]) -> None:
+    """Images once their size stands still: a file that is being copied is left for the next look."""
+    from jaxzs.data import find_images
+
+    told: set[str] = set()
+    sizes: dict[str, int] = {}
+    while True:
+        for place in places:
+            try:
+                present = [str(path) for path in find_images(place)]
+            except JaxzsError:
+                present = []  # none yet
+            for path in present:
+                size = os.path.getsize(path) if os.path.exists(path) else -1
+                if path not in told and sizes.get(path) == size:
+                    told.add(path)
+                    arriving.put(path)
+                sizes[path] = size
+        time.sleep(_LOOK_AGAIN)
+
+
+def _batches(arriving: queue.Queue[str | None], size: int) -> Iterator[list[str]]:
+    """What comes within a short time, at most `size`: nobody waits for a full batch."""
+    ended = False
+    while not ended:
+        batch: list[str] = []
+        until = None
+        while len(batch) < size:
+            try:
+                path = arriving.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            if path is None:
+                ended = True
+                break
+            batch.append(path)
+            until = until or time.monotonic() + _TOGETHER
+        if batch:
+            yield batch
