@@ -22,6 +22,7 @@ _SUBMODULES = (
     "data",
     "errors",
     "features",
+    "flax",
     "metrics",
     "parallel",
     "patch",

@@ -1,0 +1,474 @@
+"""FlaxCLIPModel and the three one-tower classes, with the signatures of transformers 4.57.6.
+
+An object holds parameters and a configuration; every call is a pure function of `params=` (by default its own), so
+that it may be differentiated, compiled and mapped as the classes of transformers could.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxzs.clip import layout
+from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.hub import find_checkpoint
+from jaxzs.clip.layers import Numerics, dense
+from jaxzs.clip.model import TowerOutput, text_tower, vision_tower
+from jaxzs.clip.params import Tree, abstract_params, flatten, random_params, unflatten
+from jaxzs.clip.tokenizer_files import _quiet_transformers
+from jaxzs.clip.weights import (
+    _audit,
+    _open_shards,
+    _write_msgpack,
+    _write_safetensors,
+    read_checkpoint,
+    read_config,
+    weight_file,
+)  # fmt: skip
+from jaxzs.errors import CheckpointError, ConfigError
+from jaxzs.files import atomic_path
+from jaxzs.flax.outputs import FlaxBaseModelOutputWithPooling, FlaxCLIPOutput, FlaxCLIPTextModelOutput, ModelOutput
+
+WEIGHTS, SAFE_WEIGHTS = "flax_model.msgpack", "model.safetensors"
+
+
+class Flags(NamedTuple):
+    """What is asked for beside the main values; static."""
+
+    attentions: bool
+    hidden_states: bool
+
+
+class FlaxCLIPPreTrained:
+    """What the four classes share. config: of transformers; dtype: of computation; params: HuggingFace's Flax tree."""
+
+    config_name: ClassVar[str]  # of transformers' configuration class
+    towers: ClassVar[tuple[str, ...]]
+    leaves: ClassVar[tuple[str, ...]]  # names at the top of the parameter tree
+
+    def __init__(
+        self, config: Any, input_shape: Any = None, seed: int = 0, dtype: Any = jnp.float32, _do_init: bool = True
+    ) -> None:
+        self.config, self.dtype = config, dtype
+        self._config = _own_config(config)
+        self._is_initialized = _do_init
+        self._params: Any = self.init_weights(jax.random.key(seed), input_shape) if _do_init else None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        dtype: Any = jnp.float32,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        _do_init: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """A model of a hub id, a folder, or the embedded "demo"; every weight format that `jaxzs.load` reads.
+
+        dtype: of computation, as there; weights keep the type they are stored in. `from_pt` is not needed. Other
+        keywords are entries of the configuration, such as `output_hidden_states=True`. With `_do_init=False` the
+        parameters are returned beside the model. Raises `CheckpointError` and `ConfigError`.
+        """
+        folder = find_checkpoint(pretrained_model_name_or_path, revision=revision, local_files_only=local_files_only)
+        params = cls._read(folder)
+        config = _hf_config(cls.config_name, folder, read_config(folder, towers=cls.towers))
+        for name in ("from_pt", "cache_dir", "token", "force_download", "subfolder"):
+            kwargs.pop(name, None)
+        for name, value in kwargs.items():
+            if not hasattr(config, name):
+                raise ConfigError(f"{cls.__name__}.from_pretrained has no argument {name}, nor has its configuration")
+            setattr(config, name, value)
+        model = cls(config, dtype=dtype, _do_init=False)
+        if not _do_init:
+            return model, params
+        model._is_initialized, model._params = True, params
+        return model
+
+    @classmethod
+    def _read(cls, folder: Path) -> Tree:
+        """The parameters of these towers, also of a file that holds one tower without its projection."""
+        try:
+            params, _ = read_checkpoint(folder, towers=cls.towers)
+        except CheckpointError:
+            if "text_projection" in cls.leaves or "visual_projection" in cls.leaves:
+                raise
+            return cls._read_alone(folder)
+        return {name: params[name] for name in cls.leaves}
+
+    @classmethod
+    def _read_alone(cls, folder: Path) -> Tree:
+        """One tower's file without its projection: of these classes, or the text encoder of an image generator."""
+        file, wanted = weight_file(folder), cls._shapes(read_config(folder, towers=cls.towers))
+        stored = _open_shards(file)
+        names, as_torch = layout.stored_names(wanted, stored, cls.towers), layout.has_torch_names(stored)
+        _audit(str(file), wanted, names, stored, cls.towers, as_torch=as_torch)
+        read = lambda path: stored[names[path]].read()  # noqa: E731
+        return unflatten({p: jnp.asarray(layout.from_torch(p, read(p)) if as_torch else read(p)) for p in wanted})
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        params: Tree | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: str = "10GB",
+        token: Any = None,
+        safe_serialization: bool = False,
+    ) -> None:
+        """Write `config.json` and the weights, which transformers 4's Flax classes and jaxzs read; one file each.
+
+        safe_serialization: `model.safetensors` (with Flax names) instead of `flax_model.msgpack`. Nothing is uploaded:
+        `push_to_hub` is a `ConfigError`; use `huggingface_hub.upload_folder` on the folder.
+        """
+        if push_to_hub:
+            raise ConfigError("jaxzs uploads nothing; write the folder, then huggingface_hub.upload_folder")
+        tree, folder = self._tree(params), Path(save_directory)
+        target = folder / (SAFE_WEIGHTS if safe_serialization else WEIGHTS)
+        with atomic_path(target) as temporary, temporary.open("wb") as file:
+            if safe_serialization:
+                _write_safetensors(file, dict(flatten(tree)), as_torch=False)
+            else:
+                _write_msgpack(file, tree)
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(folder)
+
+    # --- parameters ---------------------------------------------------------------------------------------------------
+
+    @property
+    def params(self) -> Tree:
+        """The parameter tree; replaced as a whole, by one of the same names and shapes."""
+        if not self._is_initialized:
+            raise ConfigError(
+                "the model was made with _do_init=False and holds no parameters; pass params= to each call"
+            )
+        return self._params
+
+    @params.setter
+    def params(self, params: Mapping[str, Any]) -> None:
+        tree = _plain(params)
+        if not self._is_initialized:
+            raise ConfigError("the model was made with _do_init=False: its parameters live outside of it")
+        if _shapes_of(tree) != self._shapes(self._config):
+            raise CheckpointError("the parameters do not have the names and shapes of this model")
+        self._params = tree
+
+    @classmethod
+    def _shapes(cls, config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+        whole = abstract_params(config)
+        return _shapes_of({name: whole[name] for name in cls.leaves})
+
+    def init_weights(self, rng: jax.Array, input_shape: Any = None, params: Tree | None = None) -> Tree:
+        """Random parameters; leaves that `params` has already are kept."""
+        drawn = random_params(rng, self._config)
+        leaves = dict(flatten({name: drawn[name] for name in self.leaves}))
+        return unflatten({**leaves, **(dict(flatten(_plain(params))) if params else {})})
+
+    def _tree(self, params: Mapping[str, Any] | None) -> Tree:
+        return self.params if params is None else _plain(params)
+
+    def to_bf16(self, params: Tree, mask: Any = None) -> Tree:
+        """Floating leaves in bfloat16 (where mask is True)."""
+        return _cast(params, jnp.bfloat16, mask)
+
+    def to_fp16(self, params: Tree, mask: Any = None) -> Tree:
+        """Floating leaves in float16 (where mask is True)."""
+        return _cast(params, jnp.float16, mask)
+
+    def to_fp32(self, params: Tree, mask: Any = None) -> Tree:
+        """Floating leaves in float32 (where mask is True)."""
+        return _cast(params, jnp.float32, mask)
+
+    # --- calls --------------------------------------------------------------------------------------------------------
+
+    def _finished(self, output: ModelOutput, return_dict: bool | None) -> Any:
+        """In the type of computation, as an output or a tuple."""
+        kind = jnp.dtype(self.dtype)
+        output = jax.tree.map(lambda x: x.astype(kind), output)
+        wanted = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
+        return output if wanted else output.to_tuple()
+
+    def _flags(self, attentions: bool | None, hidden_states: bool | None) -> Flags:
+        own = lambda name, given: bool(getattr(self.config, name, False) if given is None else given)  # noqa: E731
+        return Flags(own("output_attentions", attentions), own("output_hidden_states", hidden_states))
+
+    @property
+    def _numerics(self) -> Numerics:
+        kind = jnp.dtype(self.dtype)
+        return Numerics(None if kind == jnp.float32 else kind.type)
+
+    def _check_train(self, train: bool) -> None:
+        parts = [getattr(self.config, f"{tower}_config", self.config) for tower in self.towers]
+        if train and any(getattr(part, "attention_dropout", 0) for part in parts):
+            raise ConfigError("attention_dropout is not 0: jaxzs' towers have no dropout; set it to 0, or train=False")
+
+    def __repr__(self) -> str:
+        size = sum(leaf.size for leaf in jax.tree.leaves(self._params))
+        return f"{type(self).__name__}({size:,} parameters)"
+
+
+class FlaxCLIPTextModel(FlaxCLIPPreTrained):
+    """The text tower: called with input_ids [B,T], returns `FlaxBaseModelOutputWithPooling`.
+
+    >>> model = jaxzs.flax.FlaxCLIPTextModel.from_pretrained("demo")
+    >>> ids, mask = jaxzs.load("demo").tokenize(["the digit seven"])
+    >>> model(ids, mask).pooler_output.shape, sorted(model.params)
+    ((1, 64), ['text_model'])
+    """
+
+    config_name = "CLIPTextConfig"
+    towers = ("text",)
+    leaves: ClassVar[tuple[str, ...]] = ("text_model",)
+
+    def __call__(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        params: Mapping[str, Any] | None = None,
+        dropout_rng: Any = None,
+        train: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        self._check_train(train)
+        flags = self._flags(output_attentions, output_hidden_states)
+        texts = _texts(input_ids, attention_mask, position_ids)
+        output = self._text(self._tree(params), texts, self._config, self._numerics, flags)
+        return self._finished(output, return_dict)
+
+    @staticmethod
+    def _text(*arguments: Any) -> ModelOutput:
+        return _text(*arguments)
+
+
+class FlaxCLIPTextModelWithProjection(FlaxCLIPTextModel):
+    """The text tower and its projection: returns `FlaxCLIPTextModelOutput`.
+
+    >>> model = jaxzs.flax.FlaxCLIPTextModelWithProjection.from_pretrained("demo")
+    >>> ids, mask = jaxzs.load("demo").tokenize(["the digit seven"])
+    >>> model(ids, mask).text_embeds.shape
+    (1, 64)
+    """
+
+    leaves = ("text_model", "text_projection")
+
+    @staticmethod
+    def _text(*arguments: Any) -> ModelOutput:
+        return _projected_text(*arguments)
+
+
+class FlaxCLIPVisionModel(FlaxCLIPPreTrained):
+    """The vision tower: called with pixel_values [B,3,S,S], returns `FlaxBaseModelOutputWithPooling`.
+
+    >>> model = jaxzs.flax.FlaxCLIPVisionModel.from_pretrained("demo")
+    >>> outputs = model(np.zeros((2, 3, 48, 48), np.float32), output_hidden_states=True)
+    >>> outputs.last_hidden_state.shape, outputs[1].shape, len(outputs.hidden_states)
+    ((2, 37, 96), (2, 96), 6)
+    """
+
+    config_name = "CLIPVisionConfig"
+    towers = ("vision",)
+    leaves = ("vision_model",)
+
+    def __call__(
+        self,
+        pixel_values: Any,
+        params: Mapping[str, Any] | None = None,
+        dropout_rng: Any = None,
+        train: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        self._check_train(train)
+        flags = self._flags(output_attentions, output_hidden_states)
+        output = _vision(self._tree(params), _pixels(pixel_values), self._config, self._numerics, flags)
+        return self._finished(output, return_dict)
+
+
+class FlaxCLIPModel(FlaxCLIPPreTrained):
+    """Both towers: called with input_ids [C,T] and pixel_values [B,3,S,S], returns `FlaxCLIPOutput`.
+
+    >>> model = jaxzs.flax.FlaxCLIPModel.from_pretrained("demo")
+    >>> ids, mask = jaxzs.load("demo").tokenize(["the digit six", "the digit seven"])
+    >>> outputs = model(ids, np.zeros((3, 3, 48, 48), np.float32), mask)
+    >>> outputs.logits_per_image.shape, outputs["text_embeds"].shape, outputs[3].shape
+    ((3, 2), (2, 64), (3, 64))
+    >>> model.get_image_features(np.zeros((1, 3, 48, 48), np.float32), params=model.params).shape
+    (1, 64)
+    """
+
+    config_name = "CLIPConfig"
+    towers = ("text", "vision")
+    leaves = ("logit_scale", "text_model", "text_projection", "vision_model", "visual_projection")
+
+    def __call__(
+        self,
+        input_ids: Any,
+        pixel_values: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        params: Mapping[str, Any] | None = None,
+        dropout_rng: Any = None,
+        train: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        self._check_train(train)
+        flags = self._flags(output_attentions, output_hidden_states)
+        texts = _texts(input_ids, attention_mask, position_ids)
+        tree, pixels = self._tree(params), _pixels(pixel_values)
+        return self._finished(_both(tree, texts, pixels, self._config, self._numerics, flags), return_dict)
+
+    def get_text_features(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        params: Mapping[str, Any] | None = None,
+        dropout_rng: Any = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Projected text features [C,E], not normalised."""
+        self._check_train(train)
+        texts = _texts(input_ids, attention_mask, position_ids)
+        output = _projected_text(self._tree(params), texts, self._config, self._numerics, Flags(False, False))
+        return self._finished(output, True).text_embeds
+
+    def get_image_features(
+        self, pixel_values: Any, params: Mapping[str, Any] | None = None, dropout_rng: Any = None, train: bool = False
+    ) -> jax.Array:
+        """Projected image features [B,E], not normalised."""
+        self._check_train(train)
+        tree, numerics = self._tree(params), self._numerics
+        output = _vision(tree, _pixels(pixel_values), self._config, numerics, Flags(False, False))
+        return dense(tree["visual_projection"], output.pooler_output, numerics).astype(self.dtype)
+
+
+# --- the pure functions underneath --------------------------------------------------------------------------------
+
+
+_compiled = functools.partial(jax.jit, static_argnames=("config", "numerics", "flags"))
+
+
+@_compiled
+def _text(params, texts, config, numerics, flags):
+    return _tower_output(_text_tower(params, texts, config, numerics), flags)
+
+
+@_compiled
+def _projected_text(params, texts, config, numerics, flags):
+    tower = _text_tower(params, texts, config, numerics)
+    embeds = dense(params["text_projection"], tower.pooled, numerics)  # [C,E]
+    own = _tower_output(tower, flags)
+    return FlaxCLIPTextModelOutput(embeds, own.last_hidden_state, own.hidden_states, own.attentions)
+
+
+@_compiled
+def _vision(params, pixels, config, numerics, flags):
+    return _tower_output(vision_tower(params, pixels, config, numerics=numerics), flags)
+
+
+@_compiled
+def _both(params, texts, pixels, config, numerics, flags):
+    text, vision = _text(params, texts, config, numerics, flags), _vision(params, pixels, config, numerics, flags)
+    # As there: no guard against a feature of length 0.
+    unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    text_embeds = unit(dense(params["text_projection"], text.pooler_output, numerics))  # [C,E]
+    image_embeds = unit(dense(params["visual_projection"], vision.pooler_output, numerics))  # [B,E]
+    scale = jnp.exp(jnp.asarray(params["logit_scale"], jnp.float32))
+    per_text = numerics.matmul(text_embeds, image_embeds.T) * scale  # [C,B]
+    return FlaxCLIPOutput(per_text.T, per_text, text_embeds, image_embeds, text, vision)
+
+
+def _text_tower(params: Tree, texts: tuple[Any, Any, Any], config: CLIPConfig, numerics: Numerics) -> TowerOutput:
+    """The text tower, at places of the caller's own where position_ids [B,T] are given."""
+    ids, mask, positions = texts
+    if positions is None:
+        return text_tower(params, ids, config, mask, numerics=numerics)
+
+    def one(ids: jax.Array, mask: jax.Array | None, positions: jax.Array) -> TowerOutput:
+        tree = params["text_model"]
+        table = tree["embeddings"]["position_embedding"]["embedding"]
+        chosen = {**tree["embeddings"], "position_embedding": {"embedding": table[positions]}}  # [T,D]
+        moved = {**params, "text_model": {**tree, "embeddings": chosen}}
+        own = text_tower(moved, ids[None], config, None if mask is None else mask[None], numerics=numerics)
+        return jax.tree.map(lambda x: x[0], own)
+
+    return jax.vmap(one, in_axes=(0, None if mask is None else 0, 0))(ids, mask, positions)
+
+
+def _tower_output(tower: TowerOutput, flags: Flags) -> FlaxBaseModelOutputWithPooling:
+    return FlaxBaseModelOutputWithPooling(
+        tower.tokens,
+        tower.pooled,
+        tower.hidden if flags.hidden_states else None,
+        tower.attention if flags.attentions else None,
+    )
+
+
+# --- arguments and configurations ---------------------------------------------------------------------------------
+
+
+def _texts(input_ids: Any, attention_mask: Any, position_ids: Any) -> tuple[Any, Any, Any]:
+    """(ids, mask or None, positions or None), integers [B,T]."""
+    integers = lambda x: None if x is None else jnp.asarray(x).astype(jnp.int32)  # noqa: E731
+    return integers(input_ids), integers(attention_mask), integers(position_ids)
+
+
+def _pixels(pixel_values: Any) -> jax.Array:
+    """[B,3,S,S] of any type -> [B,S,S,3] float32."""
+    pixels = jnp.asarray(pixel_values)
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+        raise ConfigError(
+            f"pixel_values have shape {pixels.shape}, expected [B,3,S,S]: channels first, as in transformers"
+        )
+    return pixels.astype(jnp.float32).transpose(0, 2, 3, 1)
+
+
+def _own_config(config: Any) -> CLIPConfig:
+    """jaxzs' configuration from transformers', of both towers or of one."""
+    values = config.to_dict()
+    kind = values.get("model_type")
+    for tower in ("text", "vision"):
+        if kind == f"clip_{tower}_model":
+            values = {"projection_dim": values.get("projection_dim", 512), f"{tower}_config": values}
+    return CLIPConfig.from_hf({**values, "model_type": "clip"})
+
+
+def _hf_config(name: str, folder: Path, config: CLIPConfig) -> Any:
+    """transformers' configuration of a folder; where it has no `config.json` of a CLIP, from what jaxzs read."""
+    with _quiet_transformers():
+        import transformers
+
+        kind = getattr(transformers, name)
+        folder = folder if folder.is_dir() else folder.parent
+        try:
+            return kind.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError):
+            values = config.to_hf()
+            return kind(**(values if name == "CLIPConfig" else values[f"{name[4:-6].lower()}_config"]))
+
+
+def _plain(params: Mapping[str, Any]) -> Tree:
+    """Nested dicts, also of flax' FrozenDict."""
+    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in params.items()}
+
+
+def _shapes_of(tree: Tree) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(np.shape(leaf)) for path, leaf in flatten(tree)}
+
+
+def _cast(params: Tree, dtype: Any, mask: Any) -> Tree:
+    kept = jax.tree.map(lambda _: True, params) if mask is None else mask
+    cast = lambda x, own: x.astype(dtype) if own and jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+    return jax.tree.map(cast, params, kept)

@@ -1,0 +1,219 @@
+"""The drop-in for transformers' Flax CLIP, against its recorded outputs; and the modules of linen and nnx.
+
+`tests/interop/test_flax.py` runs the same code on the real classes.
+"""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from tiny_model import CONFIG, tiny_model
+
+import jaxzs.flax
+from jaxzs import clip
+from jaxzs.errors import CheckpointError, ConfigError
+from jaxzs.flax import (
+    FlaxCLIPModel,
+    FlaxCLIPTextModel,
+    FlaxCLIPTextModelWithProjection,
+    FlaxCLIPVisionModel,
+    linen,
+    nnx,
+)
+
+NAMES = ("quickgelu_legacy_eos", "gelu_first_eos", "odd_sizes")
+ATOL = 2e-5  # float32 on both sides, features of order 1 to 5, logits of order 10; as in test_model.py
+CLASSES = [FlaxCLIPModel, FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection, FlaxCLIPVisionModel]
+IDS = np.array([[1, 5, 6, 63], [1, 7, 63, 0]])
+MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
+PIXELS = np.random.default_rng(0).standard_normal((3, 3, 16, 16), np.float32)
+
+
+def recorded(name: str, case: str = "hole_mask"):
+    """(pixels NCHW, ids, mask, outputs of the vision tower, outputs of the text tower and of both)."""
+    texts, images = (dict(np.load(GOLDEN / "clip" / name / f"ref_{kind}.npz")) for kind in ("text", "image"))
+    texts = {key.split("/")[1]: value for key, value in texts.items() if key.startswith(f"{case}/")}
+    return images["pixel_values_nchw"], texts["input_ids"], texts.get("attention_mask"), images, texts
+
+
+def close(found, expected):
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=ATOL)
+
+
+def listed(values, prefix):
+    return [values[key] for key in sorted(values) if key.startswith(prefix)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny checkpoint as transformers would have written it."""
+    path = tmp_path_factory.mktemp("tiny")
+    clip.write_checkpoint(path, tiny_model().params, CONFIG)
+    return path
+
+
+@pytest.mark.parametrize("case", ["hole_mask", "pad_zero_nomask"])
+@pytest.mark.parametrize("name", NAMES)
+def test_both_towers(name, case):
+    pixels, ids, mask, images, texts = recorded(name, case)
+    model = FlaxCLIPModel.from_pretrained(GOLDEN / "clip" / name)
+    found = model(ids, pixels, mask, output_hidden_states=True, output_attentions=True)
+    for key in ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds"):
+        close(found[key], texts[key])
+    close(found.vision_model_output.last_hidden_state, images["last_hidden_state"])
+    close(found.vision_model_output.pooler_output, images["pooler_output"])
+    close(found.text_model_output[1], texts["pooler_output"])
+    for own, expected in zip(found.vision_model_output.hidden_states, listed(images, "hidden_states"), strict=True):
+        close(own, expected)
+    for own, expected in zip(found.vision_model_output.attentions, listed(images, "attention_"), strict=True):
+        close(own[:1], expected)
+    for own, expected in zip(found.text_model_output.hidden_states, listed(texts, "hidden_states"), strict=False):
+        close(own, expected)
+    close(model.get_text_features(ids, mask), texts["text_features"])
+    close(model.get_image_features(pixels), images["image_features"])
+
+
+def test_single_towers():
+    pixels, ids, mask, images, texts = recorded("gelu_first_eos")
+    folder = GOLDEN / "clip" / "gelu_first_eos"
+    vision = FlaxCLIPVisionModel.from_pretrained(folder)(pixels)
+    close(vision.pooler_output, images["pooler_output"])
+    text = FlaxCLIPTextModel.from_pretrained(folder)(input_ids=ids, attention_mask=mask)
+    close(text.last_hidden_state, texts["last_hidden_state"])
+    projected = FlaxCLIPTextModelWithProjection.from_pretrained(folder)(ids, mask)
+    close(projected.text_embeds, texts["text_features"])
+    assert text.keys() == ("last_hidden_state", "pooler_output")
+    assert projected.keys() == ("text_embeds", "last_hidden_state")
+
+
+def test_outputs_by_attribute_name_and_place(folder):
+    model = FlaxCLIPModel.from_pretrained(folder)
+    output = model(IDS, PIXELS, MASK)
+    assert output[0] is output.logits_per_image is output["logits_per_image"]
+    assert list(output) == list(output.keys()) == [name for name, _ in output.items()]
+    assert "text_embeds" in output
+    assert len(output[:2]) == 2
+    assert isinstance(output[5], tuple)
+    plain = model(IDS, PIXELS, MASK, return_dict=False)
+    assert jax.tree.structure(plain) == jax.tree.structure(output.to_tuple())
+    jax.tree.map(np.testing.assert_array_equal, plain, output.to_tuple())
+    none = output.replace(text_model_output=None)
+    assert len(none) == 5
+    with pytest.raises(KeyError):
+        output["nothing"]
+
+
+def test_calls_are_pure_functions_of_the_parameters(folder):
+    model = FlaxCLIPModel.from_pretrained(folder)
+    double = jax.tree.map(lambda x: 2 * x, model.params)
+    other = model.get_image_features(PIXELS, params=double)
+    assert not np.allclose(other, model.get_image_features(PIXELS), atol=1e-3)
+    loss = lambda params: model(IDS, PIXELS, MASK, params=params).logits_per_image.sum()  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(model.params)
+    assert jax.tree.structure(gradient) == jax.tree.structure(model.params)
+    model.params = double
+    np.testing.assert_array_equal(model.get_image_features(PIXELS), other)
+    with pytest.raises(CheckpointError, match="names and shapes"):
+        model.params = {**double, "logit_scale": jnp.ones(2)}
+
+
+def test_places_of_the_callers_own(folder):
+    model = FlaxCLIPTextModel.from_pretrained(folder)
+    plain = model(IDS, MASK)
+    places = np.broadcast_to(np.arange(4), (2, 4))
+    close(model(IDS, MASK, position_ids=places).last_hidden_state, plain.last_hidden_state)
+    moved = model(IDS, MASK, position_ids=places + np.array([[0], [3]]))
+    close(moved.pooler_output[0], plain.pooler_output[0])
+    assert not np.allclose(moved.pooler_output[1], plain.pooler_output[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("safe", [False, True])
+def test_saved_and_read_again(folder, tmp_path, kind, safe):
+    model = kind.from_pretrained(folder)
+    model.save_pretrained(tmp_path, safe_serialization=safe)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["architectures"] == [kind.__name__]
+    again = kind.from_pretrained(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+    assert again.config.to_dict() == model.config.to_dict()
+
+
+def test_a_tower_without_projection_of_torch(folder, tmp_path):
+    """As the text encoders of image generators lie on the hub: torch names, one tower, no projection."""
+    from jaxzs.clip.params import flatten
+    from jaxzs.clip.weights import _write_safetensors
+
+    model = FlaxCLIPTextModel.from_pretrained(folder)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "flax_model.msgpack").unlink()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        _write_safetensors(file, dict(flatten(model.params)), as_torch=True)
+    jax.tree.map(np.testing.assert_array_equal, FlaxCLIPTextModel.from_pretrained(tmp_path).params, model.params)
+    with pytest.raises(CheckpointError, match=r"missing .*text_projection"):
+        FlaxCLIPTextModelWithProjection.from_pretrained(tmp_path)
+
+
+def test_outside_parameters_types_and_settings(folder):
+    model, params = FlaxCLIPVisionModel.from_pretrained(folder, dtype=jnp.bfloat16, _do_init=False)
+    with pytest.raises(ConfigError, match="_do_init=False"):
+        model(PIXELS)
+    half = model.to_bf16(params)
+    output = model(PIXELS, params=half)
+    assert output.pooler_output.dtype == jnp.bfloat16
+    assert jax.tree.leaves(half)[0].dtype == jnp.bfloat16
+    verbose = FlaxCLIPVisionModel.from_pretrained(folder, output_hidden_states=True)
+    assert len(verbose(PIXELS).hidden_states) == 2
+    with pytest.raises(ConfigError, match="has no argument typo"):
+        FlaxCLIPVisionModel.from_pretrained(folder, typo=True)
+    with pytest.raises(ConfigError, match="channels first"):
+        verbose(PIXELS.transpose(0, 2, 3, 1))
+    with pytest.raises(ConfigError, match="uploads nothing"):
+        verbose.save_pretrained("x", push_to_hub=True)
+
+
+def test_made_from_a_configuration(folder):
+    config = FlaxCLIPModel.from_pretrained(folder).config
+    first, same, other = (FlaxCLIPModel(config, seed=seed) for seed in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, first.params, same.params)
+    assert not np.array_equal(first.params["text_projection"]["kernel"], other.params["text_projection"]["kernel"])
+    config.vision_config.attention_dropout = 0.1
+    with pytest.raises(ConfigError, match="no dropout"):
+        first(IDS, PIXELS, train=True)
+
+
+def test_a_second_call_compiles_nothing(folder):
+    from jaxzs.flax import models
+
+    first = FlaxCLIPModel.from_pretrained(folder)
+    first(IDS, PIXELS, MASK)
+    before = models._both._cache_size()
+    FlaxCLIPModel.from_pretrained(folder)(IDS, PIXELS, MASK)
+    assert models._both._cache_size() == before
+
+
+def test_linen_and_nnx_modules():
+    model = tiny_model()
+    pixels = PIXELS.transpose(0, 2, 3, 1)
+    image = clip.encode_image(model.params, pixels, CONFIG)
+    expected = clip.logits_per_image(image, clip.encode_text(model.params, IDS, CONFIG), model.params["logit_scale"])
+    module, variables = linen.CLIP(CONFIG), {"params": model.params}
+    np.testing.assert_allclose(module.apply(variables, pixels, IDS), expected, rtol=1e-6)
+    np.testing.assert_array_equal(module.apply(variables, pixels, method="encode_image"), image)
+    drawn = jax.eval_shape(module.init, jax.random.key(0), pixels, IDS)["params"]
+    assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, model.params)
+    own = nnx.CLIP(CONFIG, model.params)
+    np.testing.assert_allclose(own(pixels, IDS), expected, rtol=1e-6)
+    fresh = nnx.nnx.eval_shape(lambda: nnx.CLIP(CONFIG, rngs=nnx.nnx.Rngs(0)))
+    assert jax.tree.map(lambda x: x.shape, fresh.tree) == jax.tree.map(jnp.shape, model.params)
+    gradient = nnx.nnx.grad(lambda module: module.encode_text(IDS).sum())(own)
+    assert len(jax.tree.leaves(gradient)) == len(jax.tree.leaves(model.params))
+
+
+def test_the_names_of_transformers():
+    assert set(jaxzs.flax.__all__) >= {kind.__name__ for kind in CLASSES}
