@@ -15,22 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs.clip import layout
 from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.formats import open_weights
 from jaxzs.clip.hub import find_checkpoint
 from jaxzs.clip.layers import Numerics, dense
 from jaxzs.clip.model import TowerOutput, text_tower, vision_tower
 from jaxzs.clip.params import Tree, abstract_params, flatten, random_params, unflatten
 from jaxzs.clip.tokenizer_files import _quiet_transformers
-from jaxzs.clip.weights import (
-    _audit,
-    _open_shards,
-    _write_msgpack,
-    _write_safetensors,
-    read_checkpoint,
-    read_config,
-    weight_file,
-)  # fmt: skip
+from jaxzs.clip.weights import _stored_parts, read_checkpoint, read_config, weight_file
 from jaxzs.errors import CheckpointError, ConfigError
 from jaxzs.files import atomic_path
 from jaxzs.flax.outputs import FlaxBaseModelOutputWithPooling, FlaxCLIPOutput, FlaxCLIPTextModelOutput, ModelOutput
@@ -78,8 +70,9 @@ class FlaxCLIPPreTrained:
         parameters are returned beside the model. Raises `CheckpointError` and `ConfigError`.
         """
         folder = find_checkpoint(pretrained_model_name_or_path, revision=revision, local_files_only=local_files_only)
-        params = cls._read(folder)
-        config = _hf_config(cls.config_name, folder, read_config(folder, towers=cls.towers))
+        own = read_config(folder, towers=cls.towers)
+        _check_family(cls.__name__, own)
+        params, config = cls._read(folder, own), _hf_config(cls.config_name, folder, own)
         for name in ("from_pt", "cache_dir", "token", "force_download", "subfolder"):
             kwargs.pop(name, None)
         for name, value in kwargs.items():
@@ -87,31 +80,40 @@ class FlaxCLIPPreTrained:
                 raise ConfigError(f"{cls.__name__}.from_pretrained has no argument {name}, nor has its configuration")
             setattr(config, name, value)
         model = cls(config, dtype=dtype, _do_init=False)
+        model._config = own
         if not _do_init:
             return model, params
         model._is_initialized, model._params = True, params
         return model
 
     @classmethod
-    def _read(cls, folder: Path) -> Tree:
+    def _read(cls, folder: Path, config: CLIPConfig) -> Tree:
         """The parameters of these towers, also of a file that holds one tower without its projection."""
         try:
             params, _ = read_checkpoint(folder, towers=cls.towers)
-        except CheckpointError:
-            if "text_projection" in cls.leaves or "visual_projection" in cls.leaves:
-                raise
-            return cls._read_alone(folder)
+        except CheckpointError as error:
+            found = cls._read_alone(folder, config)
+            if found is None:
+                raise CheckpointError(str(error)) from error
+            return found
         return {name: params[name] for name in cls.leaves}
 
     @classmethod
-    def _read_alone(cls, folder: Path) -> Tree:
-        """One tower's file without its projection: of these classes, or the text encoder of an image generator."""
-        file, wanted = weight_file(folder), cls._shapes(read_config(folder, towers=cls.towers))
-        stored = _open_shards(file)
-        names, as_torch = layout.stored_names(wanted, stored, cls.towers), layout.has_torch_names(stored)
-        _audit(str(file), wanted, names, stored, cls.towers, as_torch=as_torch)
-        read = lambda path: stored[names[path]].read()  # noqa: E731
-        return unflatten({p: jnp.asarray(layout.from_torch(p, read(p)) if as_torch else read(p)) for p in wanted})
+    def _read_alone(cls, folder: Path, config: CLIPConfig) -> Tree | None:
+        """One tower's file without its projection: of these classes, or the text encoder of an image generator.
+
+        None for any other file: what is wrong with it has been named by the ordinary reader.
+        """
+        wanted, stored = cls._shapes(config), open_weights(weight_file(folder))
+        parts = [part for part in _stored_parts(config, stored, cls.towers) if part.paths[0] in wanted]
+        if not all(name in stored for part in parts for name in part.names):
+            return None
+        found: dict[str, jax.Array] = {}
+        for part in parts:
+            leaves = part.split(*(stored[name].read() for name in part.names))
+            found |= {path: jnp.asarray(leaf) for path, leaf in zip(part.paths, leaves, strict=True)}
+        whole = {path: leaf.shape for path, leaf in found.items()} == wanted
+        return unflatten(found) if whole and all(jnp.isfinite(leaf).all() for leaf in found.values()) else None
 
     def save_pretrained(
         self,
@@ -130,12 +132,16 @@ class FlaxCLIPPreTrained:
         if push_to_hub:
             raise ConfigError("jaxzs uploads nothing; write the folder, then huggingface_hub.upload_folder")
         tree, folder = self._tree(params), Path(save_directory)
+        from flax import serialization
+        from safetensors.numpy import save
+
         target = folder / (SAFE_WEIGHTS if safe_serialization else WEIGHTS)
         with atomic_path(target) as temporary, temporary.open("wb") as file:
             if safe_serialization:
-                _write_safetensors(file, dict(flatten(tree)), as_torch=False)
+                names = {path.replace("/", "."): np.ascontiguousarray(leaf) for path, leaf in flatten(tree)}
+                file.write(save(names, metadata={"format": "flax"}))
             else:
-                _write_msgpack(file, tree)
+                file.write(serialization.msgpack_serialize(jax.tree.map(np.asarray, tree)))
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
 
@@ -433,6 +439,15 @@ def _pixels(pixel_values: Any) -> jax.Array:
             f"pixel_values have shape {pixels.shape}, expected [B,3,S,S]: channels first, as in transformers"
         )
     return pixels.astype(jnp.float32).transpose(0, 2, 3, 1)
+
+
+def _check_family(name: str, config: CLIPConfig) -> None:
+    """`ConfigError` for towers whose outputs are not those of a CLIP."""
+    if config.logit_bias or getattr(config.vision, "pooling", "") != "class":
+        raise ConfigError(
+            f"{name} is for CLIP's transformers with a class token; load SigLIP and ResNets with jaxzs.load, and "
+            "jaxzs.clip.encode_image, encode_text"
+        )
 
 
 def _own_config(config: Any) -> CLIPConfig:

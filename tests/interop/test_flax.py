@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 
 import jax
@@ -69,7 +70,10 @@ def assert_equal(theirs, ours) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 def test_equal_outputs(name, kind, options):
-    theirs, ours = (made.from_pretrained(GOLDEN / name) for made in classes(kind))
+    # Of a whole CLIP's folder the text class there takes the width from the text part, which is not always right.
+    width = json.loads((GOLDEN / name / "config.json").read_text())["projection_dim"]
+    entries = {"projection_dim": width} if kind.endswith("Projection") else {}
+    theirs, ours = (made.from_pretrained(GOLDEN / name, **entries) for made in classes(kind))
     given = arguments(kind, name)
     a, b = theirs(**given, **options), ours(**given, **options)
     assert_equal(a, b)
