@@ -371,7 +371,6 @@ def test_errors_name_what_is_wrong():
         (ConfigError, "solver is 'quick'", lambda: proxy.fit(x, z, proxy.Settings(solver="quick"))),
         (ConfigError, "iterations is 0", lambda: proxy.fit(x, z, proxy.Settings(iterations=0))),
         (ConfigError, "ridge is 0", lambda: proxy.fit(x, z, proxy.Settings(ridge=0))),
-        (ConfigError, "give key", lambda: proxy.fit(x, z, proxy.Settings(gamma="auto"))),
         (DataError, "mask leaves no row", lambda: proxy.fit(x, z, mask=np.zeros(96, bool))),
     ]:
         with pytest.raises(error, match=message):

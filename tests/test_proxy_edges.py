@@ -157,7 +157,6 @@ def test_temperatures_of_the_other_solvers(solver):
         {"gamma": np.nan},
         {"gamma": None},
         {"gamma": "best"},
-        {"gamma": "auto"},  # no key
         {"confidence": 2},
         {"confidence": np.nan},
         {"solver": None},

@@ -15,6 +15,7 @@ from scipy.special import log_softmax, logsumexp
 
 from jaxzs import proxy
 from jaxzs.errors import ConfigError, DataError
+from jaxzs.proxy.gamma import random_splits
 from jaxzs.proxy.labels import _pseudo_labels, _sinkhorn_potentials
 from jaxzs.proxy.rows import Rows
 from jaxzs.proxy.settings import for_rows, in_float32
@@ -200,6 +201,17 @@ def test_auto_gamma_returns_the_labels_of_one_candidate_and_sees_unequal_classes
     assert gamma >= 0.5  # a uniform marginal would give the class of 4 images 96
 
 
+def test_the_choice_of_gamma_does_not_hang_on_the_key():
+    x, z = features()
+    settings = proxy.Settings(label_temperature=0.05, temperature=0.2)
+    chosen = [float(proxy.choose_gamma(x, z, settings, key=key)) for key in (None, *map(jax.random.key, range(4)))]
+    assert len(set(chosen)) == 1
+    assert random_splits(None, 64).shape == (64, 8)
+    assert random_splits(jax.random.key(1), 30_000).shape == (30_000, 2)  # halves of many images differ little
+    splits = np.asarray(random_splits(None, 64))
+    assert len({column.tobytes() for column in splits.T}) == 8
+
+
 def test_errors_name_what_is_wrong():
     s = similarities()
     x, z = features()
@@ -218,7 +230,6 @@ def test_errors_name_what_is_wrong():
         (ConfigError, "gamma is nan", lambda: proxy.pseudo_labels(s, gamma=np.nan)),
         (ConfigError, "gamma is 'best'", lambda: proxy.pseudo_labels(s, gamma="best")),
         (ConfigError, "image_features", lambda: proxy.pseudo_labels(s, gamma="auto")),
-        (ConfigError, "give key", lambda: proxy.pseudo_labels(x @ z.T, gamma="auto", image_features=x)),
         (ConfigError, "temperature is 0", lambda: proxy.pseudo_labels(s, temperature=0)),
         (ConfigError, "iterations is 0", lambda: proxy.pseudo_labels(s, iterations=0)),
         (DataError, "feature sizes", lambda: proxy.sinkhorn_potentials(x, z[:, :4])),

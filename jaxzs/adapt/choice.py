@@ -25,16 +25,13 @@ from jaxzs.adapt.gaussian import stata, transclip
 from jaxzs.adapt.heads import AnyHead, GaussianHead, Head, linear, scaled, scores, text_head
 from jaxzs.adapt.images import Images, Shots, check_shots, either, number, over_images
 from jaxzs.errors import ConfigError
-from jaxzs.proxy import checks
 from jaxzs.proxy.fit import whole_method
-from jaxzs.proxy.gamma import GAMMAS, closed_forms, held_out_loss, sums_by_half
-from jaxzs.proxy.rows import Reduce, Rows, count
+from jaxzs.proxy.gamma import GAMMAS, held_out_losses, random_splits
+from jaxzs.proxy.rows import Reduce, count
 from jaxzs.proxy.settings import PAPER_LOGIT_SCALE, Checked, Settings, in_float32
-from jaxzs.proxy.sinkhorn import Task, sinkhorn
+from jaxzs.proxy.sinkhorn import Task
 
 Method = Literal["auto", "proxy", "closed_form", "gda", "stata", "transclip", "zero-shot"]
-MOST_SPLITS, FEWEST_SPLITS = 8, 2  # of the images into halves
-IMAGES_SPLIT = 40_000  # images times splits: halves of many images differ little
 
 
 class Choice(NamedTuple):
@@ -84,42 +81,12 @@ class Adapted(NamedTuple):
     scale: jax.Array
 
 
-def random_splits(key: Any, num_rows: int) -> jax.Array:
-    """Several splits of the images into halves: [N,S] bool. The same for the same key and images, padding or not."""
-    splits = min(max(IMAGES_SPLIT // max(num_rows, 1), FEWEST_SPLITS), MOST_SPLITS)
-    keys = jax.random.split(jax.random.key(0) if key is None else checks.random_key(key), MOST_SPLITS)
-    return jnp.stack([jax.random.bernoulli(k, 0.5, (num_rows,)) for k in keys[:splits]], axis=1)
-
-
-def sums_by_split(rows: Rows, text: jax.Array, potentials: jax.Array, settings: Checked) -> Any:
-    """`sums_by_half` for each split: leaves [S,2,...]."""
-    of = lambda fold: sums_by_half(rows._replace(fold=fold), text, potentials, settings)  # noqa: E731
-    return jax.lax.map(of, rows.fold.T)
-
-
-def losses_by_split(
-    rows: Rows, text: jax.Array, potentials: jax.Array, proxies: jax.Array, settings: Checked
-) -> jax.Array:
-    """`held_out_loss` for each split with its proxies [S,2,G,C,E]: [S,G]."""
-
-    def of(split: tuple[jax.Array, jax.Array]) -> jax.Array:
-        fold, own = split
-        return held_out_loss(rows._replace(fold=fold), text, potentials, own, settings)
-
-    return jax.lax.map(of, (rows.fold.T, proxies))
-
-
 def chosen(reduce: Reduce, text: jax.Array, settings: Checked, _: Any = ()) -> Choice:
     """The rule's choice, from sums over the images alone."""
     num_images, num_classes = reduce(count), text.shape[0]
-    gammas = jnp.array(GAMMAS, jnp.float32)
-    potentials = sinkhorn(Task(reduce, num_images, num_classes, text), gammas, settings)  # [G,C]
-    sums = reduce(sums_by_split, text, potentials, settings)
-    halves = jax.vmap(closed_forms, in_axes=(0, None))
-    proxies = jax.vmap(halves, in_axes=(0, None))(sums, settings.ridge)  # [S,2,G,C,E]
-    losses = reduce(losses_by_split, text, potentials, proxies, settings)  # [S,G]
+    losses = held_out_losses(Task(reduce, num_images, num_classes, text), settings)  # [S,G]
     enough = num_images >= 2 * num_classes
-    best = gammas[jnp.argmin(jnp.sum(losses, axis=0))]
+    best = jnp.array(GAMMAS, jnp.float32)[jnp.argmin(jnp.sum(losses, axis=0))]
     votes = jnp.sum(jax.nn.one_hot(jnp.argmin(losses, axis=-1), len(GAMMAS), dtype=jnp.int32), axis=0)
     return Choice(jnp.where(enough, best, 1), jnp.where(enough, votes, 0))
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxzs.errors import renamed
 from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import label_sums, sums_of
-from jaxzs.proxy.gamma import held_out_gamma, random_halves
+from jaxzs.proxy.gamma import held_out_gamma, random_splits
 from jaxzs.proxy.rows import Blocks, Rows, count, normalize, prepare, where_rows_lie
 from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Checked, Settings, Solver, for_rows, in_float32
 from jaxzs.proxy.sinkhorn import Task, rounded, sinkhorn
@@ -119,7 +119,7 @@ def fit(
       logit_scale: s > 0 of the checkpoint, `model.logit_scale`: the temperatures are 1/s of the labels and 4/s of the
         proxies, unless set. 100 of OpenAI's CLIP, the paper's.
       mask: [N] bool, False for padding.
-      key: random key that gamma="auto" needs, for its two halves.
+      key: of the splits of the images that gamma="auto" compares; by default always the same ones.
 
     Returns:
       `ProxyResult`.
@@ -138,7 +138,7 @@ def fit(
     """
     x, z, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
     checked = in_float32(settings, logit_scale)
-    rows = Rows(rows_mask, features=x, fold=random_halves(key, x.shape[0]) if settings.auto else None)
+    rows = Rows(rows_mask, features=x, fold=random_splits(key, x.shape[0]) if settings.auto else None)
     return _fit(rows, z, for_rows(checked, rows, z.shape[0]))
 
 

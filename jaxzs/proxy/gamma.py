@@ -1,4 +1,4 @@
-"""The choice of gamma without labels: two-fold held-out cross-entropy of the closed form."""
+"""The choice of gamma without labels: held-out cross-entropy of the closed form, over several splits into halves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxzs.errors import ConfigError
 from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import LabelSums, closed_form, feature_sums, labelled_sums, precondition
 from jaxzs.proxy.rows import EXACT, Rows
@@ -15,13 +14,15 @@ from jaxzs.proxy.settings import Checked
 from jaxzs.proxy.sinkhorn import Task, rounded_labels, similarity_of, sinkhorn
 
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MOST_SPLITS, FEWEST_SPLITS = 8, 2  # of the images into halves: one alone lets the key decide where images are few
+IMAGES_SPLIT = 40_000  # images times splits: halves of many images differ little
 
 
-def random_halves(key: Any, num_rows: int) -> jax.Array:
-    """Which of two halves a row belongs to: [N] bool."""
-    if key is None:
-        raise ConfigError('gamma="auto" splits the images at random: give key=jax.random.key(0) or another')
-    return jax.random.bernoulli(checks.random_key(key), 0.5, (num_rows,))
+def random_splits(key: Any, num_rows: int) -> jax.Array:
+    """Several splits of the images into halves: [N,S] bool. Without a key always the same ones."""
+    splits = min(max(IMAGES_SPLIT // max(num_rows, 1), FEWEST_SPLITS), MOST_SPLITS)
+    keys = jax.random.split(jax.random.key(0) if key is None else checks.random_key(key), MOST_SPLITS)
+    return jnp.stack([jax.random.bernoulli(k, 0.5, (num_rows,)) for k in keys[:splits]], axis=1)
 
 
 def sums_by_half(rows: Rows, text: jax.Array | None, potentials: jax.Array, settings: Checked) -> LabelSums:
@@ -70,11 +71,37 @@ def closed_forms(sums: LabelSums, ridge: jax.Array) -> jax.Array:
     return jax.vmap(one)(sums.labelled, sums.mass)
 
 
+def sums_by_split(rows: Rows, text: jax.Array | None, potentials: jax.Array, settings: Checked) -> LabelSums:
+    """`sums_by_half` for each split: leaves [S, 2, ...]."""
+
+    def of(fold: jax.Array) -> LabelSums:
+        return sums_by_half(rows._replace(fold=fold), text, potentials, settings)
+
+    return jax.lax.map(of, rows.fold.T)
+
+
+def losses_by_split(
+    rows: Rows, text: jax.Array | None, potentials: jax.Array, proxies: jax.Array, settings: Checked
+) -> jax.Array:
+    """`held_out_loss` for each split with its proxies [S, 2, G, C, E]: [S, G]."""
+
+    def of(split: tuple[jax.Array, jax.Array]) -> jax.Array:
+        fold, own = split
+        return held_out_loss(rows._replace(fold=fold), text, potentials, own, settings)
+
+    return jax.lax.map(of, (rows.fold.T, proxies))
+
+
+def held_out_losses(task: Task, settings: Checked) -> jax.Array:
+    """How badly the closed form of one half predicts the other, for each split and gamma of `GAMMAS`: [S, G]."""
+    potentials = sinkhorn(task, jnp.array(GAMMAS, jnp.float32), settings)  # [G,C]
+    sums = task.reduce(sums_by_split, task.text, potentials, settings)
+    halves = jax.vmap(closed_forms, in_axes=(0, None))
+    proxies = jax.vmap(halves, in_axes=(0, None))(sums, settings.ridge)  # [S,2,G,C,E]
+    return task.reduce(losses_by_split, task.text, potentials, proxies, settings)
+
+
 def held_out_gamma(task: Task, settings: Checked) -> jax.Array:
-    """The gamma of `GAMMAS` whose labels the closed form, fitted on one half, predicts best on the other: []."""
-    gammas = jnp.array(GAMMAS, jnp.float32)
-    potentials = sinkhorn(task, gammas, settings)  # [G,C]
-    sums = task.reduce(sums_by_half, task.text, potentials, settings)
-    proxies = jax.vmap(closed_forms, in_axes=(0, None))(sums, settings.ridge)  # [2,G,C,E]
-    loss = task.reduce(held_out_loss, task.text, potentials, proxies, settings)  # [G]
-    return gammas[jnp.argmin(loss)]
+    """The gamma of `GAMMAS` with the least loss over all splits: []."""
+    losses = held_out_losses(task, settings)
+    return jnp.array(GAMMAS, jnp.float32)[jnp.argmin(jnp.sum(losses, axis=0))]

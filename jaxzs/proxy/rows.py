@@ -24,7 +24,7 @@ class Rows(NamedTuple):
     mask: jax.Array  # [N] bool, False for padding
     features: Any = None  # [N,E], normalised where a function receives a block
     similarity: Any = None  # [N,C] X Z^T, where it is there already
-    fold: Any = None  # [N] bool, the half a row belongs to (gamma="auto")
+    fold: Any = None  # [N,S] bool, the half a row belongs to in each split (gamma="auto")
 
 
 class Loops(NamedTuple):

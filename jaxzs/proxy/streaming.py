@@ -23,7 +23,7 @@ from jaxzs import parallel
 from jaxzs.errors import DataError, renamed
 from jaxzs.proxy import checks
 from jaxzs.proxy.fit import IN_SETTINGS, whole_method
-from jaxzs.proxy.gamma import random_halves
+from jaxzs.proxy.gamma import random_splits
 from jaxzs.proxy.rows import Blocks, Loops, Rows, normalize, where_rows_lie
 from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Settings, block_rows, in_float32
 from jaxzs.proxy.sinkhorn import Task
@@ -50,8 +50,8 @@ def fit_chunks(
         `partial(store.features, part=jax.process_index(), parts=jax.process_count())`, and sums are added up between
         them once a pass.
       text_proxies: [C,E], any float type; L2-normalised here.
-      settings: `Settings`; gamma="auto" keeps one bool an image on the host; sharding: devices of this process that
-        chunks are spread over, by default all.
+      settings: `Settings`; gamma="auto" keeps up to eight bools an image on the host; sharding: devices of this
+        process that chunks are spread over, by default all.
       logit_scale: as in `proxy.fit`.
       key: as in `proxy.fit`.
 
@@ -72,7 +72,7 @@ def fit_chunks(
     text = checks.text(text_proxies, np.shape(text_proxies)[-1] if np.ndim(text_proxies) else 0)
     passes = _Passes(chunks, text, settings)
     if settings.auto:
-        passes.fold = np.asarray(random_halves(key, passes.num_images))
+        passes.fold = np.asarray(random_splits(key, passes.num_images))
     task = Task(passes, jnp.float32(passes.num_images), text.shape[0], normalize(text))
     return whole_method(task, checked)
 
