@@ -321,6 +321,7 @@ def test_a_model_is_a_pytree():
     assert doubled.tokenizer is model.tokenizer
     assert len(jax.tree.leaves(model)) == len(jax.tree.leaves(model.params))
     assert len(repr(model)) < 200
+    np.testing.assert_allclose(jax.jit(lambda model: model.logit_scale)(model), model.logit_scale, rtol=1e-6)
     assert "\n" not in repr(model)
 
 

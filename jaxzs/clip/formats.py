@@ -37,6 +37,7 @@ _MAX_HEADER_BYTES = 16 * 2**20  # that of the largest CLIP takes 0.2 MB
 _MAX_LEAVES = 100_000
 _MAX_MSGPACK_BYTES = 16 * 2**30
 _MAX_NAME = 1000
+_MAX_BLOCKS = 256
 _MAX_DEPTH = 16  # the deepest leaf of a CLIP lies 8 levels down
 
 
@@ -221,7 +222,25 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, buffer: mmap.mmap) -> dict[s
         _check_not_truncated(path, start + entry.file_size, len(buffer))
         name = dtype.name if dtype.isnative and not fortran else f"{dtype.str} in Fortran order"
         leaves[entry.filename.removesuffix(".npy")] = _mapped_leaf(buffer, start + header, tuple(shape), name)
+    return _unstacked(leaves)
+
+
+def _unstacked(stored: dict[str, StoredLeaf]) -> dict[str, StoredLeaf]:
+    """Blocks that were trained in a scan lie stacked on a leading axis: each under the name it has without one."""
+    leaves: dict[str, StoredLeaf] = {}
+    for name, leaf in stored.items():
+        if "/encoderblock/" not in name or not leaf.shape:
+            leaves[name] = leaf
+            continue
+        for i in range(min(leaf.shape[0], _MAX_BLOCKS)):
+            own = name.replace("/encoderblock/", f"/encoderblock_{i}/")
+            leaves[own] = StoredLeaf(leaf.shape[1:], leaf.dtype, functools.partial(_row, leaf, i))
     return leaves
+
+
+def _row(leaf: StoredLeaf, i: int) -> np.ndarray:
+    row: np.ndarray = leaf.read()[i]
+    return row
 
 
 # --- torch zip files -----------------------------------------------------------------------------------------------

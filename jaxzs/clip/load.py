@@ -96,7 +96,13 @@ class Model:
 
         The paper's temperatures 0.01 and 0.04 are 1/s and 4/s there; jaxzs uses these for every checkpoint.
         """
-        return math.exp(float(self.params["logit_scale"]))
+        if "logit_scale" not in self.params:
+            raise CheckpointError(
+                f"the checkpoint {self.name!r} was loaded without one of its towers, and has no scale"
+            )
+        scale = self.params["logit_scale"]
+        # Inside of a trace there is no float yet; an array serves all arithmetic.
+        return jnp.exp(scale) if isinstance(scale, jax.core.Tracer) else math.exp(float(scale))  # type: ignore
 
     @property
     def vocabulary(self) -> frozenset[str] | None:
