@@ -1,5 +1,6 @@
 """What a run leaves behind: a JSON record; and what is made of records: tables, plots, sweeps that go on."""
 
+from jaxzs.report.page import Written, write_page
 from jaxzs.report.records import Record, data_entry, environment, model_entry, read_record, write_record
 from jaxzs.report.results import Convergence, Figure, PerClass, Pseudolabels, Results
 from jaxzs.report.robin_hood import RobinHood, plot_robin_hood, robin_hood
@@ -16,6 +17,7 @@ __all__ = [
     "Results",
     "RobinHood",
     "Sweep",
+    "Written",
     "data_entry",
     "environment",
     "markdown_table",
@@ -25,5 +27,6 @@ __all__ = [
     "read_record",
     "robin_hood",
     "write_csv",
+    "write_page",
     "write_record",
 ]
