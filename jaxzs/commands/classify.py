@@ -70,6 +70,8 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
     """Classes listed for each image."""
     out: File = None
     """Write all results to this .csv or .json file; the record of the run lies beside a .csv file, as .json."""
+    html: File = None
+    """Write a page to look at in a browser: all images, counts, confusions, filters; one file, no network."""
     store: Folder = None
     """Keep image features in this folder: a run that is stopped goes on, a second one encodes nothing."""
     batch_size: int = 32
@@ -110,6 +112,7 @@ def run(options: ClassifyOptions) -> int:
     results = _results(run, classes, found, (features, text), truth)
     record = run.record(results, class_names=list(classes.names), templates=list(classes.templates), rows=rows)
     run.write(record, options.out)
+    run.write_page(record)
     say_labels(options, rows, in_file=options.out is not None)
     if "confusion" in results.metrics:
         options.say(confusion_table(results.metrics))
@@ -213,6 +216,7 @@ def _check_options(options: ClassifyOptions) -> None:
     check_record_beside(options.out)
     check_output_folder(options.store, "store")
     check_output_file(options.save, ".safetensors", name="save")
+    check_output_file(options.html, ".html", name="html")
     if options.save is not None and _method(options) in ("zero-shot", "learned"):
         raise DataError("--save keeps learned heads, but none are learned here; leave it out")
     if options.shots is not None and _method(options) not in ("auto", "gda"):

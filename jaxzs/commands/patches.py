@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from jaxzs.commands.options import (
+    File,
     Flag,
     Images,
     LabelOptions,
@@ -17,6 +18,7 @@ from jaxzs.commands.options import (
     Text,
     check_named,
     check_numbers,
+    check_output_file,
     read_templates,
     shown_as,
     split_names,
@@ -48,6 +50,8 @@ class PatchOptions(OutputOptions, ModelOptions, LabelOptions):
     """Let boxes reach the last row and column of patches, which the original never does."""
     exact: Flag = False
     """Reproduce the original code to the last decision, its oddities too; slower."""
+    html: File = None
+    """Write a page to look at in a browser: all images, with maps or masks where one is pointed at, and filters."""
     batch_size: int = 8
     """Images worked on at once."""
     max_patches: int = 4096
@@ -72,6 +76,7 @@ def check_options(options: PatchOptions) -> None:
     """Raise for options that cannot be meant, before anything is loaded."""
     if options.labels is None and options.labels_file is None and options.dataset is None:
         raise LabelError("what may be tagged? Give one of --labels a,b,c, --labels-file and --dataset")
+    check_output_file(options.html, ".html", name="html")
     check_numbers(options, "threshold", least=0, most=1)
     check_numbers(options, "batch_size")
     check_numbers(options, "max_patches", least=4)  # a grid of 2x2

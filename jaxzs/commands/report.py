@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from jaxzs.commands import FINISHED, INCOMPLETE
-from jaxzs.commands.options import OutputOptions, check_output_folder, shown_as
+from jaxzs.commands.options import File, OutputOptions, check_output_file, check_output_folder, shown_as
 from jaxzs.commands.run import command_line
 from jaxzs.commands.terminal import counted
 from jaxzs.errors import RecordError
+
+if TYPE_CHECKING:
+    from jaxzs.report import Record
 
 _SHOWN = 10  # skipped files named on the terminal
 
@@ -24,13 +28,16 @@ class ReportOptions(OutputOptions):
     """Records (.json), folders with records anywhere below, or globs."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("report")
     """Folder for report.md, figures.csv and the plots."""
+    html: File = None
+    """Write a page to look at in a browser: of one record all its images, of several their figures."""
 
 
 def run(options: ReportOptions) -> int:
     """Read, write the tables and plots; returns 0, or 1 when a file that was named could not be used."""
     check_output_folder(options.out)
+    check_output_file(options.html, ".html", name="html")
     from jaxzs.files import atomic_path
-    from jaxzs.report import read_record, write_csv
+    from jaxzs.report import read_record, write_csv, write_page
     from jaxzs.report.summary import CSV_HEADER, csv_rows, draw, report_text, rows_of
 
     named, found = find_records(options.results, besides=options.out)
@@ -56,6 +63,9 @@ def run(options: ReportOptions) -> int:
     written = [str(options.out / name) for name in ("report.md", "figures.csv", *(n for _, n in pictures))]
     made = counted(len(records), "record"), counted(len(rows), "number"), counted(len(pictures), "plot")
     options.say(f"{', '.join(made)} written to {options.out}")
+    if options.html is not None:
+        write_page(options.html, _joined(options, records))
+        options.say(f"page written to {options.html}")
     if skipped:
         lines = [f"  {reason}" for reason in list(skipped.values())[:_SHOWN]]
         lines += [f"  and {len(skipped) - _SHOWN} more"] * (len(skipped) > _SHOWN)
@@ -72,6 +82,18 @@ def run(options: ReportOptions) -> int:
         }
     )
     return INCOMPLETE if named & skipped.keys() else FINISHED
+
+
+def _joined(options: ReportOptions, records: Sequence[Record]) -> dict[str, Any]:
+    """One record as it is; of several their figures, and which they are."""
+    if len(records) == 1:
+        return dict(records[0].raw)
+    figures = [dataclasses.asdict(figure) for record in records for figure in record.results.figures]
+    return {
+        "command": command_line(options),
+        "figures": figures,
+        "settings": {str(record.path): record.command for record in records},
+    }
 
 
 def find_records(places: tuple[str, ...], besides: Path) -> tuple[set[Path], set[Path]]:

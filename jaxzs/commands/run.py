@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxzs.clip import Model
     from jaxzs.data import FolderSource, Pairing, PassedOver
     from jaxzs.report import Results
+    from jaxzs.report.page import Maps
 
 _SHOWN = 20  # lines on the terminal of what is written in full elsewhere
 _UNRECORDED = ("json", "quiet", "out", "html", "no_cache", "device")  # options that change no result
@@ -175,6 +176,16 @@ class Run:
 
         if path is not None and path.suffix.lower() == ".csv":
             write_csv(path, header, cells)
+
+    def write_page(self, record: dict[str, Any], maps: Maps | None = None) -> None:
+        """The results as a page for a browser, where --html asks for one. maps: heat maps of tags by path."""
+        from jaxzs.report import write_page
+
+        if self.options.html is None:
+            return
+        page = write_page(self.options.html, record, maps=maps)
+        pictures = "" if page.pictures == page.images else f", pictures of {page.pictures:,}"
+        self.wrote(f"page of {counted(page.images, 'image')}{pictures}, {page.bytes / 1e6:.1f} MB,", self.options.html)
 
     def wrote(self, what: str, where: Path | None) -> None:
         """Tells where a file went, or a folder."""

@@ -88,6 +88,7 @@ def run(options: SegmentOptions) -> int:
         rows=[rows[path] for path in paths if path in rows],
     )
     run.write(record, options.out / "masks.json")
+    run.write_page(record)
     return run.finish(record, f"{counted(len(rows), 'mask')} and overlays written to {options.out}")
 
 

@@ -22,6 +22,8 @@ from jaxzs.commands.terminal import counted
 from jaxzs.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxzs.clip import Model
     from jaxzs.patch import ImageTags
 
@@ -49,6 +51,7 @@ def run(options: TagOptions) -> int:
 
     run = Run(options)
     found: dict[Path, dict[str, Any]] = {}
+    maps: dict[str, list[tuple[str, np.ndarray]]] = {}
     with run.measured():
         paths, names = run.find_images(), read_names(options)
         model = run.load_model(names.all)
@@ -57,6 +60,8 @@ def run(options: TagOptions) -> int:
         with tqdm(total=len(paths), unit="image", desc="tag images", disable=options.no_progress) as bar:
             for path, tagged in tags:
                 found[path] = _row(path, tagged, names.foreground)
+                if options.html is not None:
+                    maps[str(path)] = _maps(found[path], tagged, names.foreground)
                 if pictures:
                     _draw(pictures[path], path, tagged, names.foreground)
                 bar.update(len(found) + len(run.unusable) - bar.n)
@@ -72,6 +77,7 @@ def run(options: TagOptions) -> int:
         rows=rows,
     )
     run.write(record, options.out)
+    run.write_page(record, maps)
     say_rows(options, rows, "tags", in_file=options.out is not None)
     run.wrote(counted(len(rows), "result"), options.out)
     run.wrote(counted(len(rows), "picture"), options.overlay)
@@ -120,6 +126,11 @@ def _row(path: Path, tagged: ImageTags, foreground: Sequence[str]) -> dict[str, 
         "tags": tags,
         "scores": {name: round(float(s), 6) for name, s in zip(foreground, tagged.scores, strict=True)},
     }
+
+
+def _maps(row: dict[str, Any], tagged: ImageTags, foreground: Sequence[str]) -> list[tuple[str, np.ndarray]]:
+    """Where each tag of the row is: refined scores [rows,columns], best tag first."""
+    return [(tag["label"], tagged.refined[..., foreground.index(tag["label"])]) for tag in row["tags"]]
 
 
 def _draw(picture: Path, path: Path, tagged: ImageTags, foreground: Sequence[str]) -> None:

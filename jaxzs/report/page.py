@@ -93,7 +93,8 @@ def write_page(path: str | Path, record: Mapping[str, Any], *, maps: Maps | None
         figures=[{key: _clean(value) for key, value in figure.items()} for figure in record.get("figures") or ()],
         sections=_sections(record),
         missing=sum(not one["i"] for one in pictures),
-        payload={"classes": list(map(_clean, classes)), "items": pictures},
+        measure=_measure(items),
+        payload={"classes": list(map(_clean, classes)), "colours": _colours(items), "items": pictures},
         known=any(item.truth >= 0 for item in items),
     )
     with atomic_path(path) as temporary:
@@ -152,6 +153,8 @@ def _item(row: Mapping[str, Any], number: Any) -> _Item:
         (number(one["label"]), float(one["score"])) if isinstance(one, Mapping) else (number(one), covered.get(one))
         for one in found
     ]
+    if covered:  # of a mask: the largest part first
+        labels.sort(key=lambda label: -(label[1] or 0))
     truth = row.get("truth")
     answers = 1 if "top" in row else len(labels)
     return _Item(str(row["path"]), labels, answers, -1 if truth is None else number(truth), str(row.get("mask") or ""))
@@ -180,10 +183,15 @@ def _facts(record: Mapping[str, Any], classes: Sequence[str], items: Sequence[_I
         right = sum(not _wrong(item) for item in known)
         facts.append((f"right, of {len(known):,}", f"{100 * right / len(known):.2f} %"))
     if items and any(item.labels and item.labels[0][1] is not None for item in items):
-        facts.append(("mean score", f"{sum(map(_score, items)) / len(items):.3f}"))
+        facts.append((f"mean {_measure(items)}", f"{sum(map(_score, items)) / len(items):.3f}"))
     if unreadable := record.get("unreadable"):
         facts.append(("could not be used", f"{len(unreadable):,}"))
     return facts
+
+
+def _measure(items: Sequence[_Item]) -> str:
+    """What the number beside a label is: with masks the part of the image."""
+    return "part covered" if any(item.mask for item in items) else "score"
 
 
 def _class_table(classes: Sequence[str], items: Sequence[_Item]) -> dict[str, Any]:
@@ -310,7 +318,7 @@ def _heat(scores: np.ndarray) -> Image.Image:
     low, high = float(scores.min()), float(scores.max())
     level = ((scores - low) / (high - low) if high > low else np.zeros_like(scores)).astype(np.float32)[..., None]
     colours = _COLD + (_HOT - _COLD) * level  # [rows,columns,3]
-    return Image.fromarray(np.concatenate([colours, 225 * level], axis=-1).astype(np.uint8), "RGBA")
+    return Image.fromarray(np.concatenate([colours, 175 * level], axis=-1).astype(np.uint8), "RGBA")
 
 
 def _coloured(mask: Image.Image) -> Image.Image:
@@ -321,6 +329,20 @@ def _coloured(mask: Image.Image) -> Image.Image:
     coloured = np.array(mask.convert("RGBA"))
     coloured[..., 3] = np.where(labels == 0, 0, 190)
     return Image.fromarray(coloured, "RGBA")
+
+
+def _colours(items: Sequence[_Item]) -> list[str]:
+    """The colour of each class in the masks, by its number."""
+    from jaxzs.data import open_image
+
+    for item in items:
+        try:
+            palette = open_image(item.mask).getpalette() if item.mask else None
+        except JaxzsError:
+            continue
+        if palette is not None:  # label 0 is the background
+            return ["#{:02x}{:02x}{:02x}".format(*palette[i : i + 3]) for i in range(3, len(palette) - 2, 3)]
+    return []
 
 
 def _encoded(image: Image.Image, format: str, **options: Any) -> str:

@@ -1,7 +1,7 @@
 "use strict";
 // Names are only ever written as text (textContent, setAttribute), never as markup.
 (() => {
-  const { classes, items } = JSON.parse(document.getElementById("payload").textContent);
+  const { classes, colours, items } = JSON.parse(document.getElementById("payload").textContent);
   const grid = document.getElementById("grid");
   if (!grid) return;
   const STEP = 60; // cards that are made at once
@@ -105,6 +105,16 @@
     into.append(fit);
   }
 
+  function named(c) {
+    const text = make("span", "", classes[c]);
+    if (colours[c]) {
+      const dot = make("span", "dot");
+      dot.style.background = colours[c];
+      text.prepend(dot);
+    }
+    return text;
+  }
+
   function meter(share) {
     const bar = make("div", "meter");
     const part = make("span");
@@ -131,7 +141,7 @@
     picture(item, frame, true);
     const text = make("div", "words");
     const said = make("div", "said");
-    said.append(make("span", "", item.l.length ? classes[item.l[0][0]] : "nothing found"));
+    said.append(item.l.length ? named(item.l[0][0]) : make("span", "", "nothing found"));
     if (item.l.length && item.l[0][1] !== null) said.append(make("span", "s", item.l[0][1].toFixed(3)));
     text.append(said);
     if (item.l.length && item.l[0][1] !== null) text.append(meter(item.l[0][1]));
@@ -165,7 +175,9 @@
         const row = make("tr");
         const bar = make("td");
         if (s !== null) bar.append(meter(s));
-        row.append(make("td", "", classes[c]), bar, make("td", "n", s === null ? "" : s.toFixed(4)));
+        const label = make("td");
+        label.append(named(c));
+        row.append(label, bar, make("td", "n", s === null ? "" : s.toFixed(4)));
         return row;
       }),
     );
