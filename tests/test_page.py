@@ -56,7 +56,7 @@ def test_counts_truth_and_confusion(tmp_path):
     assert "66.67 %" in text  # four of six
     assert 'aria-label="2 of zero said to be one"' in text
     classes = re.findall(r'data-class="\d">(\w+)</button></th><td class="n">(\d)</td>', text)
-    assert classes == [("one", "4"), ("two", "2")]
+    assert classes == [("one", "4"), ("two", "2"), ("zero", "0")]
     items = payload_of(text)["items"]
     assert [item["p"][-5:] for item in items] == ["5.png", "2.png", "4.png", "3.png", "1.png", "0.png"]  # wrong first
     assert all(item["i"].startswith("data:image/jpeg;base64,") for item in items)

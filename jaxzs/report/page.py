@@ -31,6 +31,7 @@ _MOST_CLASSES = 40  # of a confusion matrix; of more the pairs that are confused
 _MOST_PAIRS = 30
 _MOST_MAPS = 4  # heat maps of one image
 _THREADS = 4
+_FIGURE = ("data", "method", "figure", "value", "protocol")  # of `report.Figure`
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Of a heat map: yellow to red, as opaque as the score is high.
 _COLD, _HOT = np.array([255, 214, 70], np.float32), np.array([214, 40, 40], np.float32)
@@ -90,7 +91,7 @@ def write_page(path: str | Path, record: Mapping[str, Any], *, maps: Maps | None
         facts=_facts(record, classes, items),
         table=_class_table(classes, items),
         confusion=_confusion(classes, items),
-        figures=[{key: _clean(value) for key, value in figure.items()} for figure in record.get("figures") or ()],
+        figures=[{key: _clean(figure.get(key, "")) for key in _FIGURE} for figure in record.get("figures") or ()],
         sections=_sections(record),
         missing=sum(not one["i"] for one in pictures),
         measure=_measure(items),
