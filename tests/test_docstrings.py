@@ -68,6 +68,7 @@ RESULTS = {
     "prompt.Training": "prompt.train",
     "proxy.ProxyResult": "proxy.learn_proxies",
     "report.Record": "report.read_record",
+    "report.Written": "report.write_page",
 }
 # Names without an example, and why.
 WITHOUT = {
