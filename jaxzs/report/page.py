@@ -81,7 +81,7 @@ def write_page(path: str | Path, record: Mapping[str, Any], *, maps: Maps | None
     >>> record = {"command": "jaxzs classify photos", "class_names": ["one", "two"], "results": [
     ...     {"path": "photos/one/0.png", "label": "one", "top": [{"label": "one", "score": 0.9}], "truth": "one"}]}
     >>> page = report.write_page("page.html", record)
-    >>> page.images, page.pictures, "Content-Security-Policy" in Path("page.html").read_text()
+    >>> page.images, page.pictures, "Content-Security-Policy" in page.path.read_text()
     (1, 1, True)
     """
     classes, items = _items(record)
