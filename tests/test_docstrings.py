@@ -51,6 +51,8 @@ RESULTS = {
     "flax.FlaxCLIPTextModelOutput": "flax.FlaxCLIPTextModelWithProjection",
     "patch.CamOutput": "patch.class_activation_maps",
     "patch.Candidates": "patch.find_candidates",
+    "patch.DenseMask": "patch.segment_dense",
+    "patch.Encoded": "patch.encoded_patches",
     "patch.ImageMask": "patch.segment_images",
     "patch.ImageTags": "patch.tag_images",
     "patch.LocalOutput": "patch.local_tower",
