@@ -213,3 +213,15 @@ def test_segment_without_tags(photos, tiny_checkpoint, tmp_path, crf):
         segment.run(
             options(segment.SegmentOptions, photos, tiny_checkpoint, out=out, maps="dense", tags=out / "x.json")
         )
+
+
+def test_classes_of_one_name_keep_a_score_each(photos, tiny_checkpoint, tmp_path):
+    """As ImageNet's two "sunglasses": the labels of the data set tell them apart."""
+    description = {"class_names": ["dark", "red", "red"], "labels": ["n1", "n2", "n3"], "templates": ["a {}"]}
+    (tmp_path / "own.json").write_text(json.dumps(description))
+    out = tmp_path / "tags.json"
+    own = {"labels": None, "background": None, "templates": (), "dataset": str(tmp_path / "own.json"), "out": out}
+    assert tag.run(options(tag.TagOptions, photos / "a", tiny_checkpoint, **own)) == 0
+    [row] = json.loads(out.read_text())["results"]
+    assert list(row["scores"]) == ["dark", "red (n2)", "red (n3)"]
+    assert row["scores"]["red (n2)"] == row["scores"]["red (n3)"]

@@ -22,6 +22,7 @@ from jaxzs.commands.options import (
     read_templates,
     shown_as,
     split_names,
+    told_apart,
 )
 from jaxzs.errors import ImageError, LabelError
 
@@ -83,11 +84,20 @@ def check_options(options: PatchOptions) -> None:
 
 
 class Names(NamedTuple):
-    """What may be tagged, what competes, and templates where they are not TagCLIP's."""
+    """What may be tagged, what competes, and templates where they are not TagCLIP's.
+
+    shown: foreground names as results call them, where some of them are alike and only their labels tell them apart.
+    """
 
     foreground: tuple[str, ...]
     background: tuple[str, ...]
     templates: tuple[str, ...] | None
+    shown: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Foreground names as results call them."""
+        return self.shown or self.foreground
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -104,7 +114,7 @@ def read_names(options: PatchOptions) -> Names:
         background = split_names(options.background)
         check_named(background, f"--background {options.background!r}")
     templates = read_templates(options.templates) or (info.templates if info else None)
-    return Names(foreground, background, templates)
+    return Names(foreground, background, templates, told_apart(info) if info else ())
 
 
 class Opening:
@@ -136,7 +146,15 @@ def text_features(options: PatchOptions, model: Model, names: Names) -> jax.Arra
     from jaxzs.files import cache_folder
     from jaxzs.patch.texts import tag_texts
 
-    return tag_texts(model, *names, cache=None if options.no_cache else cache_folder(), progress=not options.quiet)
+    return tag_texts(
+        model,
+        names.foreground,
+        names.background,
+        names.templates,
+        distinct=options.dataset is None,
+        cache=None if options.no_cache else cache_folder(),
+        progress=not options.quiet,
+    )
 
 
 def tagged_images(

@@ -72,17 +72,17 @@ def run(options: SegmentOptions) -> int:
     paths: list[Path] = []
     with run.measured(kept=lambda: f"{options.out} keeps {len(rows)} of {len(paths)} masks"):
         paths, names = run.find_images(), _names(options)
-        given = None if options.tags is None else _read_tags(options.tags, paths, names.foreground)
+        given = None if options.tags is None else _read_tags(options.tags, paths, names.labels)
         job = _Job(run, run.load_model(names.all), paths, names, given, _crf(options))
         masks_found = {"scores": _by_scores, "cam": _by_activation, "dense": _by_patches}[options.maps](job)
-        write = _Writer(options.out, paths, names.foreground)
+        write = _Writer(options.out, paths, names.labels)
         bar = {"total": len(paths), "unit": "image", "desc": "masks", "disable": options.no_progress}
         for path, tags, labels in tqdm(masks_found, **bar):
             rows[path] = write(path, tags, labels)
     run.check_any(rows)
     record = run.record(
         Results({"images": len(rows)}),
-        class_names=list(names.foreground),
+        class_names=list(names.labels),
         background_names=list(names.background),
         labels={str(c): name for c, name in enumerate(write.shown)},
         rows=[rows[path] for path in paths if path in rows],

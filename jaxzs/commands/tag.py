@@ -59,11 +59,11 @@ def run(options: TagOptions) -> int:
         tags = _tags(run, model, paths, names)
         with tqdm(total=len(paths), unit="image", desc="tag images", disable=options.no_progress) as bar:
             for path, tagged in tags:
-                found[path] = _row(path, tagged, names.foreground)
+                found[path] = _row(path, tagged, names.labels)
                 if options.html is not None:
-                    maps[str(path)] = _maps(found[path], tagged, names.foreground)
+                    maps[str(path)] = _maps(found[path], tagged, names.labels)
                 if pictures:
-                    _draw(pictures[path], path, tagged, names.foreground)
+                    _draw(pictures[path], path, tagged, names.labels)
                 bar.update(len(found) + len(run.unusable) - bar.n)
     run.check_any(found)
     rows = [found[path] for path in paths if path in found]
@@ -71,7 +71,7 @@ def run(options: TagOptions) -> int:
     run.write_table(options.out, _HEADER, _cells(rows))
     record = run.record(
         Results({"images": len(rows), "tags_per_image": per_image}),
-        class_names=list(names.foreground),
+        class_names=list(names.labels),
         background_names=list(names.background),
         box="left, top, right, bottom in pixels",
         rows=rows,

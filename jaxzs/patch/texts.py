@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 from collections.abc import Sequence
@@ -23,13 +24,15 @@ def tag_texts(
     background: Sequence[str] = (),
     templates: Sequence[str] | None = None,
     *,
+    distinct: bool = True,
     cache: Path | None = None,
     progress: bool = False,
 ) -> jax.Array:
     """Text features [C,E] of foreground names, then background names, averaged over templates; L2-normalised.
 
-    templates: by default the 85 of TagCLIP. cache: a folder where they are kept under the hash of checkpoint, names
-    and templates, so that nothing stale is ever read; None keeps nothing.
+    templates: by default the 85 of TagCLIP. distinct: whether a foreground name that occurs twice is an error; not in a
+    data set whose labels tell the classes apart (ImageNet's "sunglasses"). cache: a folder where they are kept under
+    the hash of checkpoint, names and templates, so that nothing stale is ever read; None keeps nothing.
     Raises `LabelError` for no foreground names, or a name given twice, and what `zeroshot.text_proxies` raises.
 
     >>> model = jaxzs.load("demo")
@@ -41,7 +44,8 @@ def tag_texts(
     if not foreground:
         raise LabelError("there are no foreground names: nothing could be tagged")
     names = [*foreground, *background]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    counts = collections.Counter([*(foreground if distinct else set(foreground)), *background])
+    repeated = sorted(name for name, count in counts.items() if count > 1)
     if repeated:
         raise LabelError(f"names occur more than once among classes and background: {', '.join(repeated)}")
     templates = template_set("tagclip85") if templates is None else tuple(templates)
