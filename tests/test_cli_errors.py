@@ -177,6 +177,19 @@ CASES = {
         (f"photos {FEW} --out wrong.safetensors", ["would replace wrong.json", "name another"]),
         (f"photos {FEW} --state weights.safetensors", ["weights", "not the state", "remove it"]),
     ],
+    "evaluate": [
+        ("", ["no data given", "--data NAME=FOLDER"]),
+        ("--data photos", ["--data 'photos'", "NAME=PLACE"]),
+        ("--data a=nowhere", ["there is no nowhere"]),
+        ("--data a=photos --method best", ["--method 'best'", "zero-shot"]),
+        ("--data a=photos --seeds 0", ["--seeds is 0", "at least 1"]),
+        ("--data a=photos --out note.txt", ["--out note.txt is a file"]),
+    ],
+    "convert": [
+        ("", ["MODEL", "FOLDER"]),
+        ("./nowhere out", ["./nowhere", "Give the path"]),
+        ("demo out --format best", ["'best'", "--format", "safetensors"]),
+    ],
     "demo": [
         ("--out note.txt", ["--out note.txt is a file", "expected a folder"]),
         ("--out note.txt/x", ["note.txt is a file", "name another"]),

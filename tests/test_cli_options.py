@@ -22,6 +22,12 @@ DIFFERENT = {
     "batch_size": "images tagged take more memory than images encoded; a step of tuning is a setting of the papers",
     "images": "some commands need labels",
     "templates": "TagCLIP has its own",
+    "model": "evaluate compares several",
+    "data": "evaluate compares several",
+    "method": "evaluate compares several",
+    "seeds": "numbers to draw by, and how many of them",
+    "format": "of checkpoints, and of others",
+    "shots": "numbers of labels, and places of labelled images",
 }
 
 
@@ -47,8 +53,8 @@ def test_options_of_one_name_have_one_help(capsys):
         for field in dataclasses.fields(OutputOptions):
             assert f"{option(field.name)} " in text
         for flag in ("--model", "--revision", "--bfloat16", "--dataset", "--split ", "--force"):
-            if f" {flag}" in text:
-                help_text = text.split(f" {flag}", 1)[1][:60]
+            if f" {flag}" in text and (name, flag) != ("evaluate", "--model"):
+                help_text = text.split(f" {flag}", 1)[1][:30]
                 assert seen.setdefault(flag, help_text) == help_text, f"{name} {flag}"
 
 

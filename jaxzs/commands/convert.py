@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxzs.commands import FINISHED
-from jaxzs.commands.options import OutputOptions, shown_as
+from jaxzs.commands.options import ComputeOptions, OutputOptions, Text, shown_as
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvertOptions(OutputOptions):
+class ConvertOptions(OutputOptions, ComputeOptions):
     """From what, to what, and where."""
 
     model: Annotated[str, tyro.conf.Positional, shown_as("MODEL")]
@@ -22,7 +22,7 @@ class ConvertOptions(OutputOptions):
     """The folder to write, made if it is not there."""
     format: Literal["safetensors", "open_clip", "flax", "safetensors-flax"] = "safetensors"
     """safetensors: transformers' CLIPModel and SiglipModel; open_clip; flax: FlaxCLIPModel of transformers 4."""
-    revision: str | None = None
+    revision: Text = None
     """Commit, branch or tag of a hub id."""
 
 

@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxzs.commands import FINISHED
-from jaxzs.commands.options import Flag, OutputOptions, check_numbers, check_output_folder, read_templates, shown_as
+from jaxzs.commands.options import (
+    ComputeOptions,
+    Flag,
+    OutputOptions,
+    check_numbers,
+    check_output_folder,
+    read_templates,
+    shown_as,
+)
 from jaxzs.commands.run import command_line
+from jaxzs.commands.terminal import counted
 from jaxzs.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -23,7 +32,7 @@ WITH_SHOTS = ("zero-shot", "auto", "gda")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(OutputOptions):
+class EvaluateOptions(OutputOptions, ComputeOptions):
     data: Annotated[tuple[str, ...], shown_as("NAME=PLACE ...")] = ()
     """Folders with one subfolder a class, feature stores, or .npz files of image_features, labels, text_features."""
     model: Annotated[tuple[str, ...], shown_as("MODEL ...")] = ("demo",)
@@ -50,6 +59,7 @@ def run(options: EvaluateOptions) -> int:
     from jaxzs.evaluation import measure, table
     from jaxzs.files import atomic_path
     from jaxzs.report import Sweep
+    from jaxzs.report.records import json_values
 
     methods = tuple(dict.fromkeys(("zero-shot", *options.method)))
     rows: list[dict[str, Any]] = []
@@ -76,7 +86,8 @@ def run(options: EvaluateOptions) -> int:
     with atomic_path(options.out / "evaluate.md") as temporary:
         temporary.write_text(f"`{command_line(options)}`\n\n{text}\n", encoding="utf-8")
     options.say(text)
-    options.say(f"{len(rows)} cells, records and evaluate.md in {options.out}")
+    options.say(f"{counted(len(rows), 'cell')}, records and evaluate.md in {options.out}")
+    options.print_record({"command": command_line(options), "cells": json_values(rows)})
     return FINISHED
 
 
