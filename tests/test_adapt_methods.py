@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxzs import adapt, parallel
+from jaxzs import adapt, parallel, proxy
 from jaxzs.adapt import online
 from jaxzs.errors import ConfigError, DataError, LabelError
 
@@ -136,6 +136,9 @@ METHODS: dict[str, Callable[..., jax.Array]] = {
     "tda": lambda x, z, m, t: adapt.tda(x, z, online.TDA(positive=100 * t), mask=m).probabilities,
     "stata per batch": lambda x, z, m, t: (
         online.stata(x, z, online.StatA(temperature=t, batch=32, iterations=2), mask=m).probabilities
+    ),
+    "proxies": lambda x, z, m, t: adapt.scores(
+        adapt.proxies(x, z, proxy.Settings(solver="closed_form", label_temperature=t), mask=m), x
     ),
 }
 N, T = 96, 0.02

@@ -16,6 +16,7 @@ from jaxzs.adapt.heads import GaussianHead, Head, num_classes, scores, text_head
 from jaxzs.adapt.images import Shots
 from jaxzs.adapt.online import onzeta, tda
 from jaxzs.adapt.propagation import zlap
+from jaxzs.adapt.vision import proxies
 
 __all__ = [
     "Adapted",
@@ -39,6 +40,7 @@ __all__ = [
     "online",
     "onzeta",
     "probabilities",
+    "proxies",
     "reliability",
     "save_head",
     "scores",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,6 +86,8 @@ def run(options: EvaluateOptions) -> int:
     text = table(rows, methods)
     with atomic_path(options.out / "evaluate.md") as temporary:
         temporary.write_text(f"`{command_line(options)}`\n\n{text}\n", encoding="utf-8")
+    if options.json:
+        print(json.dumps({"rows": rows}))
     options.say(text)
     options.say(f"{counted(len(rows), 'cell')}, records and evaluate.md in {options.out}")
     options.print_record({"command": command_line(options), "cells": json_values(rows)})
