@@ -154,7 +154,7 @@ def test_a_folder_with_classes_is_measured_before_and_after(photos, tmp_path, ca
     assert main(["classify", str(photos), "--out", str(out)]) == 0
     record = read_record(out)
     before, after = record.results.figures
-    assert (before.method, after.method) == ("zero-shot", "proxies")
+    assert (before.method, after.method) == ("zero-shot", "auto")
     printed = capsys.readouterr().out
     assert f"accuracy {after.value:.2f} % on 8 images (transductive)" in printed
     assert f"zero-shot {before.value:.2f} %" in printed
