@@ -140,6 +140,10 @@ def test_saved_and_read_again(folder, tmp_path, kind, safe):
     model.save_pretrained(tmp_path, safe_serialization=safe)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["architectures"] == [kind.__name__]
+    if safe:  # transformers takes no [1] for a number
+        stored = load_file(tmp_path / "model.safetensors")
+        assert all(len(own.shape) for name, own in stored.items() if name != "logit_scale")
+        assert stored.get("logit_scale", np.float32(0)).shape == ()
     again = kind.from_pretrained(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
     assert again.config.to_dict() == model.config.to_dict()

@@ -138,7 +138,7 @@ class FlaxCLIPPreTrained:
         target = folder / (SAFE_WEIGHTS if safe_serialization else WEIGHTS)
         with atomic_path(target) as temporary, temporary.open("wb") as file:
             if safe_serialization:
-                names = {path.replace("/", "."): np.ascontiguousarray(leaf) for path, leaf in flatten(tree)}
+                names = {path.replace("/", "."): np.array(leaf, order="C") for path, leaf in flatten(tree)}
                 file.write(save(names, metadata={"format": "flax"}))
             else:
                 file.write(serialization.msgpack_serialize(jax.tree.map(np.asarray, tree)))
