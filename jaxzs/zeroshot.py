@@ -140,7 +140,7 @@ def text_proxies(
     _check_ids(model, class_names, texts[::per_class])
     step = per_class * min(max(1, batch_size // per_class), len(class_names))
     proxies = []
-    bar = tqdm(total=len(class_names), unit="class", disable=None if progress else True)
+    bar = tqdm(total=len(class_names), unit="class", desc="encode texts", disable=None if progress else True)
     for start in range(0, len(texts), step):
         batch = texts[start : start + step]
         features = text_features(model, batch + batch[:1] * (step - len(batch)), batch_size=step, numerics=numerics)

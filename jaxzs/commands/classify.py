@@ -100,6 +100,7 @@ def run(options: ClassifyOptions) -> int:
         text, encode = _text(run, model, classes, learned)
         features, read = _encode(run, model, source, encode)
         shots = _shots(run, model, classes, encode)
+        run.step(f"comparing {counted(len(read), 'image')}, method {_method(options)}")
         found = classify_features(model, features, text, _labelling(options, learned), shots)
     rows = rows_of(paths_of(source, read), classes.shown, found, options.top)
     truth = _truth_of(run, classes, read)
@@ -222,8 +223,8 @@ def _check_options(options: ClassifyOptions) -> None:
     if options.shots is not None and _method(options) not in ("auto", "gda"):
         raise DataError("--shots is used by --method auto and gda; leave it out")
     if options.proxies is not None:
-        names = "prompt", "method", "templates", "labels", "labels_file", "dataset"
-        also = [option(name) for name in names if getattr(options, name)]
+        replaced = "prompt", "method", "templates", "labels", "labels_file", "dataset"
+        also = [option(name) for name in replaced if getattr(options, name)]
         if also:
             raise DataError(f"--proxies brings its class names and replaces {', '.join(also)}; leave these out")
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
@@ -101,6 +102,7 @@ class Run:
         from jaxzs.clip import find_checkpoint, load, towers_of
 
         name, revision = self.options.model, self.options.revision
+        self.step(f"loading {name}")
         alone = images_only and towers_of(find_checkpoint(name, revision=revision)) == ("vision",)
         self.model = load(name, revision=revision, towers=("vision",) if alone else ("text", "vision"))
         if getattr(self.options, "truncate", False):
@@ -117,6 +119,11 @@ class Run:
         """What a user should know beside the answer: on standard error, and in the record."""
         self.notices.append(text)
         self.options.notice(text)
+
+    def step(self, doing: str) -> None:
+        """What takes seconds now, for a person who waits at a terminal; compiling is a part of it."""
+        if sys.stderr.isatty():
+            self.options.notice(f"{doing} ...")
 
     def tell_pairing(self, pairing: Pairing) -> None:
         """Which class each label of the data is, unless both are the same list; the first of many."""

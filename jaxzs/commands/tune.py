@@ -110,6 +110,7 @@ def run(options: TuneOptions) -> int:
         zero_shot = _zero_shot(job)
         if state.exists():
             run.notice(f"going on from {state}")
+        run.step(f"tuning on {counted(len(job.pool.images), 'image')}")
         fitted = _fit(job, state)
     _save(job, fitted)
     record = run.record(
@@ -124,7 +125,7 @@ def run(options: TuneOptions) -> int:
 
 
 class _Job(NamedTuple):
-    """What is learned, from what, tested on what ."""
+    """What is learned, from what, tested on what."""
 
     run: Run
     model: Model

@@ -198,7 +198,9 @@ def _write_chunks(work: _Work, numbers: Sequence[int], skipped: Sequence[str], p
     store = work.store
     items, ends = _items_of(store, numbers)
     errors, done = list(skipped), []
-    with tqdm(total=sum(item >= 0 for item in items), unit="image", disable=None if progress else True) as bar:
+    with tqdm(
+        total=sum(item >= 0 for item in items), unit="image", desc="encode images", disable=None if progress else True
+    ) as bar:
         for count, encoded in enumerate(_pipelined(_loaded(work, items), _encoder(work), store.settings["dtype"]), 1):
             errors += encoded.batch.errors
             _check_skipped(errors, work.choices.max_skipped)

@@ -111,7 +111,7 @@ def read_source(
     kept, labels = [], []
     size = model.config.image_side
     shape = (size, size, model.config.vision.num_channels)
-    bar = tqdm(total=len(source), unit="image", disable=None if progress else True)
+    bar = tqdm(total=len(source), unit="image", desc="read images", disable=None if progress else True)
     for batch in batches(source, model.preprocess, batch_size, image_shape=shape):
         bar.update(int(np.sum(batch.mask)))
         if batch.errors:
