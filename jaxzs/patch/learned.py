@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxzs.adapt import Head
 from jaxzs.clip import Model, encode_image
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.model import normalize
@@ -37,13 +38,18 @@ class PatchClassifier(NamedTuple):
     weights: [C,E]. bias: [C]. text_proxies: [C,E] normalised. All float32; a pytree.
 
     >>> classifier = patch.PatchClassifier(jnp.eye(2), jnp.zeros(2), jnp.eye(2))
-    >>> classifier.weights.shape
-    (2, 2)
+    >>> print(adapt.scores(classifier.head, jnp.array([[3.0, 4.0]])))  # a head of `jaxzs.adapt`
+    [[0.6 0.8]]
     """
 
     weights: jax.Array
     bias: jax.Array
     text_proxies: jax.Array
+
+    @property
+    def head(self) -> Head:
+        """The same scores as a head, for patches or whatever else is a normalised feature."""
+        return Head(self.weights, self.bias)
 
 
 class Bank(NamedTuple):
