@@ -131,7 +131,7 @@ def test_another_key_is_another_store(tmp_path):
 def test_another_version_is_another_store(tmp_path, monkeypatch):
     source = data.from_arrays(noise(5))
     first = features.extract(MODEL, source, tmp_path, **SMALL)
-    monkeypatch.setattr("jaxzs.__version__", "99.0")
+    monkeypatch.setattr("jaxzs.features.settings.__version__", "99.0")
     assert features.extract(MODEL, source, tmp_path, **SMALL).path != first.path
 
 
