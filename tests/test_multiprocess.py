@@ -21,7 +21,7 @@ SCRIPT = """
     import numpy as np
     from functools import partial
     from tiny_model import noise, tiny_model
-    from jaxzs import clip, data, features, parallel, proxy
+    from jaxzs import clip, data, features, parallel, prompt, proxy
 
     process, processes = int(sys.argv[1]), int(sys.argv[2])
     several = parallel.initialize(sys.argv[3], processes, process) if processes > 1 else False
@@ -62,6 +62,21 @@ SCRIPT = """
         hits = (x @ w.T).argmax(-1) == labels
         return (hits & mask).sum() / mask.sum()
 
+    # Prompts: every batch over all processes, the state written by the first.
+    pool = prompt.Pool(whole.features, np.asarray(whole.labels, np.int64))
+    modality = prompt.TextPrompt(2)
+    ids = np.array([[1, 1, 1, 7, 63], [1, 1, 1, 8, 63], [1, 1, 1, 9, 63], [1, 1, 1, 10, 63], [1, 1, 1, 11, 63]])
+    names = clip.encode_text(model.params, ids[:, [0, 3, 4]], model.config)
+    frozen = prompt.Frozen(model.params, ids, np.asarray(names), np.asarray(names))
+    plan = prompt.Plan("grip", iterations=2, optimisation=prompt.Optimisation(0.05, 2, 0, 8, steps_per_chunk=8))
+    state = {root!r} + "/state.safetensors"
+    running = prompt.Running(mesh=mesh, resume=state)
+    task, split = prompt.Task(modality, model.config), prompt.ul_split(N, 5)
+    tuned = prompt.fit(task, frozen, pool, [split], plan, running)
+    again = prompt.fit(task, frozen, pool, [split], plan, running)  # from the finished state
+    prefix = parallel.gather(tuned.prompts["prefix"])
+    assert (parallel.gather(again.prompts["prefix"]) == prefix).all()
+
     labels, _ = parallel.rows_of_processes(whole.labels[first : min(end, N)], N, mesh)
     metric = float(jax.jit(accuracy)(x, parallel.replicate(proxies, mesh), labels, mask))
     parallel.barrier("done")
@@ -72,6 +87,7 @@ SCRIPT = """
         proxies=proxies,
         streamed=np.asarray(streamed.proxies),
         accuracy=metric,
+        prefix=prefix,
         read=np.array(sorted(read)),
         main=parallel.is_main_process(),
     )
@@ -133,6 +149,15 @@ def test_equal_proxies_and_metrics(runs):
         np.testing.assert_allclose(each["streamed"], one["proxies"], atol=1e-5)
         assert each["accuracy"] == one["accuracy"]
     np.testing.assert_array_equal(two[0]["proxies"], two[1]["proxies"])
+
+
+@pytest.mark.slow
+def test_equal_prompts(runs):
+    one, two = runs
+    for each in two:
+        # Sums over eight devices in both; float32 over two short trainings.
+        np.testing.assert_allclose(each["prefix"], one["prefix"], rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(two[0]["prefix"], two[1]["prefix"])
 
 
 @pytest.mark.slow
