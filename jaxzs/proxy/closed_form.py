@@ -26,13 +26,13 @@ class LabelSums(NamedTuple):
 
 def labelled_sums(rows: Rows, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """P^T X [C, E] and the column sums of P [C] of a block."""
-    labels = jnp.where(rows.mask[:, None], labels, jnp.float32(0))
+    labels = jnp.where(rows.mask[:, None], labels, jnp.float32(0))  # [N,C]
     return EXACT.by_class(labels, rows.features), jnp.sum(labels, axis=0)
 
 
 def feature_sums(rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
     """X^T X [E, E], the sum of X [E] and the number of images of a block."""
-    x = rows.features
+    x = rows.features  # [N,E] zeros where masked
     return EXACT.by_class(x, x), jnp.sum(x, axis=0), count(rows)
 
 

@@ -130,7 +130,7 @@ class Blocks:
 
     def block(self, i: jax.Array) -> Rows:
         num_rows, size = self.rows.mask.shape[0], self.block_size
-        start = jnp.minimum(i * size, num_rows - size)
+        start = jnp.minimum(i * size, num_rows - size)  # of the last block: earlier, so that it is full
         rows = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), self.rows)
         new = start + jnp.arange(size, dtype=start.dtype) >= i * size
         return prepare(rows._replace(mask=rows.mask & new))
@@ -144,6 +144,7 @@ class Blocks:
         def body(i: jax.Array, total: Any) -> Any:
             return jax.tree.map(add, total, function(self.block(i), *args))
 
+        # bounds known when compiling, so that the loop has a reverse derivative
         num_blocks = -(-self.rows.mask.shape[0] // self.block_size)
         total = jax.lax.fori_loop(0, num_blocks, body, empty)
         if self.axes is None:

@@ -49,7 +49,7 @@ def round_labels(labels: ArrayLike, confidence: ArrayLike = 0.6) -> jax.Array:
 
 def rounded(labels: jax.Array, confidence: jax.Array) -> jax.Array:
     """`round_labels` without its checks."""
-    sure = jnp.max(labels, axis=-1, keepdims=True) > confidence
+    sure = jnp.max(labels, axis=-1, keepdims=True) > confidence  # [N,1] strictly, as the paper
     one_hot = jax.nn.one_hot(jnp.argmax(labels, axis=-1), labels.shape[-1], dtype=labels.dtype)
     return jnp.where(sure, one_hot, labels)
 
@@ -83,6 +83,7 @@ def sinkhorn(task: Task, gammas: jax.Array, settings: Checked) -> jax.Array:
     """Class potentials [G, C] for each gamma [G]: columns scaled to their target, rows to one, in turn."""
 
     def column_log_means(potentials: jax.Array) -> jax.Array:  # [G,C]
+        # [G,C] in one pass over the images for all gammas
         masses = task.reduce(log_masses, task.text, potentials, settings.label_temperature, log=True)
         return masses - jnp.log(task.num_images)
 

@@ -57,6 +57,7 @@ def _cross_entropy(
     """Objective [] and its gradient [C, E], not yet projected, from `Sweeps.gradient`."""
     total, predicted = sums_over_images
     scale = 1 / (sums.num_images * temperature)
+    # rows of P sum to 1: the labels enter by P^T X alone
     objective = total / sums.num_images - jnp.sum(sums.labelled * proxies) * scale
     return objective, (predicted - sums.labelled) * scale
 
@@ -66,8 +67,8 @@ def solve(sweeps: Sweeps, sums: LabelSums, text: jax.Array | None, settings: Che
     if settings.solver == "reference":
         assert text is not None
         return reference(sweeps, sums, normalize(text), settings)
-    inverse = precondition(sums, settings.ridge)
-    proxies = closed_form(sums, inverse)
+    inverse = precondition(sums, settings.ridge)  # [E,E]
+    proxies = closed_form(sums, inverse)  # [C,E]
     if settings.solver == "closed_form":
         return evaluate_at(sweeps, proxies, sums, settings.temperature)
     return fast(sweeps, sums, proxies, inverse, settings)
@@ -121,6 +122,7 @@ def _descend(
     """One step of "reference" from the sums that it found at its proxies."""
     objective, gradient = _cross_entropy(found, state.proxies, sums, temperature)
     norm = jnp.linalg.norm(gradient)
+    # the paper's test looks at the gradient before projection, which does not vanish at the minimum: eta collapses
     rate = jnp.where(norm > state.norm, state.rate / 2, state.rate)
     return _Descent(
         normalize(state.proxies - rate * gradient),
@@ -265,7 +267,7 @@ def _move(state: _FastState, variance: jax.Array, given: _Given) -> tuple[jax.Ar
 
 def _newton_step(point: _Point, direction: jax.Array, variance: jax.Array, given: _Given) -> jax.Array:
     """-slope / curvature of t -> objective(rownorm(W + t D)) at 0, for D orthogonal to W: []."""
-    squared = jnp.sum(jnp.square(direction), axis=-1)  # [C]
+    squared = jnp.sum(jnp.square(direction), axis=-1)  # [C] |D_j|^2
     # the second term comes from the spheres: rownorm bends W + t D back by t^2 |D_j|^2 / 2
     curvature = variance / given.sums.num_images / given.temperature / given.temperature
     curvature = curvature - jnp.sum(squared * point.radial)
@@ -278,12 +280,13 @@ def _newton_step(point: _Point, direction: jax.Array, variance: jax.Array, given
 def _judge(state: _FastState, new: _Point, t: jax.Array, given: _Given) -> _FastState:
     """The state after a step of length t to `new`: kept, or taken back and damped."""
     step, old, direction = state.step + 1, state.point, state.direction
-    slope = jnp.sum(old.gradient * direction)
+    slope = jnp.sum(old.gradient * direction)  # [] downhill: below 0
     gain = old.objective - new.objective
     slope_there = jnp.sum(new.gradient * direction / stretch(direction, t)[:, None])
     accepted = (slope_there <= -SLOPE_LEFT * slope) & (gain >= -10 * given.noise)
     damped = jnp.clip(slope / (slope - jnp.maximum(slope_there, 0)), 0.1, 0.5)  # secant
 
+    # where and not cond: under vmap each problem decides for itself
     point = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
     norm = jnp.linalg.norm(point.gradient)
     stalled = (given.tolerance > 0) & accepted & (gain <= given.tolerance * jnp.abs(new.objective))
@@ -301,9 +304,11 @@ def _judge(state: _FastState, new: _Point, t: jax.Array, given: _Given) -> _Fast
 
 def _conjugate(old: _Point, new: _Point, direction: jax.Array) -> jax.Array:
     """Polak-Ribiere+; the old gradient and direction are carried over by projection: [C, E]."""
+    # Polak-Ribiere's inner products are those of the preconditioned metric
     turned = jnp.sum(new.preconditioned * (new.gradient - tangent(old.gradient, new.proxies)))
     beta = turned / jnp.maximum(jnp.sum(old.preconditioned * old.gradient), 1e-30)
     steepest = -new.preconditioned
+    # + : a negative beta starts anew, as does a direction that points uphill (below)
     conjugate = steepest + jnp.maximum(beta, 0) * tangent(direction, new.proxies)
     return jnp.where(jnp.sum(new.gradient * conjugate) < 0, conjugate, steepest)
 
