@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import io
@@ -113,7 +114,14 @@ def one_large_at_a_time() -> Iterator[None]:
     finally:
         _thread.waits = False
         if _thread.holds:
+            _give_back_memory()
             _LARGE_IMAGE.release()
+
+
+def _give_back_memory() -> None:
+    """glibc keeps what a thread has freed for that thread; gigabytes would pile up, once for each thread."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _wait_if_large(pixels: int) -> None:
