@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxzs.adapt.heads import AnyHead, scaled, scores_of
+from jaxzs.adapt.heads import AnyHead, GaussianHead, scaled, scores_of
 from jaxzs.adapt.images import Images, number, over_images
 from jaxzs.errors import DataError
 from jaxzs.proxy.rows import Reduce, Rows, count
@@ -78,8 +78,8 @@ def calibrate(
     0.7
     """
     target = number(confidence, "confidence", 0, 1)
-    prior = head.weights if hasattr(head, "weights") else head.prior.weights
-    bare = head._replace(posterior=None) if hasattr(head, "posterior") else head
+    prior = head.prior.weights if isinstance(head, GaussianHead) else head.weights
+    bare = head._replace(posterior=None) if isinstance(head, GaussianHead) else head
     return scaled(head, over_images(_to_confidence, image_features, prior, (bare, target), mask=mask))
 
 

@@ -118,7 +118,7 @@ def anchored_head(found: Labelled, text: jax.Array, numbers: Numbers, *, around_
 def anchored_rounds(reduce: Reduce, text: jax.Array, numbers: tuple[Numbers, jax.Array, Any], _: Any = ()) -> Head:
     """Labels from the head, the head from labels, in turn. With shots, theirs stay as they are."""
     own, rounds, shots = numbers
-    known = None if shots is None else shot_sums(*shots, text.shape[0])
+    known = None if shots is None else shot_sums(shots[0], shots[1], text.shape[0])
     fixed = reduce(feature_sums)
 
     def one(_: Any, head: Head) -> Head:

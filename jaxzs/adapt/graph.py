@@ -25,7 +25,7 @@ class Graph(NamedTuple):
     (3, 1)
     """
 
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment] # a field in the place of tuple.index
     similarity: jax.Array
 
 

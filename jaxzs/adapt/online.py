@@ -70,13 +70,13 @@ class OnZeta:
     0.8
     """
 
-    temperature: ArrayLike = 0.01
-    vision_temperature: ArrayLike = 0.04
-    rate: ArrayLike = 0.5
-    marginal_rate: ArrayLike = 20.0
-    marginal: ArrayLike = 0.0
-    mix: ArrayLike = 0.8
-    horizon: ArrayLike = 1000
+    temperature: Any = 0.01
+    vision_temperature: Any = 0.04
+    rate: Any = 0.5
+    marginal_rate: Any = 20.0
+    marginal: Any = 0.0
+    mix: Any = 0.8
+    horizon: Any = 1000
 
 
 class OnZetaState(NamedTuple):
@@ -127,8 +127,7 @@ def onzeta(
 @jax.jit
 def _onzeta(stream: Stream, settings: OnZeta, state: OnZetaState | None) -> Streamed:
     text, options = stream.text, settings
-    if state is None:
-        state = OnZetaState(text, jnp.zeros(text.shape[:1], jnp.float32), jnp.int32(0))
+    begun = OnZetaState(text, jnp.zeros(text.shape[:1], jnp.float32), jnp.int32(0)) if state is None else state
     num_classes = text.shape[0]
 
     def one(state: OnZetaState, image: tuple[jax.Array, jax.Array]) -> tuple[OnZetaState, jax.Array]:
@@ -147,8 +146,8 @@ def _onzeta(stream: Stream, settings: OnZeta, state: OnZetaState | None) -> Stre
         )
         return _if_counted(counts, new, state, share * by_proxies + (1 - share) * by_text)
 
-    state, probabilities = jax.lax.scan(one, state, (stream.features, stream.mask))
-    return Streamed(probabilities, state)
+    ended, probabilities = jax.lax.scan(one, begun, (stream.features, stream.mask))
+    return Streamed(probabilities, ended)
 
 
 # TDA
@@ -170,11 +169,11 @@ class TDA:
     2.0
     """
 
-    temperature: ArrayLike = 0.01
-    positive: ArrayLike = 2.0
-    positive_sharpness: ArrayLike = 5.0
-    negative: ArrayLike = 0.117
-    negative_sharpness: ArrayLike = 1.0
+    temperature: Any = 0.01
+    positive: Any = 2.0
+    positive_sharpness: Any = 5.0
+    negative: Any = 0.117
+    negative_sharpness: Any = 1.0
 
 
 class Cache(NamedTuple):
@@ -217,16 +216,15 @@ def tda(
 @jax.jit
 def _tda(stream: Stream, settings: TDA, state: TDAState | None) -> Streamed:
     text = stream.text
-    if state is None:
-        state = TDAState(_empty(text, POSITIVE), _empty(text, NEGATIVE))
+    begun = TDAState(_empty(text, POSITIVE), _empty(text, NEGATIVE)) if state is None else state
 
     def one(state: TDAState, image: tuple[jax.Array, jax.Array]) -> tuple[TDAState, jax.Array]:
         x, counts = image
         new = tda_update(state, x, text, settings)
         return _if_counted(counts, new, state, jax.nn.softmax(tda_scores(new, x, text, settings)))
 
-    state, probabilities = jax.lax.scan(one, state, (stream.features, stream.mask))
-    return Streamed(probabilities, state)
+    ended, probabilities = jax.lax.scan(one, begun, (stream.features, stream.mask))
+    return Streamed(probabilities, ended)
 
 
 def tda_update(state: TDAState, x: jax.Array, text: jax.Array, settings: TDA) -> TDAState:
@@ -300,9 +298,9 @@ class StatA:
     1.0
     """
 
-    temperature: ArrayLike = 0.01
-    laplacian: ArrayLike = 1.0
-    anchor: ArrayLike = 1.0
+    temperature: Any = 0.01
+    laplacian: Any = 1.0
+    anchor: Any = 1.0
     batch: int = 64
     iterations: int = 10
     neighbours: int = 3

@@ -104,7 +104,8 @@ def learn_patch_classifier(
     if not bool(jnp.isfinite(bank.entropy).any()):
         raise DataError("there are no patches to learn from")
     factor = None if temperature is None else jnp.asarray(temperature, jnp.float32)
-    return PatchClassifier(*_fit(bank, text, factor), text)
+    weights, bias = _fit(bank, text, factor)
+    return PatchClassifier(weights, bias, text)
 
 
 @jax.jit

@@ -99,7 +99,7 @@ class _View(NamedTuple):
     number: int
     photo: np.ndarray
     total: np.ndarray  # [rows,columns,N]
-    count: np.ndarray  # [rows,columns,1]
+    count: np.ndarray  # type: ignore[assignment] # [rows,columns,1]
     missing: list[int]  # windows, one number
 
 
@@ -149,7 +149,7 @@ def segment_dense(
     ((96, 120), (12, 15, 3), True)
     """
     check_texts("text_features", text_features, model.config)
-    classes = _checked_classes(classes, len(text_features), settings)
+    labels_of = _checked_classes(classes, len(text_features), settings)
     window, stride = _window_of(model, settings)
     shared = model.params, normalize(jnp.asarray(text_features)), jnp.asarray(settings.neighbourhood, jnp.float32)
     run = on_mesh(window_scores, shared, mesh, (model.config, settings.last, numerics))
@@ -157,7 +157,7 @@ def segment_dense(
     windows = _windows(model, images, len(text_features), settings.short_side, (window, stride), on_error)
     for view in _looked_at(windows, run, size, window):
         scores = view.total / view.count
-        labels = labels_of_scores(scores, view.photo, classes, settings)
+        labels = labels_of_scores(scores, view.photo, labels_of, settings)
         present = np.unique(labels)
         yield DenseMask(view.number, labels, scores, present[present > 0] if settings.background else present)
 
@@ -206,7 +206,8 @@ def _viewing_size(height: int, width: int, short_side: int, patch: int) -> tuple
         raise ImageError(
             f"{height}x{width} pixels are too long and thin to be looked at in windows: cut it into pieces"
         )
-    return tuple(patch * max(1, -(-round(side * scale) // patch)) for side in (height, width))
+    rows, columns = (max(1, -(-round(side * scale) // patch)) for side in (height, width))
+    return patch * rows, patch * columns
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
@@ -291,7 +292,7 @@ def _sharpened(
     down, across = (
         resize_weights(old, new, "bilinear") for old, new in zip(scores.shape[:2], photo.shape[:2], strict=True)
     )
-    field = dense_crf(down @ np.stack(maps).astype(np.float32) @ across.T, photo, settings.crf)
+    field = dense_crf(down @ np.stack(maps).astype(np.float32) @ across.T, photo, settings.crf or CRF())
     return present[np.asarray(field).argmax(0)].astype(np.int32)
 
 
