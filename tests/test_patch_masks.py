@@ -96,7 +96,7 @@ def test_a_second_call_compiles_nothing(model, images):
 @pytest.mark.parametrize("mesh", [False, True])
 def test_unknown_tags_are_refused(model, images, mesh):
     found = segment_images(model, images[:1], [[5]], NAMES, BACKGROUND, mesh=parallel.make_mesh() if mesh else None)
-    with pytest.raises(DataError, match="tags range from -1 to 5, expected -1 to 4"):
+    with pytest.raises(DataError, match=r"tags range from (-1|5) to 5, expected -1 to 4"):
         list(found)
 
 
