@@ -101,7 +101,11 @@ def anchored_head(found: Labelled, text: jax.Array, numbers: Numbers, *, around_
 
     around_anchors: the covariance around these means, which a single image has too, or around the observed ones.
     """
+    import chex
+
     sums = found.sums
+    chex.assert_equal_shape([text, sums.labelled])  # [C,E]; at trace time, so for nothing
+    chex.assert_shape([sums.mass, found.winners], text.shape[:1])
     observed = sums.labelled / jnp.maximum(sums.mass, 1e-30)[:, None]
     means = anchored_means(observed, found, text, numbers.anchor)
     scatter = scatter_around(means, sums)

@@ -192,9 +192,14 @@ def _restored(arrays: dict[str, np.ndarray], values: dict[str, Any]) -> FitState
 
 
 def _check_like(state: FitState, num_runs: int, like: FitState) -> None:
-    shapes = lambda own: jax.tree.map(lambda x: (x.shape, x.dtype), (own.initial, own.train))  # noqa: E731
-    if shapes(state) != shapes(like) or state.losses.shape[1:] != like.losses.shape[1:]:
-        raise ValueError("its arrays are not those of this fit")
+    import chex
+
+    try:
+        chex.assert_trees_all_equal_shapes_and_dtypes((state.initial, state.train), (like.initial, like.train))
+    except AssertionError as error:
+        raise ValueError("its arrays are not those of this fit") from error
+    if state.losses.shape[1:] != like.losses.shape[1:]:
+        raise ValueError("its losses are not those of this fit")
     if len(state.selections) != num_runs:
         raise ValueError("other runs")
 
