@@ -71,16 +71,19 @@ def extract(
         raise DataError("the source holds no images")
     store = _store(model, source, Path(root).expanduser(), choices)
     part, parts = jax.process_index(), jax.process_count()
-    own = shard(store.num_chunks, part, parts)
+    own = shard(store.num_chunks, part, parts)  # numbers of this process's chunks
+    # A lock a part: the processes of one run do not wait for each other, two runs of the same part do.
     with _lock(store.path / f"part-{part}-of-{parts}.lock"):
-        _sweep(store, own)
-        known = {number: _skipped_in(store, number) for number in own}
+        _sweep(store, own)  # under the lock: no other run of this part is writing them
+        known = {number: _skipped_in(store, number) for number in own}  # None where a chunk is missing or damaged
         skipped = [error for errors in known.values() for error in errors or ()]
+        # Those of earlier runs count: else every run would be allowed as many again.
         _check_skipped(skipped, choices.max_skipped)
-        missing = [number for number in own if known[number] is None]
+        missing = [number for number in own if known[number] is None]  # not falsy: a whole chunk has an empty list
         if missing:
             work = _Work(model, source, store, choices)
             _write_chunks(work, missing, skipped, progress)
+    # Before it the parts of other processes may not be there yet.
     parallel.barrier(f"features {store.path.name}")
     return store
 
@@ -98,6 +101,7 @@ def _store(model: Model, source: Source, root: Path, choices: Extraction) -> Fea
     """The store's folder with its settings, made now or found."""
     settings = settings_of(model, source, choices)
     path = root / key_of(settings)
+    # One writes. All read it from the disk: a store that was begun keeps the batches that it was begun with.
     if parallel.is_main_process():
         write_once(path / "store.json", settings)
     parallel.barrier(f"settings {path.name}")
@@ -120,7 +124,7 @@ def _lock(path: Path) -> Iterator[None]:
         yield
     finally:
         if file is not None:
-            os.close(file)
+            os.close(file)  # unlocks; the file stays, for if it were removed two could hold "the" lock
 
 
 def _open_lock(path: Path) -> int | None:
@@ -141,7 +145,7 @@ def _skipped_in(store: FeatureStore, number: int) -> list[str] | None:
     try:
         return store.chunk(number).skipped
     except DataError:
-        shutil.rmtree(store.folder(number), ignore_errors=True)
+        shutil.rmtree(store.folder(number), ignore_errors=True)  # its images are read and encoded again
         return None
 
 
@@ -166,11 +170,13 @@ Encode = Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
 def _encoder(work: _Work) -> Encode:
     """pixels [B,S,S,3] -> (features [B,E], tokens [B,1+P,D] or None), spread over this process's devices."""
     model, choices, batch_size = work.model, work.choices, work.store.settings["batch_size"]
+    # This process's devices alone: each process encodes its own chunks, at its own pace.
     mesh = parallel.make_mesh(devices=jax.local_devices())
+    # Of the vision side only, so that the text tower takes no memory of the devices.
     params = place_parameters(
         {name: model.params[name] for name in model.params if name.startswith("vis")}, model.config, mesh
     )
-    where = parallel.sharding(mesh, ("images", None, None, None), (batch_size, 1, 1, 1))
+    where = parallel.sharding(mesh, ("images", None, None, None), (batch_size, 1, 1, 1))  # images whole
 
     def encode(pixels: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
         return encode_batch(params, jax.device_put(pixels, where), model.config, choices.numerics, choices.tokens)
@@ -183,7 +189,7 @@ def encode_batch(
     params: Any, pixels: jax.Array, config: CLIPConfig, numerics: Numerics, tokens: bool
 ) -> tuple[jax.Array, jax.Array | None]:
     """Features [B,E] as `clip.encode_image` gives them, and all tokens [B,1+P,D] on request."""
-    tower = vision_tower(params, pixels, config, numerics=numerics)
+    tower = vision_tower(params, pixels, config, numerics=numerics)  # pooled [B,D], tokens [B,1+P,D]
     features = project_image(params, tower.pooled, numerics)  # [B,E]
     return features, tower.tokens if tokens else None
 
@@ -203,10 +209,11 @@ def _write_chunks(work: _Work, numbers: Sequence[int], skipped: Sequence[str], p
     ) as bar:
         for count, encoded in enumerate(_pipelined(_loaded(work, items), _encoder(work), store.settings["dtype"]), 1):
             errors += encoded.batch.errors
+            # At every batch: a wrong folder is told in seconds, not when all of it has been tried.
             _check_skipped(errors, work.choices.max_skipped)
             done.append(encoded)
             bar.update(int((encoded.batch.indices >= 0).sum()))
-            if count in ends:
+            if count in ends:  # batches come in order: `done` holds all of this chunk
                 _write_chunk(store, ends[count], done)
                 done = []
 
@@ -249,7 +256,7 @@ def _pipelined(loaded: Iterator[Batch], encode: Encode, dtype: str) -> Iterator[
 
     def rows(x: jax.Array, mask: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # seen, and refused, when the chunk is written
-            kept: np.ndarray = np.asarray(x)[mask].astype(jnp.dtype(dtype))
+            kept: np.ndarray = np.asarray(x)[mask].astype(jnp.dtype(dtype))  # waits for the device; [n,E] or [n,1+P,D]
         return kept
 
     def fetch() -> Encoded:
@@ -258,6 +265,7 @@ def _pipelined(loaded: Iterator[Batch], encode: Encode, dtype: str) -> Iterator[
         return Encoded(batch, rows(features, batch.mask), every)
 
     for batch in loaded:
+        # `encode` returns at once, before the device is done; `fetch` is what waits.
         pending.append((batch._replace(pixels=batch.pixels[:0]), *encode(batch.pixels)))
         if len(pending) > _IN_FLIGHT:
             yield fetch()
@@ -267,25 +275,27 @@ def _pipelined(loaded: Iterator[Batch], encode: Encode, dtype: str) -> Iterator[
 
 def _write_chunk(store: FeatureStore, number: int, done: Sequence[Encoded]) -> None:
     """A chunk, written beside its place, made durable, and put there by one rename."""
-    features = np.concatenate([part.features for part in done])
-    if not np.isfinite(features.astype(np.float32)).all():
+    features = np.concatenate([part.features for part in done])  # [n,E]
+    if not np.isfinite(features.astype(np.float32)).all():  # float16 ends at 65504
         raise DataError(
             f"features of chunk {number} are not finite: {store.settings['dtype']} may be too narrow for them, or "
             "the checkpoint is damaged"
         )
     arrays = {"features.npy": features, "labels.npy": _labels(store, done)}
     if store.settings["tokens"]:
-        arrays["tokens.npy"] = np.concatenate([part.tokens for part in done])
+        arrays["tokens.npy"] = np.concatenate([part.tokens for part in done])  # [n,1+P,D]
     place = store.folder(number)
+    # In the store's own folder: a rename is atomic within one file system only.
     temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=store.path))
     try:
         sums = {}
         for name, array in arrays.items():
+            # .npy does not know bfloat16: it would come back as two bytes without meaning.
             stored = array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
             with open(temporary / name, "wb") as file:
                 np.save(file, stored)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # else a rename may be on the disk before what it names
             sums[name] = checksum(temporary / name)
         record = {
             "sha256": sums,
@@ -294,6 +304,7 @@ def _write_chunk(store: FeatureStore, number: int, done: Sequence[Encoded]) -> N
             "skipped": [error for part in done for error in part.batch.errors],
         }
         write_json(temporary / "chunk.json", {**record, CHECKSUM: digest(record)})
+        # mkdtemp lets nobody else in; stores are shared.
         temporary.chmod(0o755)
         try:
             os.rename(temporary, place)
@@ -319,7 +330,7 @@ def _labels(store: FeatureStore, done: Sequence[Encoded]) -> np.ndarray:
     listed = [labels for part in done for labels in _readable(part.batch, part.batch.labels)]
     if not store.settings["multi_label"]:
         return np.array([labels[0] if labels else -1 for labels in listed], np.int32)
-    several = np.zeros((len(listed), len(store.label_names)), bool)
+    several = np.zeros((len(listed), len(store.label_names)), bool)  # [n,C]
     for row, labels in enumerate(listed):
         several[row, list(labels)] = True
     return several

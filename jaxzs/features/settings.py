@@ -77,7 +77,7 @@ class Extraction:
 
 def settings_of(model: Model, source: Source, choices: Extraction) -> dict[str, Any]:
     """What goes into `store.json`: all that determines the features, then what describes them."""
-    batch_size = parallel.padded_length(choices.batch_size, jax.local_device_count())
+    batch_size = parallel.padded_length(choices.batch_size, jax.local_device_count())  # as many rows on each device
     compute_dtype, precision = choices.numerics.compute_dtype, choices.numerics.precision
     return {
         "format": FORMAT,
@@ -90,16 +90,16 @@ def settings_of(model: Model, source: Source, choices: Extraction) -> dict[str, 
         "dtype": choices.dtype,
         "compute_dtype": "float32" if compute_dtype is None else jnp.dtype(compute_dtype).name,
         "matmul_precision": str(precision or getattr(jax.config, "jax_default_matmul_precision", None) or "default"),
-        "backend": jax.default_backend(),
+        "backend": jax.default_backend(),  # CPUs and GPUs round differently
         "tokens": choices.tokens,
         # From here on: not part of the key.
         "model": model.name,
-        "normalized": False,
+        "normalized": False,  # as `encode_image` gives them
         "embedding": model.config.projection_dim,
         "label_names": list(source.label_names),
         "multi_label": source.multi_label,
         "batch_size": batch_size,
-        "chunk_size": parallel.padded_length(choices.chunk_size, batch_size),
+        "chunk_size": parallel.padded_length(choices.chunk_size, batch_size),  # no batch is in two chunks
     }
 
 
@@ -154,6 +154,7 @@ def parse_settings(content: bytes, path: Path) -> dict[str, Any]:
         raise DataError(f"cannot read {path}: {error}; {_REMEDY}") from error
     if not isinstance(stored, dict):
         raise DataError(f"{path} is damaged: it holds no settings; {_REMEDY}")
+    # Before the checksum: another version's may well be of other things, and "damaged" would be a wrong answer.
     if stored.get("format") != FORMAT:
         raise DataError(
             f"{path} is of format {stored.get('format')!r}, this version of jaxzs reads {FORMAT!r}; extract the "
@@ -165,12 +166,14 @@ def parse_settings(content: bytes, path: Path) -> dict[str, Any]:
     unfit = [name for name, fits in _FITS.items() if not fits(stored.get(name))]
     if unfit:
         raise DataError(f"{path} is damaged: unfit {', '.join(unfit)}; {_REMEDY}")
+    # Intact, but copied into the folder of another store.
     if key_of(stored) != path.parent.name:
         raise DataError(f"{path} is of another store; its folder must be named {key_of(stored)}, as it was made")
     return stored
 
 
 def _whole(least: int) -> Callable[[Any], bool]:
+    # True is an int of Python; JSON's numbers are exact below 2^53.
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**53
 
 

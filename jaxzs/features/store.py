@@ -97,11 +97,12 @@ class FeatureStore:
         n, settings = len(record["indices"]), self.settings
         dtype = np.dtype(jnp.dtype(settings["dtype"]))
         features = _load(folder / "features.npy", dtype)
-        labels = np.load(folder / "labels.npy")
+        labels = np.load(folder / "labels.npy")  # pickles are refused, as by default
         tokens = _load(folder / "tokens.npy", dtype) if settings["tokens"] else None
         expected = ((n, len(self.label_names)), np.bool_) if settings["multi_label"] else ((n,), np.int32)
         if features.shape != (n, settings["embedding"]) or (labels.shape, labels.dtype) != expected:
             raise ValueError(f"features {features.shape} and labels {labels.shape} are not those of {n} items")
+        # How many tokens of which width is not in the settings: only the axes are compared.
         if tokens is not None and (tokens.ndim != 3 or len(tokens) != n):
             raise ValueError(f"tokens {tokens.shape} are not those of {n} items")
         indices = np.array(record["indices"], np.int64)
@@ -160,6 +161,7 @@ def open_store(path: str | Path) -> FeatureStore:
                 + (f": name one of {', '.join(entry.name for entry in found)}" if found else "")
             )
         folder = found[0]
+    # Resolved: a link to a store may have any name, what it points to is named by the key.
     store = FeatureStore(folder, read_settings(folder.resolve() / "store.json"))
     if not store.complete:
         raise DataError(f"the feature store {folder} is not finished; run the extraction again to continue it")
@@ -174,6 +176,7 @@ def parse_record(content: bytes, items: range) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(content.decode())
     if not isinstance(record, dict) or record.pop(CHECKSUM, None) != digest(record):
         raise ValueError("chunk.json does not match its checksum")
+    # The checksum is no signature: whoever changes the file can make it anew, so that contents are looked at.
     indices, ids, skipped = record["indices"], record["ids"], record["skipped"]
     if any(type(index) is not int for index in indices) or not all(isinstance(one, str) for one in [*ids, *skipped]):
         raise ValueError("chunk.json holds other things than numbers and names")
@@ -198,6 +201,7 @@ def checksum(path: Path) -> str:
 
 def _remembered_hash(path: Path) -> str:
     status = path.stat()
+    # Another inode, size or time of writing is another file, which is hashed anew.
     return _hash_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -207,7 +211,7 @@ def _hash_of(path: Path, *_version: int) -> str:
 
 
 def _load(path: Path, dtype: np.dtype) -> np.ndarray:
-    array: np.ndarray = np.load(path, mmap_mode="r")
+    array: np.ndarray = np.load(path, mmap_mode="r")  # [n,E] or [n,1+P,D]; pages are read when they are used
     stored = np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype  # bfloat16, which .npy does not know
     if array.dtype != stored:
         raise ValueError(f"{path.name} is {array.dtype}, expected {stored}")
