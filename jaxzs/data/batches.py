@@ -75,10 +75,11 @@ def batches(
     def opened(index: int) -> _Read:
         try:
             item = source[index]
+        # Of this image alone. Any other error, such as a label out of range, is of the source and ends the pass.
         except ImageError as error:
             return _Read(index, None, (), str(index), str(error))
         try:
-            return _Read(index, preprocess(item.image)[0], item.labels, item.id, "")
+            return _Read(index, preprocess(item.image)[0], item.labels, item.id, "")  # [S,S,3]
         except ImageError as error:
             return _Read(index, None, (), item.id, f"{item.id}: {error.__cause__ or error}")
 
@@ -89,10 +90,11 @@ def batches(
             return opened(index)
 
     def collate(rows: Sequence[_Read]) -> Batch:
-        pixels = np.zeros((batch_size, *image_shape), np.float32)
+        pixels = np.zeros((batch_size, *image_shape), np.float32)  # [B,S,S,3]
         for place, row in enumerate(rows):
             if row.pixels is not None:
                 pixels[place] = row.pixels
+        # The last batch has the shape of all others, so that one program serves them.
         padding = batch_size - len(rows)
         return Batch(
             pixels=pixels,
@@ -106,6 +108,7 @@ def batches(
     if len(numbers) == 0:
         return
     data = grain.MapDataset.source(numbers).map(read)
+    # The buffer counts rows: the map comes before the batches.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, read_ahead * batch_size))
     # Rows are read ahead one by one, by all threads; batches are put together as they are asked for.
     yield from data.to_iter_dataset(options).batch(batch_size, batch_fn=collate)
@@ -121,5 +124,6 @@ def shard(num_items: int, part: int, parts: int) -> range:
     """
     if not 0 <= part < parts:
         raise ConfigError(f"part {part} of {parts}")
+    # Rounded up; of more parts than items the last ones are empty.
     size = -(-num_items // parts)
     return range(min(part * size, num_items), min((part + 1) * size, num_items))

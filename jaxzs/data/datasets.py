@@ -99,6 +99,7 @@ class DatasetInfo:
         """
         places = [self.place(label) for label in labels]
         unknown = [label for label, place in zip(labels, places, strict=True) if place is None]
+        # Strangers first: as None they would seem to be one class that is named several times.
         if unknown:
             raise LabelError(
                 f"{len(unknown)} of {len(labels)} labels are not of the data set {self.name!r}: "
@@ -119,10 +120,11 @@ class DatasetInfo:
     def _places(self) -> dict[str, int]:
         """Place of every accepted spelling; labels win over class names, and an ambiguous name is none."""
         places: dict[str, int] = {}
+        # Class names first, so that labels may overwrite them.
         names = [_plain(name) for name in self.class_names]
         times = collections.Counter(names)
         for place, name in enumerate(names):
-            if times[name] == 1:
+            if times[name] == 1:  # "missile" is two classes of ImageNet and names neither
                 places[name] = place
         labels = {_plain(label): place for place, label in enumerate(self.labels)}
         places.update(labels)
@@ -134,7 +136,7 @@ class DatasetInfo:
         if variant not in self.variants:
             raise LabelError(f"{self.name!r} has no names {variant!r}; it has: {', '.join(self.variants) or 'none'}")
         other = self.variants[variant]
-        names = tuple(other.get(name, name) for name in self.class_names)
+        names = tuple(other.get(name, name) for name in self.class_names)  # a variant lists what it calls otherwise
         return dataclasses.replace(self, class_names=names)
 
 
@@ -166,10 +168,11 @@ def dataset_info(name_or_path: str | Path) -> DatasetInfo:
     ('a {} at home.',)
     """
     text = str(name_or_path)
+    # A text without ".json" is a name of the package, whatever lies in the working directory.
     if text.endswith(".json") or isinstance(name_or_path, Path):
         path = Path(name_or_path)
         try:
-            return _parse(path.read_text(encoding="utf-8-sig"), str(path), path.stem)
+            return _parse(path.read_text(encoding="utf-8-sig"), str(path), path.stem)  # some editors begin with a mark
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read the data set description {path}: {error}") from error
     if text not in dataset_names():
@@ -245,9 +248,11 @@ def _parse(text: str, where: str, default_name: str) -> DatasetInfo:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not valid JSON: {error}") from error
     templates = values.get("templates", "simple") if isinstance(values, dict) else None
+    # A text is the name of a set.
     if isinstance(templates, str):
         values |= {"templates": template_set(templates)}
     if isinstance(values, dict):
+        # What the file says comes last and wins; its class names are its labels unless it has others.
         values = {"name": default_name, "title": default_name, "labels": values.get("class_names"), **values}
     info = from_json(DatasetInfo, values, where, DataError)
     _check_lists(info, where)
@@ -260,6 +265,7 @@ def _check_lists(info: DatasetInfo, where: str) -> None:
         texts = getattr(info, key)
         if not texts and key != "background_names":
             raise DataError(f"{where}: {key} must be a non-empty list of texts")
+        # Half of a surrogate pair: JSON can spell it, no file and no tokenizer takes it.
         if bad := [text for text in texts if not text.strip() or re.search("[\ud800-\udfff]", text)]:
             raise DataError(f"{where}: {key} holds {bad[0]!r:.100}, which is empty or no valid text")
     if bad := [template for template in info.templates if template.count(_PLACEHOLDER) != 1]:
@@ -267,6 +273,7 @@ def _check_lists(info: DatasetInfo, where: str) -> None:
     for key in ("labels", "label_ids", "groups"):
         if (listed := getattr(info, key)) is not None and len(listed) != info.num_classes:
             raise DataError(f"{where}: {len(listed)} {key} for {info.num_classes} class_names")
+    # Labels are compared as `place` compares them: two that differ in capitals only would be one.
     fine = [number for group in info.groups or () for number in group]
     for key, listed in (("labels", map(_plain, info.labels)), ("label_ids", info.label_ids or ()), ("groups", fine)):
         if twice := [entry for entry, times in collections.Counter(listed).items() if times > 1]:

@@ -60,7 +60,7 @@ class PassedOver:
 
     def notices(self) -> list[str]:
         """A line for each kind, to be printed."""
-        by_suffix = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))
+        by_suffix = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))  # the most frequent first
         suffixes = [f"{suffix or 'no suffix'} {count}" for suffix, count in by_suffix]
         others = _count(sum(self.suffixes.values()), "file")
         strays = _count(len(self.strays), "image")
@@ -144,7 +144,7 @@ class _Search:
     """The state of one search."""
 
     def __init__(self) -> None:
-        self.found: set[Path] = set()
+        self.found: set[Path] = set()  # sources may overlap
         self.others: set[Path] = set()  # files that are no images
         self.visited: set[tuple[int, int]] = set()
         self.system: list[str] = []
@@ -155,8 +155,10 @@ class _Search:
         path = Path(source).expanduser()
         if os.path.isdir(path):
             self.walk(path)
+        # Named in full: taken whatever it is, also a link to nothing. Reading it will tell.
         elif os.path.lexists(path):
             self.found.add(path)
+        # After what exists: the name of a folder may hold "[" and "*".
         elif glob.has_magic(str(path)):
             for match in map(Path, glob.glob(str(path), recursive=True)):
                 if os.path.isdir(match):
@@ -167,11 +169,13 @@ class _Search:
             raise DataError(f"no such file or folder: {source}; name folders, image files or globs")
 
     def walk(self, root: Path) -> None:
+        # os.walk passes over what it cannot list, without `onerror` silently.
         for here, folders, files in os.walk(root, followlinks=True, onerror=self.tell):
             if self.seen(here):  # a link back up, a second link to it, or a second source
                 folders.clear()
                 continue
             self.system += [os.path.join(here, name) for name in folders if name.lower() in _SYSTEM_FOLDERS]
+            # In place: os.walk goes down into what is left of the list.
             folders[:] = sorted(f for f in folders if not f.startswith(".") and f.lower() not in _SYSTEM_FOLDERS)
             taken = [self.take(Path(here, name)) for name in files]
             if not any(taken) and not folders:
@@ -183,6 +187,7 @@ class _Search:
         except OSError as error:  # gone since it was listed
             self.tell(error)
             return True
+        # The folder itself, by however many paths it is reached.
         known = (status.st_dev, status.st_ino) in self.visited
         self.visited.add((status.st_dev, status.st_ino))
         return known
@@ -192,6 +197,7 @@ class _Search:
         name, suffix = path.name.lower(), path.suffix.lower()
         if name.startswith(".") or name in _SYSTEM_FILES or name in LABEL_TABLES:
             return False
+        # Opened only where the name says nothing: in large folders every opening costs.
         image = suffix in SUFFIXES or (suffix not in _OTHER_SUFFIXES and is_image_file(path))
         (self.found if image else self.others).add(path)
         return image
@@ -200,6 +206,7 @@ class _Search:
         self.unreadable[str(error.filename)] = error.strerror or str(error)
 
     def passed_over(self) -> PassedOver:
+        # A file that is no image by its suffix counts as found where another source names it in full.
         suffixes = collections.Counter(path.suffix.lower() for path in self.others - self.found)
         return PassedOver(
             suffixes=dict(suffixes),
@@ -236,7 +243,7 @@ def subfolders(paths: Sequence[Path], root: str | Path) -> list[str | None] | No
     None too when all images lie in one subfolder, which then says nothing about classes. Strays have no class.
     """
     root = Path(root)
-    if not all(path.is_relative_to(root) for path in paths):
+    if not all(path.is_relative_to(root) for path in paths):  # root was a file or a glob
         return None
     below = [path.relative_to(root) for path in paths]
     layout = layout_of(below)

@@ -80,6 +80,7 @@ def open_folder(
     if table is None:
         return _by_subfolder(root)
     rows = read_table(table, Reading(label_column, label_separator))
+    # A table found beside `images/` is of what is in there; one named by the caller may be from anywhere.
     if labels is None and (root / "images").is_dir():
         root = root / "images"
     return _by_table(root, table, rows)
@@ -112,6 +113,7 @@ def open_images(sources: str | Path | Iterable[str | Path]) -> FolderSource:
     """
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     found = search_images(listed)
+    # Of several folders each may mean something else by its subfolders.
     folders = subfolders(found.paths, Path(listed[0]).expanduser()) if len(listed) == 1 else None
     labels: list[tuple[str, ...]] = [()] * len(found.paths)
     passed = found.passed_over
@@ -136,6 +138,7 @@ def _by_subfolder(root: Path) -> FolderSource:
     if layout is None or layout.depth > 3:
         raise _at_different_depths(root, below)
     files = [path for path in below if len(path.parts) == layout.depth]
+    # class/image, or split/class/image.
     names = [(shown_name(path.parts[-2]),) if layout.depth > 1 else () for path in files]
     splits = [shown_name(path.parts[0]) if layout.depth == 3 else WHOLE for path in files]
     passed = dataclasses.replace(found.passed_over, strays=tuple(path.as_posix() for path in layout.strays))
@@ -143,7 +146,7 @@ def _by_subfolder(root: Path) -> FolderSource:
 
 
 def _at_different_depths(root: Path, below: Sequence[Path]) -> DataError:
-    by_depth = {len(path.parts): path.as_posix() for path in reversed(below)}
+    by_depth = {len(path.parts): path.as_posix() for path in reversed(below)}  # reversed: the first of each depth stays
     examples = ", ".join(repr(by_depth[depth]) for depth in sorted(by_depth)[:_SHOWN])
     return DataError(
         f"{shown_name(root)}: images lie at different depths, or below more than two folders ({examples}); expected "
@@ -162,6 +165,7 @@ def _by_table(root: Path, table: Path, read: Table) -> FolderSource:
     absent = []
     for row in read.rows:
         names = name_of(row.file)
+        # Told together at the end: "1 of 10,000" and "all of them" are different mistakes.
         if not names:
             absent.append(row.file)
             continue
@@ -177,7 +181,7 @@ def _by_table(root: Path, table: Path, read: Table) -> FolderSource:
     if absent:
         others = f", nor are {len(absent) - 1:,} others of {len(read.rows):,}" if len(absent) > 1 else ""
         raise DataError(f"{table}: {absent[0]!r} is not there below {root}{others}")
-    files = sorted(of_file)
+    files = sorted(of_file)  # not in the order of the table, by which features would be keyed
     labels = [of_file[file].labels for file in files]
     passed = dataclasses.replace(
         found.passed_over, unlisted=len(found.paths) - len(files), unlabelled=sum(not listed for listed in labels)
@@ -196,25 +200,28 @@ def _resolver(root: Path, table: Path, names: Sequence[str]) -> Callable[[str], 
     by_loose_name: dict[str, set[str]] = collections.defaultdict(set)
     for name in names:
         path = Path(name)
-        for spelling in {name, path.name, path.with_suffix("").as_posix(), path.stem}:
+        for spelling in {name, path.name, path.with_suffix("").as_posix(), path.stem}:  # an id is a stem
             by_name[spelling].add(name)
             by_loose_name[_loose(spelling)].add(name)
 
     def names_of(file: str) -> set[str]:
-        file = file.replace("\\", "/")
+        file = file.replace("\\", "/")  # of a table written on Windows
         for place in (table.parent, root):
             if file and (name := by_path.get(_normal(place, file))) is not None:
                 return {name}
+        # The stricter reading first: "A.png" and "a.png" may both be there. Of several the caller tells.
         return by_name.get(file) or by_loose_name.get(_loose(file)) or set()
 
     return names_of
 
 
 def _normal(folder: Path, file: str) -> str:
+    # Not resolved: ".." goes, links keep the names under which images were found.
     return os.path.abspath(os.path.join(folder, file))
 
 
 def _loose(name: str) -> str:
+    # A table and a file system may compose accents differently.
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -230,6 +237,7 @@ def _source(
     passed: PassedOver = _NOTHING,
 ) -> FolderSource:
     """The source of these files below root, with their labels as texts, the split of each, and what was passed over."""
+    # "cat" of one table row and "Cat" of another are one class, and the notice says so.
     spelled = common_spellings(itertools.chain.from_iterable(labels))
     names = order_names(spelled.values())
     number = {name: place for place, name in enumerate(names)}
@@ -253,6 +261,7 @@ def _source(
 
 def _stamp(root: Path, file: str) -> list[Any]:
     """Name, size and time of writing stand for the contents, which would have to be read otherwise."""
+    # Names of `open_images` are relative to the working directory, which is no part of an identity.
     name = file if root != Path() else os.path.abspath(file)
     try:
         status = (root / file).stat()

@@ -47,6 +47,7 @@ def decoders() -> tuple[str, ...]:
             importlib.import_module(f"PIL.{plugin}ImagePlugin")
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
+    # Registered by Pillow also where it was built without the library that decodes them.
     optional = {name for name in ("WEBP", "AVIF") if name in Image.OPEN and not features.check(name.lower())}
     return tuple(name for name in FORMATS if name in Image.OPEN and name not in optional)
 
@@ -59,12 +60,13 @@ def is_image_file(path: Path) -> bool:
         if not path.is_file():  # pipes and devices could block
             return False
         with open(path, "rb") as file, _quiet_pillow():
-            head = file.read(16)
+            head = file.read(16)  # as much as Pillow shows its decoders
             accepted = [Image.OPEN[name][1] for name in decoders()]
+            # Cheap, so that thousands of text files are not parsed.
             if not any(accept is None or accept(head) for accept in accepted):
                 return False
             file.seek(0)
-            Image.open(file, formats=decoders())
+            Image.open(file, formats=decoders())  # the header only
     except Exception:  # of the file system, and the decoders raise almost anything
         return False
     return True
@@ -125,6 +127,7 @@ def _give_back_memory() -> None:
 
 
 def _wait_if_large(pixels: int) -> None:
+    # A thread that holds the lock must not ask for it again: it would wait for itself.
     if pixels > LARGE_PIXELS and getattr(_thread, "waits", False) and not _thread.holds:
         _LARGE_IMAGE.acquire()
         _thread.holds = True
@@ -135,6 +138,7 @@ def _read_file(path: Path) -> bytes:
         size = path.stat().st_size
         if not path.is_file():
             raise ImageError(f"{shown_name(path)} is not a file")
+        # Before a byte is read.
         if size > MAX_FILE_BYTES:
             raise ImageError(f"{shown_name(path)} has {size:,} bytes, more than {MAX_FILE_BYTES:,} are refused")
         return path.read_bytes()
@@ -161,6 +165,7 @@ def _decode(content: bytes, max_pixels: int) -> Image.Image:
             )
         if image.width * image.height == 0:
             raise ImageError(f"it has no pixels ({image.width} x {image.height})")
+    # Here the size is known and no pixel is allocated yet.
     _wait_if_large(image.width * image.height)
     is_tiff = image.format == "TIFF"
     if is_tiff:  # Pillow reads metadata, and may warn, while it decodes these
@@ -182,6 +187,7 @@ def _turn_upright(image: Image.Image) -> Image.Transpose | None:
     """The transposition that undoes the EXIF orientation."""
     from PIL.Image import Transpose
 
+    # EXIF's number -> what undoes it; 1 is upright, from 5 on width and height change places.
     turns = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -226,7 +232,7 @@ def _without_metadata(content: bytes) -> bytes:
         return content
     view, place = memoryview(content), len(_PNG)
     kept: list[memoryview] = []
-    texts: set[bytes] = set()
+    texts: set[bytes] = set()  # kinds of text that were kept
     while place + 8 <= len(content):
         size, kind = struct.unpack_from(">I4s", content, place)
         chunk = view[place : place + size + 12]  # size, kind, data, checksum
@@ -244,18 +250,19 @@ def _says_orientation(kind: bytes, data: memoryview, checksum: memoryview, texts
     keyword, _, text = (kind, b"", b"") if kind == b"eXIf" else bytes(data).partition(b"\0")
     if keyword in texts or keyword not in (b"eXIf", *_ORIENTATION_TEXTS):
         return False
+    # Pillow refuses the whole picture for a wrong checksum of a text.
     if zlib.crc32(data, zlib.crc32(kind)) != int.from_bytes(checksum, "big"):
         return False
     texts.add(keyword)
     if kind == b"iTXt":
         return text[:1] == b"\0"  # not compressed, as XMP has to be
-    return kind != b"zTXt" or _unpacks_small(text[1:])
+    return kind != b"zTXt" or _unpacks_small(text[1:])  # after the byte that names the method
 
 
 def _unpacks_small(compressed: bytes) -> bool:
     unpacking = zlib.decompressobj()
     try:
-        unpacking.decompress(compressed, _MOST_METADATA)
+        unpacking.decompress(compressed, _MOST_METADATA)  # at most so much is unpacked
     except zlib.error:
         return False
-    return unpacking.eof
+    return unpacking.eof  # False where there is more

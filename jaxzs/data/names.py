@@ -23,6 +23,7 @@ def name_key(name: str) -> str:
     >>> data.name_key("Potted_Plant") == data.name_key("potted plant") == data.name_key("pottedplant")
     True
     """
+    # Decomposed before casefold, else a composed capital and its parts could fold differently.
     caseless = unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
     return re.sub(r"[\s_]+", "", caseless) or name
 
@@ -43,7 +44,7 @@ def _order(name: str) -> tuple[bool, int, str]:
 
 def whole_number(name: str) -> int | None:
     """The whole number that a name is, if it is one (of at most 18 digits)."""
-    return int(name) if re.fullmatch(r"[+-]?[0-9]{1,18}", name) else None
+    return int(name) if re.fullmatch(r"[+-]?[0-9]{1,18}", name) else None  # below 2^63
 
 
 def common_spellings(names: Iterable[str]) -> dict[str, str]:
@@ -56,6 +57,7 @@ def common_spellings(names: Iterable[str]) -> dict[str, str]:
     """
     counts = collections.Counter(names)
     common: dict[str, str] = {}
+    # The most frequent spelling comes first and is the one that setdefault keeps.
     for name in sorted(counts, key=lambda name: (-counts[name], name)):
         common.setdefault(_spelled_alike(name), name)
     return {name: common[_spelled_alike(name)] for name in counts}
@@ -115,6 +117,7 @@ def match_names(given: Sequence[str], found: Sequence[str], *, by_position: bool
     if by_position:
         return _by_position(given, found)
     places = match_places(given, found)
+    # Only where no label is a name: "0" to "9" may be the classes themselves, in another order.
     numbered = _counted_places(given, found) if set(places) == {None} else None
     if numbered is not None:
         return Pairing(tuple(given), tuple(found), numbered, "number")
@@ -134,6 +137,7 @@ def match_places(given: Sequence[str], found: Iterable[str]) -> list[int | None]
     >>> data.match_places(["cat", "Dog", "dog"], ["CAT", "dog", "DOG", "bird"])
     [0, 2, None, None]
     """
+    # Equal spelling first: where "Dog" and "dog" are both given, "dog" is the second.
     exact, alike = _only_places(given), _only_places(map(name_key, given))
     return [exact[name] if name in exact else alike.get(name_key(name)) for name in found]
 
@@ -152,6 +156,7 @@ def _counted_places(given: Sequence[str], found: Sequence[str]) -> tuple[int, ..
     if len(numbers) != len(found) or len(found) != len(given):
         return None
     first = min(numbers)
+    # Numbers with gaps, or from another first one on, are of some other list than this one.
     if first not in (0, 1) or sorted(numbers) != list(range(first, first + len(given))):
         return None
     return tuple(number - first for number in numbers)

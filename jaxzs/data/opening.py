@@ -29,6 +29,7 @@ def open_source(
     """
     text = str(place)
     path = Path(place).expanduser()
+    # Before folders of images: what tensorflow-datasets prepares is a folder, too.
     if text.startswith("tfds:") or (path / "dataset_info.json").is_file():
         if split is None:
             raise DataError(f"{text}: say which split, e.g. test or train[:50%]")

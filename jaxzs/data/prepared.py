@@ -24,6 +24,7 @@ def open_tfds(name_or_folder: str | Path, split: str, *, data_dir: str | Path | 
         if (Path(name_or_folder) / "dataset_info.json").is_file():
             builder = tfds.builder_from_directory(str(name_or_folder))
         else:
+            # By default tfds looks for TFRecord, which TensorFlow alone reads.
             builder = tfds.builder(str(name_or_folder), data_dir=data_dir, file_format="array_record")
         items = builder.as_data_source(split=split)
     except ModuleNotFoundError as error:
@@ -42,6 +43,7 @@ def open_tfds(name_or_folder: str | Path, split: str, *, data_dir: str | Path | 
         raise DataError(f"{builder.info.full_name} has no feature 'image', only {', '.join(features)}")
     label = dict(features.items()).get("label")
     names = tuple(getattr(label, "names", None) or ())
+    # Name and version stay the same when a data set is prepared anew from other files; sizes rarely do.
     shards = [[path.name, path.stat().st_size] for path in sorted(Path(builder.data_dir).glob("*array_record*"))]
     identity = digest("tfds", builder.info.full_name, split, shards)
     named = _TfdsItems(items, builder.info.full_name)
@@ -63,7 +65,7 @@ class _TfdsItems:
             record = self.items[index]
         except Exception as error:  # decoders raise almost anything on damaged data
             raise ImageError(f"{self.name} record {index} cannot be decoded: {error}") from error
-        keys = ("id", "file_name", "image/filename", "filename")
+        keys = ("id", "file_name", "image/filename", "filename")  # as data sets call it
         name = next((record[key] for key in keys if key in record), index)
         name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
         return Item(record["image"], places_of(record.get("label")), name)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Labels = tuple[int, ...]  # places in label_names: none (unlabelled), one, or several
 WHOLE = "all"  # the split of a source that has no splits of its own
 MAX_CLASSES = 2**20
-_CHANNELS = ((), (1,), (3,), (4,))
+_CHANNELS = ((), (1,), (3,), (4,))  # what may follow [N,H,W]: grey, grey, RGB, RGBA
 
 
 class Item(NamedTuple):
@@ -119,6 +119,7 @@ def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, label_name
         names = names or tuple(map(str, range(classes)))
         if classes > len(names) or (several and classes != len(names)):
             raise LabelError(f"{len(names)} label names for {classes} classes")
+    # All pixels: an array has no name and no time of writing that could stand for them.
     content = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
     identity = digest("arrays", list(images.shape), content, [list(row) for row in of_image])
     return ArraySource(images, tuple(of_image), names, several, identity)
@@ -132,11 +133,13 @@ def _places(labels: np.ndarray | None, number: int) -> tuple[list[Labels], bool]
     if labels.ndim not in (1, 2) or len(labels) != number:
         raise DataError(f"labels have shape {labels.shape} for {number} images")
     if labels.ndim == 2:
+        # Integers [N,C] could as well be counts, or numbers of classes padded to one length.
         if labels.dtype != np.bool_:
             raise DataError(f"labels [N,C] are {labels.dtype}, expected bool")
         return [tuple(int(c) for c in np.flatnonzero(row)) for row in labels], True
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"labels [N] are {labels.dtype}, expected integers")
+    # A column of ids or times taken for labels: every number below the largest would become a class.
     if (largest := int(labels.max())) >= MAX_CLASSES:
         raise LabelError(f"label {largest} is too large: labels are places in a list of classes, below {MAX_CLASSES:,}")
     return [(int(label),) if label >= 0 else () for label in labels], False
@@ -173,7 +176,7 @@ def open_npz(path: str | Path) -> ArraySource:
     try:
         with zipfile.ZipFile(path) as packed:
             _check_unpacked(packed)
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:  # a pickle runs code
             found = list(file.files)
             arrays = {key: file[key] for key in ("images", "labels", "label_names", "class_names") if key in found}
         if "images" not in arrays:
@@ -225,7 +228,7 @@ class ObjectSource:
             raise ImageError(f"item {index} has no 'image'; its keys are {', '.join(map(str, item))}")
         name = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
         labels = places_of(label)
-        if self.label_names and max(labels, default=0) >= len(self.label_names):
+        if self.label_names and max(labels, default=0) >= len(self.label_names):  # without names any number will do
             raise LabelError(
                 f"item {index} has the label {max(labels)}, but there are {len(self.label_names)} label names"
             )
@@ -260,7 +263,7 @@ def places_of(label: Any) -> Labels:
         raise DataError(f"label {label!r:.100} is not a number, nor several") from error
     if places.size and (places.ndim != 1 or not np.issubdtype(places.dtype, np.integer)):
         raise DataError(f"label {label!r:.100} is not a number, nor several")
-    return tuple(int(place) for place in places if place >= 0)
+    return tuple(int(place) for place in places if place >= 0)  # -1: no label
 
 
 # --- parts of a source ------------------------------------------------------------------------------------------
@@ -300,7 +303,7 @@ def select(source: Source, indices: Iterable[int]) -> Subset:
     >>> len(source), source[0].id
     (2, 'zero/9.png')
     """
-    places = np.asarray(list(indices))
+    places = np.asarray(list(indices))  # an empty list is float64
     if places.size and (places.ndim != 1 or not np.issubdtype(places.dtype, np.integer)):
         raise DataError(
             f"numbers of items are {places.dtype} of shape {places.shape}, expected integers "
@@ -333,6 +336,7 @@ def take_split(source: Source, split: str) -> Subset:
     places = {inner[name]: of_split for name, of_split in splits.items()}
     sizes = {name: types.SimpleNamespace(num_examples=len(places[name])) for name in places}
     try:
+        # Its parser and its rounding; of our splits it asks for nothing but their sizes.
         parts = tfds.core.ReadInstruction.from_spec(re.sub(rf"\b{WHOLE}\b", "whole", split)).to_absolute(sizes)
     except (ValueError, AssertionError, AttributeError, NotImplementedError) as error:
         raise DataError(

@@ -56,7 +56,7 @@ def read_table(path: Path, reading: Reading) -> Table:
     text = _text_of(path)
     readers: dict[str, Callable[[str, Reading], Table]] = {".json": _read_json, ".jsonl": _read_json_lines}
     try:
-        table = readers.get(path.suffix.lower(), _read_csv)(text, reading)
+        table = readers.get(path.suffix.lower(), _read_csv)(text, reading)  # .tsv, .txt, or no suffix: as CSV
         for row in table.rows:
             _check_texts(row)
     except JaxzsError as error:
@@ -77,7 +77,7 @@ def _text_of(path: Path) -> str:
         raise DataError(f"cannot read the table of labels {path}: {error.strerror or error}") from error
     if content and (stranger := known_stranger(content)) is not None:
         raise DataError(f"the table of labels {path} is {stranger}")
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"  # Excel's "Unicode text"
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -103,7 +103,9 @@ def _read_csv(text: str, reading: Reading) -> Table:
     """A header, and a line for each image. Records are dicts of cells."""
     dialect: Any = csv.excel
     with contextlib.suppress(csv.Error):  # of one column only
+        # Of the header alone: commas in the texts below would mislead it.
         dialect = csv.Sniffer().sniff(text.lstrip().split("\n", 1)[0], ",;\t|")
+    # strict: text behind a closing quote, and a quote that is never closed, are errors and not guessed at.
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=dialect.delimiter, skipinitialspace=True, strict=True)
     header = [cell.strip() for cell in next(filter(any, lines), [])]
     while header and not header[-1]:  # a separator at the end of the line
@@ -115,6 +117,7 @@ def _read_csv(text: str, reading: Reading) -> Table:
                 f"line {lines.line_num} has {len(cells)} cells for {len(header)} columns; write a cell that holds "
                 f"{dialect.delimiter!r} in quotes"
             )
+        # A shorter line lacks its last cells, as spreadsheets write empty ones.
         records.append(dict(zip(header, cells, strict=False)))
     return _of_records(header, records, reading)
 
@@ -142,6 +145,7 @@ class _Columns(NamedTuple):
 def _columns(header: Sequence[str], label_column: str | None) -> _Columns | None:
     """Which columns are which; None where every other column may be a class of its own (0 or 1)."""
     keys = [name_key(name) for name in header]
+    # Before they become a dict, in which one would vanish.
     if twice := sorted({name for name, key in zip(header, keys, strict=True) if keys.count(key) > 1}):
         raise DataError(f"columns occur twice: {', '.join(twice)}")
     by_key = dict(zip(keys, header, strict=True))
@@ -196,6 +200,7 @@ def _label_lists(cells: Sequence[Any], several: bool, separator: str | None) -> 
     listed = [_as_list(cell) for cell in cells]
     if separator is None and several:
         texts = [cell for cell, labels in zip(cells, listed, strict=True) if labels is None and isinstance(cell, str)]
+        # One for the whole column: a cell with a single label shows none.
         separator = next((sign for sign in ";|," if any(sign in text for text in texts)), None)
     lists = []
     for cell, labels in zip(cells, listed, strict=True):
@@ -211,6 +216,7 @@ def _as_list(cell: Any) -> list[Any] | None:
         return cell
     if not isinstance(cell, str) or not (cell.strip()[:1] == "[" and cell.strip()[-1:] == "]"):
         return None
+    # Python writes single quotes, which JSON refuses; literal_eval runs no code.
     for read in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             value = read(cell.strip())
@@ -220,11 +226,13 @@ def _as_list(cell: Any) -> list[Any] | None:
 
 def _label(value: Any) -> str:
     """A label as text, "" for none."""
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or (isinstance(value, float) and value != value):  # NaN
         return ""
+    # True is an int of Python, and no label.
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise DataError(f"{value!r:.100} is not a label: a text or a whole number is")
     text = str(value).strip()
+    # "NA" in capitals only: "na" could be a name.
     return "" if text == "NA" or text.casefold() in _NO_LABEL else text
 
 
@@ -257,6 +265,7 @@ def _read_json(text: str, reading: Reading) -> Table:
         return _of_objects(values, reading)
     if not isinstance(values, dict) or not values:
         raise DataError(_EXAMPLE)
+    # Before "file: labels", for which COCO's three lists would pass.
     if all(isinstance(values.get(key), list) for key in ("images", "annotations", "categories")):
         return _of_coco(values)
     if not all(value is None or isinstance(value, (str, int, list)) for value in values.values()):
@@ -285,6 +294,7 @@ def _of_coco(values: Mapping[str, Any]) -> Table:
     try:
         names = {category["id"]: category["name"] for category in values["categories"]}
         files = {image["id"]: image["file_name"] for image in values["images"]}
+        # An ordered set of names: an image has a category once, however many objects of it.
         of_image: dict[Any, dict[str, None]] = {number: {} for number in files}
         for annotation in values["annotations"]:
             of_image[annotation["image_id"]][names[annotation["category_id"]]] = None
@@ -298,6 +308,7 @@ def _of_coco(values: Mapping[str, Any]) -> Table:
 
 def _check_coco(values: Mapping[str, Any], names: Mapping[Any, Any], files: Mapping[Any, Any]) -> None:
     for kind, listed, read in (("categories", values["categories"], names), ("images", values["images"], files)):
+        # Of two equal ids a dict has kept one.
         if len(read) < len(listed) or len(set(read.values())) < len(read):
             raise DataError(f"two {kind} of these COCO annotations have one id or one name")
         if not all(isinstance(text, str) and text.strip() for text in read.values()):
