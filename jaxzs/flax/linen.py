@@ -30,12 +30,14 @@ class CLIP(nn.Module):
     numerics: Numerics = Numerics()
 
     def setup(self) -> None:
+        # All leaves from one key, as `random_params` draws them; when variables are given there is no key to draw from.
         drawn = random_params(self.make_rng("params"), self.config) if self.is_initializing() else None
         for name in abstract_params(self.config):
-            draw = (lambda _, name=name: drawn[name]) if drawn else self._draw(name)
+            draw = (lambda _, name=name: drawn[name]) if drawn else self._draw(name)  # bound now: the loop goes on
             self.param(name, draw)
 
     def _draw(self, name: str) -> Any:
+        # flax asks for the shape only, to compare it with the variable: nothing is drawn.
         return lambda key: random_params(key, self.config)[name]
 
     @property
@@ -54,4 +56,4 @@ class CLIP(nn.Module):
     def __call__(self, pixels: Any, input_ids: Any, attention_mask: Any = None) -> jax.Array:
         """Logits [B,C] of images against texts."""
         texts = self.encode_text(input_ids, attention_mask)  # [C,E]
-        return logits_per_image(self.encode_image(pixels), texts, self.tree["logit_scale"])
+        return logits_per_image(self.encode_image(pixels), texts, self.tree["logit_scale"])  # [B,C]

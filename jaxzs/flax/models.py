@@ -71,15 +71,16 @@ class FlaxCLIPPreTrained:
         """
         folder = find_checkpoint(pretrained_model_name_or_path, revision=revision, local_files_only=local_files_only)
         own = read_config(folder, towers=cls.towers)
-        _check_family(cls.__name__, own)
+        _check_family(cls.__name__, own)  # before gigabytes are read
         params, config = cls._read(folder, own), _hf_config(cls.config_name, folder, own)
+        # Of transformers' loader; accepted for the sake of older code, without effect here.
         for name in ("from_pt", "cache_dir", "token", "force_download", "subfolder"):
             kwargs.pop(name, None)
         for name, value in kwargs.items():
             if not hasattr(config, name):
                 raise ConfigError(f"{cls.__name__}.from_pretrained has no argument {name}, nor has its configuration")
             setattr(config, name, value)
-        model = cls(config, dtype=dtype, _do_init=False)
+        model = cls(config, dtype=dtype, _do_init=False)  # random weights would only be replaced
         model._config = own
         if not _do_init:
             return model, params
@@ -92,10 +93,12 @@ class FlaxCLIPPreTrained:
         try:
             params, _ = read_checkpoint(folder, towers=cls.towers)
         except CheckpointError as error:
+            # A file of one tower has no projection, which the ordinary reader misses.
             found = cls._read_alone(folder, config)
             if found is None:
                 raise CheckpointError(str(error)) from error
             return found
+        # A whole checkpoint holds projections that the class of one tower has no place for.
         return {name: params[name] for name in cls.leaves}
 
     @classmethod
@@ -110,7 +113,7 @@ class FlaxCLIPPreTrained:
             return None
         found: dict[str, jax.Array] = {}
         for part in parts:
-            leaves = part.split(*(stored[name].read() for name in part.names))
+            leaves = part.split(*(stored[name].read() for name in part.names))  # one array may be q, k and v
             found |= {path: jnp.asarray(leaf) for path, leaf in zip(part.paths, leaves, strict=True)}
         whole = {path: leaf.shape for path, leaf in found.items()} == wanted
         return unflatten(found) if whole and all(jnp.isfinite(leaf).all() for leaf in found.values()) else None
@@ -129,7 +132,7 @@ class FlaxCLIPPreTrained:
         safe_serialization: `model.safetensors` (with Flax names) instead of `flax_model.msgpack`. Nothing is uploaded:
         `push_to_hub` is a `ConfigError`; use `huggingface_hub.upload_folder` on the folder.
         """
-        if push_to_hub:
+        if push_to_hub:  # before anything is written
             raise ConfigError("jaxzs uploads nothing; write the folder, then huggingface_hub.upload_folder")
         tree, folder = self._tree(params), Path(save_directory)
         from flax import serialization
@@ -161,6 +164,7 @@ class FlaxCLIPPreTrained:
         tree = _plain(params)
         if not self._is_initialized:
             raise ConfigError("the model was made with _do_init=False: its parameters live outside of it")
+        # Here, and not in the first call, where a product of wrong shapes would tell little.
         if _shapes_of(tree) != self._shapes(self._config):
             raise CheckpointError("the parameters do not have the names and shapes of this model")
         self._params = tree
@@ -172,6 +176,7 @@ class FlaxCLIPPreTrained:
 
     def init_weights(self, rng: jax.Array, input_shape: Any = None, params: Tree | None = None) -> Tree:
         """Random parameters; leaves that `params` has already are kept."""
+        # input_shape is of transformers' signature; the configuration alone says the shapes.
         drawn = random_params(rng, self._config)
         leaves = dict(flatten({name: drawn[name] for name in self.leaves}))
         return unflatten({**leaves, **(dict(flatten(_plain(params))) if params else {})})
@@ -196,7 +201,9 @@ class FlaxCLIPPreTrained:
     def _finished(self, output: ModelOutput, return_dict: bool | None) -> Any:
         """In the type of computation, as an output or a tuple."""
         kind = jnp.dtype(self.dtype)
+        # The towers add up in float32 whatever the type of their products; transformers gives the type of computation.
         output = jax.tree.map(lambda x: x.astype(kind), output)
+        # The argument of a call wins over the configuration, as there.
         wanted = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         return output if wanted else output.to_tuple()
 
@@ -210,6 +217,7 @@ class FlaxCLIPPreTrained:
         return Numerics(None if kind == jnp.float32 else kind.type)
 
     def _check_train(self, train: bool) -> None:
+        # The configuration of both towers holds two, that of one tower is itself the one.
         parts = [getattr(self.config, f"{tower}_config", self.config) for tower in self.towers]
         if train and any(getattr(part, "attention_dropout", 0) for part in parts):
             raise ConfigError("attention_dropout is not 0: jaxzs' towers have no dropout; set it to 0, or train=False")
@@ -238,7 +246,7 @@ class FlaxCLIPTextModel(FlaxCLIPPreTrained):
         attention_mask: Any = None,
         position_ids: Any = None,
         params: Mapping[str, Any] | None = None,
-        dropout_rng: Any = None,
+        dropout_rng: Any = None,  # nothing is drawn from it
         train: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -363,6 +371,7 @@ class FlaxCLIPModel(FlaxCLIPPreTrained):
 # --- the pure functions underneath --------------------------------------------------------------------------------
 
 
+# Static is what decides the program. Trees are traced: other parameters of the same shapes compile nothing.
 _compiled = functools.partial(jax.jit, static_argnames=("config", "numerics", "flags"))
 
 
@@ -391,9 +400,10 @@ def _both(params, texts, pixels, config, numerics, flags):
     unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     text_embeds = unit(dense(params["text_projection"], text.pooler_output, numerics))  # [C,E]
     image_embeds = unit(dense(params["visual_projection"], vision.pooler_output, numerics))  # [B,E]
+    # In float32: ln 100 in bfloat16 is 4.594, whose exp is 98.9.
     scale = jnp.exp(jnp.asarray(params["logit_scale"], jnp.float32))
     per_text = numerics.matmul(text_embeds, image_embeds.T) * scale  # [C,B]
-    return FlaxCLIPOutput(per_text.T, per_text, text_embeds, image_embeds, text, vision)
+    return FlaxCLIPOutput(per_text.T, per_text, text_embeds, image_embeds, text, vision)  # per_text.T [B,C]
 
 
 def _text_tower(params: Tree, texts: tuple[Any, Any, Any], config: CLIPConfig, numerics: Numerics) -> TowerOutput:
@@ -402,18 +412,20 @@ def _text_tower(params: Tree, texts: tuple[Any, Any, Any], config: CLIPConfig, n
     if positions is None:
         return text_tower(params, ids, config, mask, numerics=numerics)
 
+    # A table of positions for each text, its rows in the order of the places that were asked for.
     def one(ids: jax.Array, mask: jax.Array | None, positions: jax.Array) -> TowerOutput:
         tree = params["text_model"]
-        table = tree["embeddings"]["position_embedding"]["embedding"]
+        table = tree["embeddings"]["position_embedding"]["embedding"]  # [places,D]
         chosen = {**tree["embeddings"], "position_embedding": {"embedding": table[positions]}}  # [T,D]
         moved = {**params, "text_model": {**tree, "embeddings": chosen}}
         own = text_tower(moved, ids[None], config, None if mask is None else mask[None], numerics=numerics)
-        return jax.tree.map(lambda x: x[0], own)
+        return jax.tree.map(lambda x: x[0], own)  # without the axis of one text
 
-    return jax.vmap(one, in_axes=(0, None if mask is None else 0, 0))(ids, mask, positions)
+    return jax.vmap(one, in_axes=(0, None if mask is None else 0, 0))(ids, mask, positions)  # tokens [B,T,D]
 
 
 def _tower_output(tower: TowerOutput, flags: Flags) -> FlaxBaseModelOutputWithPooling:
+    # None is no output of the compiled program: what was not asked for is not kept.
     return FlaxBaseModelOutputWithPooling(
         tower.tokens,
         tower.pooled,
@@ -438,11 +450,12 @@ def _pixels(pixel_values: Any) -> jax.Array:
         raise ConfigError(
             f"pixel_values have shape {pixels.shape}, expected [B,3,S,S]: channels first, as in transformers"
         )
-    return pixels.astype(jnp.float32).transpose(0, 2, 3, 1)
+    return pixels.astype(jnp.float32).transpose(0, 2, 3, 1)  # [B,S,S,3]
 
 
 def _check_family(name: str, config: CLIPConfig) -> None:
     """`ConfigError` for towers whose outputs are not those of a CLIP."""
+    # SigLIP has a bias, ResNets and SigLIP pool by attention: there is no class token to be the output.
     if config.logit_bias or getattr(config.vision, "pooling", "") != "class":
         raise ConfigError(
             f"{name} is for CLIP's transformers with a class token; load SigLIP and ResNets with jaxzs.load, and "
@@ -456,6 +469,7 @@ def _own_config(config: Any) -> CLIPConfig:
     kind = values.get("model_type")
     for tower in ("text", "vision"):
         if kind == f"clip_{tower}_model":
+            # The configuration of one tower has its entries at the top level.
             values = {"projection_dim": values.get("projection_dim", 512), f"{tower}_config": values}
     return CLIPConfig.from_hf({**values, "model_type": "clip"})
 
@@ -469,8 +483,9 @@ def _hf_config(name: str, folder: Path, config: CLIPConfig) -> Any:
         folder = folder if folder.is_dir() else folder.parent
         try:
             return kind.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # no config.json, or not of a CLIP
             values = config.to_hf()
+            # CLIPTextConfig -> text_config
             return kind(**(values if name == "CLIPConfig" else values[f"{name[4:-6].lower()}_config"]))
 
 

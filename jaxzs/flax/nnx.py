@@ -36,6 +36,7 @@ class CLIP(nnx.Module):
     ) -> None:
         self.config, self.numerics = config, numerics
         if params is None:
+            # The stream of keys that nnx' own layers draw their weights from.
             params = random_params((rngs or nnx.Rngs(0)).params(), config)
         self.params = _wrapped(params)
 
@@ -55,7 +56,7 @@ class CLIP(nnx.Module):
     def __call__(self, pixels: Any, input_ids: Any, attention_mask: Any = None) -> jax.Array:
         """Logits [B,C] of images against texts."""
         texts = self.encode_text(input_ids, attention_mask)  # [C,E]
-        return logits_per_image(self.encode_image(pixels), texts, self.tree["logit_scale"])
+        return logits_per_image(self.encode_image(pixels), texts, self.tree["logit_scale"])  # [B,C]
 
 
 def _wrapped(tree: Tree) -> Any:
@@ -63,4 +64,5 @@ def _wrapped(tree: Tree) -> Any:
 
 
 def _unwrapped(tree: Any) -> Tree:
+    # The arrays inside, which `jaxzs.clip` differentiates and compiles as any others.
     return {name: x[...] if isinstance(x, nnx.Variable) else _unwrapped(x) for name, x in tree.items()}

@@ -33,9 +33,10 @@ class ModelOutput:
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
+        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]  # by name, else by place
 
     def __iter__(self) -> Iterator[str]:
+        # Names, as of a mapping: transformers' outputs are ordered dicts.
         return iter(self.keys())
 
     def __len__(self) -> int:
