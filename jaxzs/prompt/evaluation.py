@@ -38,13 +38,14 @@ def evaluate(predictions: np.ndarray, labels: np.ndarray, seen: np.ndarray | Non
     if predictions.shape != labels.shape or labels.ndim != 1 or not len(labels):
         raise DataError(f"predictions {predictions.shape} and labels {labels.shape} must be [N] with N >= 1")
     _check_classes(predictions, labels)
-    right = predictions == labels
+    right = predictions == labels  # [N]
     if seen is None:
         return Evaluation(float(right.mean()))
-    is_seen = np.isin(labels, seen)
+    is_seen = np.isin(labels, seen)  # [N]
     if is_seen.all() or not is_seen.any():
         raise DataError("the test images are all of seen or all of unseen classes; TRZSL needs both")
-    s, u = float(right[is_seen].mean()), float(right[~is_seen].mean())
+    s, u = float(right[is_seen].mean()), float(right[~is_seen].mean())  # every image counts the same, not every class
+    # Both 0: the mean is 0, where its formula divides by 0.
     return Evaluation(float(right.mean()), s, u, 2 * s * u / (s + u) if s + u else 0.0)
 
 

@@ -89,6 +89,7 @@ def load_prompt(path: str | Path, model: Model) -> TunedPrompt:
     arrays, values = read_arrays(path, "`jaxzs tune`")
     if values.get("format") != FORMAT:
         raise DataError(f"{path} holds no prompt: it is not a file written by `jaxzs tune`")
+    # A header of valid JSON may still be of anything: each part is looked at before it is used.
     try:
         modality = restore(values["modality"])
         names, template = values["class_names"], values["template"]
@@ -97,6 +98,7 @@ def load_prompt(path: str | Path, model: Model) -> TunedPrompt:
             raise TypeError("class names, template and fingerprint must be texts")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: the description of the prompt is damaged ({error!r})") from error
+    # Before the fingerprint: other widths are an error, other weights of the same widths only a warning.
     check_shapes(arrays, modality, model.config, f"{path} does not fit this checkpoint")
     if fingerprint != model.fingerprint:
         warnings.warn(
@@ -109,7 +111,7 @@ def load_prompt(path: str | Path, model: Model) -> TunedPrompt:
 
 def check_shapes(arrays: dict[str, np.ndarray], modality: Modality, config: CLIPConfig, what: str) -> None:
     """`DataError` listing every array that is missing, too many, or of another shape than the modality's."""
-    wanted = jax.eval_shape(lambda key: modality.init(key, config), jax.random.key(0))
+    wanted = jax.eval_shape(lambda key: modality.init(key, config), jax.random.key(0))  # shapes only, nothing is drawn
     expected = {name: leaf.shape for name, leaf in flatten(wanted)}
     found = {name: tuple(array.shape) for name, array in arrays.items()}
     wrong = [

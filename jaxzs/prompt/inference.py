@@ -47,12 +47,12 @@ def classify(
     if len(pixels) == 0:
         raise DataError("there are no images to classify")
     parts = [
-        logits_per_image(
+        logits_per_image(  # [B,C]; rows that only fill the batch are cut off
             encoders.encode_image(pixels[rows])[:real], encoders.text_proxies, jnp.asarray(model.params["logit_scale"])
         )
         for rows, real in equal_batches(len(pixels), batch_size)
     ]
-    logits = np.concatenate([np.asarray(part) for part in parts])
+    logits = np.concatenate([np.asarray(part) for part in parts])  # [N,C]
     if not np.isfinite(logits).all():
         raise DataError(
             "logits under this prompt are not finite: the prompt has diverged, or the checkpoint is damaged"
@@ -88,10 +88,11 @@ def prompted_encoders(
     (1, 2)
     """
     task = Task(tuned.modality, model.config, numerics)
+    # A learned context is shared by all classes: it goes before other names, too.
     names = class_names or tuned.class_names
     frozen = freeze(model, tuned.modality, names, template=tuned.template, numerics=numerics)
     prompts = jax.tree.map(jnp.asarray, tuned.prompts)
-    proxies = _class_features(task, prompts, frozen)
+    proxies = _class_features(task, prompts, frozen)  # [C,E]
     check_proxies(proxies, names)
     # Weights are arguments of the program: as constants they would be compiled into it, once more in memory.
     return PromptedEncoders(normalize(proxies), functools.partial(_encode_image, task, prompts, frozen))
@@ -99,7 +100,7 @@ def prompted_encoders(
 
 @jax.jit
 def _encode_image(task, prompts, frozen, pixels):
-    images = task.modality.constant_images(frozen.params, pixels, task.config, task.numerics)
+    images = task.modality.constant_images(frozen.params, pixels, task.config, task.numerics)  # [B,E] or [B,1+P,D]
     return task.modality.image_features(prompts, frozen, images, task.config, task.numerics)  # [B,E]
 
 
@@ -128,10 +129,11 @@ def nearest_tokens(model: Model, tuned: TunedPrompt, count: int = 3) -> list[lis
     >>> len(nearest), len(nearest[0]), nearest[0][0].distance <= nearest[0][1].distance
     (4, 3, True)
     """
-    prefix = np.asarray(text_prefix(tuned))
-    table = np.asarray(model.params["text_model"]["embeddings"]["token_embedding"]["embedding"], np.float32)
+    prefix = np.asarray(text_prefix(tuned))  # [K,D]
+    table = np.asarray(model.params["text_model"]["embeddings"]["token_embedding"]["embedding"], np.float32)  # [V,D]
+    # One vector at a time: all differences at once would be K times the table.
     distances = np.stack([np.linalg.norm(table - vector[None], axis=1) for vector in prefix])  # [K,V]
-    nearest = np.argsort(distances, axis=1)[:, :count]
+    nearest = np.argsort(distances, axis=1)[:, :count]  # [K,count]
     words = model.tokenizer.backend.id_to_token
     return [
         [NearToken(str(words(int(v))), float(row[v])) for v in chosen]
@@ -142,6 +144,7 @@ def nearest_tokens(model: Model, tuned: TunedPrompt, count: int = 3) -> list[lis
 def text_prefix(tuned: TunedPrompt) -> Prompts:
     """The learned context [K,D_text] of a textual or joint prompt."""
     if isinstance(tuned.modality, JointPrompt):
+        # What the text tower reads are the mixed vectors, not the tokens that are stored.
         return tuned.modality.prefixes(jax.tree.map(jnp.asarray, tuned.prompts))[0]
     if tuned.modality.name != "text":
         raise DataError("a visual prompt has no context vectors to read as words")

@@ -42,17 +42,19 @@ def joint_prefixes(
     ((4, 512), (4, 768))
     """
     text = dense(joint_params["text_in"], joint_params["text"])  # [K,d]
-    visual = dense(joint_params["visual_in"], joint_params["visual"])
+    visual = dense(joint_params["visual_in"], joint_params["visual"])  # [K,d]
     K, d = text.shape
+    # As released: pairs are the batch, so prompt j meets its counterpart j alone. UPT has one sequence of all.
     if pairing == "pairs":
         x = jnp.stack([text, visual], axis=1)  # [K,2,d]: attention over each pair
     else:
         x = jnp.concatenate([text, visual])[None]  # [1,2K,d]
-    x, _ = block(joint_params["block"], x, _block_config(d))
-    x = x.swapaxes(0, 1) if pairing == "pairs" else x.reshape(2, K, d)
+    x, _ = block(joint_params["block"], x, _block_config(d))  # unmasked, no norm behind it
+    x = x.swapaxes(0, 1) if pairing == "pairs" else x.reshape(2, K, d)  # [2,K,d]
     if half:
-        x = x.astype(jnp.float16).astype(jnp.float32)
-    return dense(joint_params["text_out"], x[0]), dense(joint_params["visual_out"], x[1])
+        x = x.astype(jnp.float16).astype(jnp.float32)  # as released, also on a CPU; the gradient is rounded as well
+    # No residual around the block: the towers see only what comes out of it.
+    return dense(joint_params["text_out"], x[0]), dense(joint_params["visual_out"], x[1])  # [K,D_text], [K,D_vision]
 
 
 def _block_config(width: int) -> TextConfig:
@@ -89,13 +91,14 @@ class JointPrompt:
         """Tokens and maps drawn as in the authors' code (PyTorch's defaults for the linear maps)."""
         text, vision, d = config.text.hidden_size, config.vision, self.width
         keys = iter(jax.random.split(key, 10))
+        # As in VPT: Xavier's bound with the numbers of a patch, 3 channels, as fan-in.
         limit = (6 / (3 * vision.patch_size**2 + vision.hidden_size)) ** 0.5
         tokens = 0.02 * jax.random.normal(next(keys), (self.length, text), jnp.float32)
         norm = {"scale": jnp.ones(d), "bias": jnp.zeros(d)}
         qkv = _uniform(next(keys), (d, 3 * d), (6 / (4 * d)) ** 0.5)  # Xavier over the fused map
         projections = {
             f"{name}_proj": {"kernel": kernel, "bias": jnp.zeros(d)}
-            for name, kernel in zip("qkv", jnp.split(qkv, 3, axis=1), strict=True)
+            for name, kernel in zip("qkv", jnp.split(qkv, 3, axis=1), strict=True)  # three of [d,d]
         }
         out = {"kernel": _uniform(next(keys), (d, d), d**-0.5), "bias": jnp.zeros(d)}
         return {
@@ -115,6 +118,7 @@ class JointPrompt:
 
     def restart(self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts) -> Prompts:
         """Where the authors' next iteration starts: the last tokens, with fresh maps and a fresh block."""
+        # The authors build all modules anew, but wrap the two token tensors, which SGD has updated in place.
         return {**self.init(key, config), "text": last["text"], "visual": last["visual"]}
 
     def constant_images(

@@ -105,6 +105,7 @@ def check_settings(modality: Modality, **least: float) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(modality)}  # type: ignore[arg-type]
     for name, bound in least.items():
         value, kind = getattr(modality, name), type(defaults[name])
+        # True is an int for Python, and no length.
         fits = not isinstance(value, bool) and isinstance(value, int | np.integer if kind is int else int | float)
         if not fits or not bound <= value < 2**31:
             wanted = "a whole number" if kind is int else "a number"
@@ -120,6 +121,7 @@ def check_prefix(prefix: jax.Array, width: int, most: int | None = None) -> None
         raise DataError(f"the prefix is {prefix.dtype} of shape {prefix.shape}, expected floats [K,{width}]")
     if most is not None and len(prefix) > most:
         raise DataError(f"the prefix has {len(prefix)} vectors, the texts have room for {most}; see placeholder_ids")
+    # Finite or not cannot be asked of a tracer, nor of what other processes hold.
     if not isinstance(prefix, jax.core.Tracer) and prefix.is_fully_addressable and not np.isfinite(prefix).all():
         raise DataError("the prefix is not finite: the prompt has diverged")
 
@@ -149,6 +151,7 @@ def class_logits(task: Task, prompts: Prompts, frozen: Frozen, images: jax.Array
     """
     check_task(task)
     modality, config, numerics = task.modality, task.config, task.numerics
+    # The scale is the checkpoint's own, 100 as published; it is not trained.
     return logits_per_image(
         modality.image_features(prompts, frozen, images, config, numerics),  # [B,E]
         modality.class_features(prompts, frozen, config, numerics),  # [C,E]

@@ -50,21 +50,24 @@ def loss(
     1.3863
     """
     logits, labels, second = jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(in_second_group)
-    present = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask)
-    competing = jnp.ones(logits.shape[-1:], bool) if class_mask is None else jnp.asarray(class_mask)
+    present = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask)  # [B]
+    competing = jnp.ones(logits.shape[-1:], bool) if class_mask is None else jnp.asarray(class_mask)  # [C]
     _check_loss(logits, labels, second, present, competing)
     if any(not isinstance(weight, jax.core.Tracer) and not np.isfinite(weight) for weight in weights):
         raise DataError(f"weights are {weights}, expected finite numbers")
+    # A group of weight 0 counts for nothing, whatever is in it: NaN, or labels that are no classes.
     weighs = [jnp.not_equal(weight, 0) for weight in weights]
     counted = jnp.logical_and(present, jnp.where(second, weighs[1], weighs[0]))  # [B]
     _check_members(logits, labels, counted, competing)
     # Rows that do not count get harmless logits before anything is computed: 0 x NaN and 0 x inf are NaN.
+    # [B,C], no share of the softmax for the others.
     logits = jnp.where(competing[None], logits.astype(jnp.float32), -jnp.inf)
     logits = jnp.where(counted[:, None], logits, 0.0)  # [B,C]
     C = logits.shape[1]
+    # Inside of a trace labels cannot be checked: one outside of the classes gives NaN, not another class's loss.
     known = jnp.logical_and(labels >= 0, labels < C)
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.clip(labels, 0, C - 1)[:, None], axis=1)[:, 0]  # [B]
-    entropy = -jnp.where(known, picked, jnp.nan)
+    entropy = -jnp.where(known, picked, jnp.nan)  # [B]
     first = jnp.logical_and(counted, ~second)
     second = jnp.logical_and(counted, second)
     return weights[0] * _mean_of(entropy, first) + weights[1] * _mean_of(entropy, second)
@@ -72,7 +75,7 @@ def loss(
 
 def _mean_of(values: jax.Array, members: jax.Array) -> jax.Array:
     total = jnp.where(members, values, 0.0).sum()
-    return total / jnp.maximum(members.sum(), 1).astype(values.dtype)
+    return total / jnp.maximum(members.sum(), 1).astype(values.dtype)  # an empty group is 0 / 1, not NaN
 
 
 def _check_loss(
@@ -91,16 +94,18 @@ def _check_loss(
 
 def _check_members(logits: jax.Array, labels: jax.Array, counted: jax.Array, competing: jax.Array) -> None:
     """Values of the rows that count, where there are values: not inside of a trace."""
+    # What other processes hold cannot be read here, no more than a tracer.
     if any(isinstance(x, jax.core.Tracer) or not x.is_fully_addressable for x in (labels, counted, competing)):
         return
     rows, allowed = np.flatnonzero(counted), np.asarray(competing)
     own = np.asarray(labels)[rows]
     outside = (own < 0) | (own >= len(allowed))
-    wrong = np.flatnonzero(outside | ~allowed[np.clip(own, 0, len(allowed) - 1)])
+    wrong = np.flatnonzero(outside | ~allowed[np.clip(own, 0, len(allowed) - 1)])  # clipped only to be an index
     if len(wrong):
         row, label = rows[wrong[0]], own[wrong[0]]
         why = f"lies outside 0..{len(allowed) - 1}" if outside[wrong[0]] else "is of a class that does not compete"
         raise LabelError(f"label {label} of row {row} {why} ({len(wrong)} such labels); mask rows that do not count")
+    # Under a gradient outside of `jit` the labels are values while the logits are traced.
     if isinstance(logits, jax.core.Tracer) or not logits.is_fully_addressable:
         return
     if not np.isfinite(np.asarray(logits.astype(jnp.float32))[rows][:, allowed]).all():
@@ -146,9 +151,12 @@ def balance_weights(
         return 0.0, 1.0
     if not 1 <= num_labelled < inf:
         raise DataError(f"paradigm {paradigm!r} needs labelled images, none were given")
+    # In SSL the labelled, first group carries the ratio, in TRZSL the pseudolabelled, second one.
     ratio = num_pseudo / num_labelled if paradigm == "ssl" else num_labelled / num_pseudo
+    # The released code takes a root for joint FPL only ...
     if convention == "code" and strategy == "fpl" and modality == "joint":
         ratio = ratio**0.5
+    # ... and IFPL and GRIP reuse a helper that was written for TRZSL: in SSL it turns the ratio around.
     if convention == "code" and strategy != "fpl" and paradigm == "ssl":
         ratio = 1 / ratio
     return (ratio, 1.0) if paradigm == "ssl" else (1.0, ratio)

@@ -74,8 +74,9 @@ def freeze(
     encode = functools.partial(_encode_texts, model, numerics)
     text = encode([template.replace("{}", name) for name in names])
     check_proxies(text, names)
+    # As released: the template goes unfilled before the name, "a photo of a {}river"; its braces are one token more.
     first = encode([template + name for name in names]) if literal_braces else text
-    ids = jnp.asarray(placeholder_ids(bare, modality.length, model.config.text))
+    ids = jnp.asarray(placeholder_ids(bare, modality.length, model.config.text))  # [C,1+K+M+1]
     return Frozen(jax.tree.map(jnp.asarray, model.params), ids, text, first)
 
 
@@ -114,13 +115,14 @@ def read_source(
     bar = tqdm(total=len(source), unit="image", desc="read images", disable=None if progress else True)
     for batch in batches(source, model.preprocess, batch_size, image_shape=shape):
         bar.update(int(np.sum(batch.mask)))
+        # Splits name images by their rows: one that is left out would shift all rows behind it.
         if batch.errors:
             raise DataError(f"prompt tuning needs every image: {batch.errors[0]}")
         kept.append(_constants(modality, model.params, batch.pixels, model.config, numerics)[batch.mask])
         own = [places for places, real in zip(batch.labels, batch.mask, strict=True) if real]
         if any(len(places) > 1 for places in own):
             raise LabelError("an image has several labels; prompt tuning classifies into one class")
-        labels += [places[0] if places else -1 for places in own]
+        labels += [places[0] if places else -1 for places in own]  # -1: not known
     bar.close()
     if not kept:
         raise DataError("there are no images to tune prompts on")
@@ -148,7 +150,7 @@ def constant_images(
     if len(pixels) == 0:
         raise DataError("there are no images to tune prompts on")
     parts = [
-        _constants(modality, params, pixels[rows], config, numerics)[:real]
+        _constants(modality, params, pixels[rows], config, numerics)[:real]  # [B,...]
         for rows, real in equal_batches(len(pixels), batch_size)
     ]
     return jnp.concatenate(parts)
@@ -163,6 +165,7 @@ def equal_batches(number: int, batch_size: int) -> Iterator[tuple[np.ndarray, in
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     size = min(batch_size, number)
     for first in range(0, number, size):
+        # Behind the end the last row is repeated; whoever asks cuts to the real ones.
         yield np.minimum(np.arange(first, first + size), number - 1), min(size, number - first)
 
 

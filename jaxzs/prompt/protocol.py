@@ -16,9 +16,9 @@ from jaxzs.data import seen_unseen_split
 from jaxzs.errors import DataError, LabelError
 from jaxzs.prompt.objective import Paradigm, Strategy
 
-TRAIN_RATIO = 0.8
+TRAIN_RATIO = 0.8  # the rest is set aside and decides nothing: the last epoch's prompts are the result
 SPLIT_SEEDS = (500, 0, 200)  # of the three published seen/unseen splits
-SMALLEST_K_TO_SPLIT = 10
+SMALLEST_K_TO_SPLIT = 10  # with fewer pseudolabels per class all of them are trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,9 @@ def few_labels(labels: np.ndarray, num_classes: int, per_class: int = 2) -> np.n
             raise LabelError(
                 f"class {c} has {len(rows)} images in the training pool, {per_class} labelled ones are asked for"
             )
+        # Every class from the same fresh seed, as released: its draw does not depend on the classes before it.
         chosen.append(np.random.RandomState(0).choice(rows, per_class, replace=False))
-    return np.concatenate(chosen)
+    return np.concatenate(chosen)  # [C*per_class]
 
 
 def ssl_split(labels: np.ndarray, num_classes: int, per_class: int = 2) -> Split:
@@ -86,6 +87,7 @@ def ssl_split(labels: np.ndarray, num_classes: int, per_class: int = 2) -> Split
     train, validation = partition(len(chosen))
     classes = np.arange(num_classes)
     unlabelled = np.setdiff1d(np.arange(len(labels)), chosen)
+    # The 80 % are drawn from the list, not from each class: with 2 labels a class may lose both.
     return Split("ssl", num_classes, chosen[train], chosen[validation], unlabelled, classes, classes)
 
 
@@ -133,6 +135,7 @@ def ul_split(num_images: int, num_classes: int, labels: np.ndarray | None = None
     order = np.arange(num_images)
     if labels is not None:
         trzsl = trzsl_split(labels, num_classes)
+        # The scan order of the released code, on which the boards depend.
         order = np.concatenate([trzsl.unlabelled, trzsl.labelled, trzsl.validation])
     return Split("ul", num_classes, none, none, order, classes, classes)
 
@@ -167,6 +170,7 @@ def growing_schedule(num_images: int, num_classes: int, num_iterations: int = 10
 
 
 def _growing_k(num_images: int, num_classes: int, step: int, iteration: int) -> int:
+    # K_i = floor(i S / C), at most floor(N / C), with S = floor(N / I) the step.
     return min(iteration * step // num_classes, num_images // num_classes)
 
 
@@ -184,8 +188,9 @@ def schedule(strategy: Strategy, split: Split, k: int = 16, num_iterations: int 
         return [k]
     if strategy == "ifpl":
         return [k] * num_iterations
+    # Candidates: in TRZSL the unseen ones.
     ks = growing_schedule(len(split.unlabelled), len(split.candidates), num_iterations)
-    if ks[0] < 1:
+    if ks[0] < 1:  # where the released code fails on an empty board
         raise DataError(
             f"GRIP starts with K = 0: {len(split.unlabelled)} unlabelled images in {num_iterations} iterations over "
             f"{len(split.candidates)} classes. Use more images or fewer iterations."
@@ -205,7 +210,7 @@ def epoch_learning_rates(peak: float, epochs: int = 150, warmup_epochs: int = 5)
         raise DataError(f"warmup_epochs {warmup_epochs} must be 0 or more and less than epochs {epochs}")
     return np.array(
         [
-            peak * e / warmup_epochs
+            peak * e / warmup_epochs  # exactly 0 in the first epoch, which only gathers momentum
             if e < warmup_epochs
             else peak * (1 + math.cos(math.pi * (e - warmup_epochs) / (epochs - warmup_epochs))) / 2
             for e in range(epochs)

@@ -91,12 +91,14 @@ class Rate:
     def progress(self, state: FitState, steps: int) -> Progress:
         """Called once after every chunk; steps: of this iteration."""
         done, remaining = len(state.losses), None
+        # A new iteration counts its steps from 0 again.
         new = done - self.reported if done > self.reported else done
         self.reported = done
         if self.first is None:
             self.first = self.seconds
         else:
             self.steps += new
+            # As if the iterations to come were as long as this one; GRIP's lists grow, so it will take longer.
             left = steps - done + (self.iterations - state.iteration - 1) * steps
             remaining = (self.seconds - self.first) / self.steps * left
         loss = float(np.mean(state.losses[-new:]))
@@ -111,11 +113,12 @@ def identify(task: Task, splits: Sequence[Split], plan: Any, frozen: Frozen, ima
     config, numerics = dataclasses.asdict(task.config), dataclasses.asdict(task.numerics)
     parts: list[Any] = [files.describe(task.modality), config, numerics, dataclasses.asdict(plan)]
     for split in splits:
+        # Validation decides nothing, and the seen classes follow from the candidates.
         of_split = split.labelled, split.unlabelled, split.candidates
         parts.append([split.paradigm, split.num_classes, *(own.tolist() for own in of_split)])
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     for array in (*jax.tree.leaves(frozen), images):
-        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(f"{array.dtype}{array.shape}".encode())  # equal bytes may be other arrays
         for rows in _pieces(array):
             digest.update(np.ascontiguousarray(parallel.gather(jnp.asarray(rows))).tobytes())
     return digest.hexdigest()
@@ -126,7 +129,7 @@ def _pieces(array: jax.Array, most: int = 2**26) -> Iterator[jax.Array]:
     if array.size <= most:
         yield array
         return
-    rows = max(1, most // (array.size // len(array)))
+    rows = max(1, most // (array.size // len(array)))  # rows of [N,...] to a piece
     for first in range(0, len(array), rows):
         yield array[first : first + rows]
 
@@ -144,13 +147,14 @@ def write_state(path: str | Path, identity: str, state: FitState) -> None:
     arrays: dict[str, Any] = {"losses": state.losses}
     arrays |= {f"{name}/{leaf}": parallel.gather(x) for name, tree in trees.items() for leaf, x in flatten(tree)}
     for r, selected in enumerate(state.selections):
-        arrays[f"selection/{r}"] = np.stack(selected)
+        arrays[f"selection/{r}"] = np.stack(selected)  # [2,n]: rows, classes
     values = {
         "format": FORMAT,
         "identity": identity,
         "iteration": state.iteration,
         "records": [dataclasses.asdict(record) for record in state.records],
     }
+    # Gathering above is a collective that every process joins; writing is the first one's alone.
     if parallel.is_main_process():
         write_arrays(path, arrays, values)
 
@@ -180,11 +184,13 @@ def read_state(path: str | Path, identity: str, num_runs: int = 1, like: FitStat
 
 def _restored(arrays: dict[str, np.ndarray], values: dict[str, Any]) -> FitState:
     tree = jax.tree.map(jnp.asarray, unflatten(arrays))
+    # The optimiser's structure is optax's own; only its numbers are in the file.
     weight_decay, trace = start(tree["prompts"]).optimiser
     train = TrainState(tree["prompts"], (weight_decay, trace._replace(trace=tree["momentum"])))
     selections = [
         (rows, classes) for rows, classes in (arrays[f"selection/{r}"] for r in range(len(tree["selection"])))
     ]
+    # The counter never falls behind the finished iterations.
     if type(values["iteration"]) is not int or values["iteration"] < len(values["records"]):
         raise ValueError("iteration")
     records = [_record(record) for record in values["records"]]

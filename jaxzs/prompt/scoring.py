@@ -26,12 +26,13 @@ def score(task: Task, prompts: Prompts, frozen: Frozen, images: jax.Array, *, ba
     (1, 30, 3)
     """
     check_task(task)
-    classes = _class_features(task, prompts, frozen)
+    classes = _class_features(task, prompts, frozen)  # [R,C,E], once for all images
+    # Each batch goes to the host at once: the device need not hold [R,N,C].
     parts = [
-        np.asarray(_batch_logits(task, prompts, classes, frozen, images, rows))[:, :real]
+        np.asarray(_batch_logits(task, prompts, classes, frozen, images, rows))[:, :real]  # [R,B,C]
         for rows, real in equal_batches(len(images), batch_size)
     ]
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(parts, axis=1)  # [R,N,C]
 
 
 @jax.jit
@@ -44,7 +45,7 @@ def _class_features(task, prompts, frozen):
 def _batch_logits(task, prompts, classes, frozen, images, rows):
     def one(prompts, classes):
         features = task.modality.image_features(prompts, frozen, images[rows], task.config, task.numerics)  # [B,E]
-        return logits_per_image(features, classes, jnp.asarray(frozen.params["logit_scale"]))
+        return logits_per_image(features, classes, jnp.asarray(frozen.params["logit_scale"]))  # [B,C]
 
     return jax.vmap(one)(prompts, classes)  # [R,B,C]
 
@@ -66,13 +67,13 @@ def plain_logits(
     """
     check_task(task)
     parts = [
-        np.asarray(_plain_batch(task, class_features, frozen, images, rows))[:real]
+        np.asarray(_plain_batch(task, class_features, frozen, images, rows))[:real]  # [B,C]
         for rows, real in equal_batches(len(images), batch_size)
     ]
-    return np.concatenate(parts)
+    return np.concatenate(parts)  # [N,C]
 
 
 @jax.jit
 def _plain_batch(task, class_features, frozen, images, rows):
     features = task.modality.plain_features(frozen, images[rows], task.config, task.numerics)  # [B,E]
-    return logits_per_image(features, class_features, jnp.asarray(frozen.params["logit_scale"]))
+    return logits_per_image(features, class_features, jnp.asarray(frozen.params["logit_scale"]))  # [B,C]

@@ -44,16 +44,18 @@ def select_pseudolabels(
     ([1, 2], [0, 1])
     """
     rows, probabilities = _checked(probabilities, k, mask)
-    top = probabilities.argmax(1)
+    top = probabilities.argmax(1)  # [N]
     if k >= ALL_IMAGES:
         return rows, top
     C = probabilities.shape[1]
     # Entries are (-p, -image): ascending order is descending confidence, ties to the later image.
     boards: list[list[tuple[float, int]]] = [[] for _ in range(C)]
+    # As released a board is not sorted while it fills: it then ends with its newest entry, not its poorest.
     is_sorted = [False] * C
     last = np.full(C, -np.inf, np.float32)  # of a full board; a short one accepts everything
     for row, p, best in zip(rows.tolist(), probabilities, top.tolist(), strict=True):
-        accepting = last < p
+        accepting = last < p  # [C]; strictly: who equals the last entry does not displace it
+        # Placed under its best class an image goes nowhere else; refused there, it enters every board that takes it.
         chosen = [best] if accepting[best] else np.flatnonzero(accepting).tolist()
         for c in chosen:
             board, entry = boards[c], (-float(p[c]), -row)
@@ -64,9 +66,9 @@ def select_pseudolabels(
                     board.sort()
                     is_sorted[c] = True
                 bisect.insort(board, entry)
-                board.pop()
+                board.pop()  # who is displaced is lost: it is offered to no other class
             if len(board) == k:
-                last[c] = -board[-1][0]
+                last[c] = -board[-1][0]  # the lowest only once the board is sorted
     images = [-image for board in boards for _, image in board]
     labels = np.repeat(np.arange(C), [len(board) for board in boards])
     return np.array(images, np.int64), labels
@@ -86,7 +88,7 @@ def select_top_k(
     rows, probabilities = _checked(probabilities, k, mask)
     C = probabilities.shape[1]
     _, best = jax.lax.top_k(jnp.asarray(probabilities.T), min(k, len(rows)))  # [C,k]
-    return rows[np.asarray(best).reshape(-1)], np.repeat(np.arange(C), best.shape[1])
+    return rows[np.asarray(best).reshape(-1)], np.repeat(np.arange(C), best.shape[1])  # [C*k] each
 
 
 def _checked(probabilities: np.ndarray | jax.Array, k: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

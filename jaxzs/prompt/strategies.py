@@ -72,7 +72,7 @@ class Plan:
     reinit: Reinit = "official"
     selection: Rule = "boards"
     loader_seed: int = 0
-    seeds: Sequence[int] = (1,)
+    seeds: Sequence[int] = (1,)  # published: 1 to 5
     optimisation: Optimisation = dataclasses.field(default_factory=Optimisation)
 
     def __post_init__(self) -> None:
@@ -176,6 +176,7 @@ def fit(
         if finished:
             record = dataclasses.replace(state.records[-1], seconds=round(rate.seconds, 3))
             state = state._replace(records=[*before.records, record])
+        # Kept before anybody is told: who stops the run in a callback finds this step on disk.
         keep(state)
         if finished and running.on_record is not None:
             running.on_record(record)
@@ -219,11 +220,13 @@ def _begun(job: _Job, running: Running) -> tuple[Callable[[FitState], None], Fit
     """How a state is kept, and the one to go on from."""
     prompts = _draw(job, 0) if running.initial is None else running.initial
     prompts = on_mesh(prompts, running.mesh)
+    # Arrays do not change in place here: `initial` stays what the first iteration started from.
     fresh = FitState(0, np.zeros((0, len(job.seeds)), np.float32), prompts, start(prompts), [], [])
     if running.resume is None:
         return lambda state: None, fresh._replace(selections=_first_selections(job))
     path = running.resume
     identity = resuming.identify(job.task, job.splits, job.plan, job.frozen, job.pool.images)
+    # Looked for before anything is scored: a fit that goes on does not repeat the zero-shot pass.
     found = resuming.read_state(path, identity, len(job.seeds), fresh)
     _check_all_found(path, found)
     state = fresh._replace(selections=_first_selections(job)) if found is None else found
@@ -249,13 +252,14 @@ def advance(job: _Job, state: FitState) -> FitState:
 
 def _record(job: _Job, state: FitState) -> Record:
     ks = [own[state.iteration] for own in job.ks]
+    # Those that are trained on: with K of 10 or more a drawn 80 % of the selected.
     kept = [len(split_pseudolabels(*selected, k)[0]) for selected, k in zip(state.selections, ks, strict=True)]
     accuracies = [_accuracy_of(selected, job.pool.labels) for selected in state.selections]
     sizes = [n + len(split.labelled) for n, split in zip(kept, job.splits, strict=True)]
     loss = [_last_epoch(own, n, job.plan) for own, n in zip(state.losses.T, sizes, strict=True)]
     results = None
     if job.test is not None:
-        logits = score(job.task, state.train.prompts, job.frozen, job.test.images)
+        logits = score(job.task, state.train.prompts, job.frozen, job.test.images)  # [R,N,C]
         results = [
             evaluate(own.argmax(1), job.test.labels, split.seen if split.paradigm == "trzsl" else None)
             for own, split in zip(logits, job.splits, strict=True)
@@ -271,11 +275,13 @@ def _next_iteration(job: _Job, state: FitState) -> FitState:
     iteration, last = state.iteration + 1, state.train.prompts
     if iteration == job.iterations:
         return state._replace(iteration=iteration)
-    logits = score(job.task, last, job.frozen, job.pool.images)
+    # The whole pool at once for all runs; which rows may be chosen differs between their splits.
+    logits = score(job.task, last, job.frozen, job.pool.images)  # [R,N,C]
     selections = [
         select_for(own, split, ks[iteration], job.plan.selection)
         for own, split, ks in zip(logits, job.splits, job.ks, strict=True)
     ]
+    # Momentum and schedule always start anew; the plan chooses only where the prompts do.
     train = start(on_mesh(_restarted(job, iteration, state.initial, last), job.running.mesh))
     return state._replace(iteration=iteration, losses=state.losses[:0], train=train, selections=selections)
 
@@ -288,18 +294,18 @@ def select_for(logits: np.ndarray, split: Split, k: int, rule: Rule = "boards") 
 
     Probabilities are a softmax over the candidate classes only.
     """
-    own = logits[np.ix_(split.unlabelled, split.candidates)]
+    own = logits[np.ix_(split.unlabelled, split.candidates)]  # [unlabelled,candidates]
     probabilities = np.asarray(jax.nn.softmax(own, axis=1))
     select = select_top_k if rule == "top_k" else select_pseudolabels
     positions, boards = select(probabilities, k)
-    return split.unlabelled[positions], split.candidates[boards]
+    return split.unlabelled[positions], split.candidates[boards]  # rows of the pool, classes of the data set
 
 
 def _first_selections(job: _Job) -> list[Selection]:
     """By zero-shot CLIP; nothing for labels alone."""
     if job.plan.strategy == "labelled":
         return [(np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in job.splits]
-    logits = plain_logits(job.task, job.frozen.pseudolabel_features, job.frozen, job.pool.images)
+    logits = plain_logits(job.task, job.frozen.pseudolabel_features, job.frozen, job.pool.images)  # [N,C]
     return [select_for(logits, split, ks[0], job.plan.selection) for split, ks in zip(job.splits, job.ks, strict=True)]
 
 
@@ -315,11 +321,11 @@ def _training(job: _Job, state: FitState) -> Training:
         if split.paradigm == "trzsl":  # groups by class: a pseudolabel is always one of the unseen
             second = np.isin(labels, split.candidates)
         else:
-            second = np.arange(len(labels)) < len(rows)
+            second = np.arange(len(labels)) < len(rows)  # pseudolabelled items come first
         items.append(Items(np.concatenate([rows, split.labelled]), labels, second))
         sizes = len(split.labelled), len(rows)
         weights.append(balance_weights(split.paradigm, plan.strategy, job.task.modality.name, *sizes, plan.balance))
-    masks = np.stack([_competing(split, plan.strategy) for split in job.splits])
+    masks = np.stack([_competing(split, plan.strategy) for split in job.splits])  # [R,C]
     run = runs(weights, masks, plan.optimisation)
     training = Training(
         job.task, items, run, job.frozen, job.pool.images, plan.optimisation, _order(job, iteration), job.running.mesh
@@ -333,6 +339,7 @@ def _order(job: _Job, iteration: int) -> Callable[[int, int, int], np.ndarray]:
     if job.running.order is not None:
         return functools.partial(job.running.order, iteration)
     seed = job.plan.loader_seed
+    # Without the run, as released, whose loader has one seed: runs differ by their prompts alone.
     return lambda run, epoch, length: np.random.default_rng((seed, iteration, epoch)).permutation(length)
 
 
@@ -348,10 +355,11 @@ def _restarted(job: _Job, iteration: int, initial: Prompts, last: Prompts) -> Pr
         return last
     if job.plan.reinit == "fresh":
         return _draw(job, iteration)
+    # "official": each modality knows what the released code does.
     keys = jnp.stack([_key(seed, iteration) for seed in job.seeds])
     modality, config = job.task.modality, job.task.config
     restart = lambda key, *prompts: modality.restart(key, config, *prompts)  # noqa: E731
-    return jax.vmap(restart)(keys, initial, last)
+    return jax.vmap(restart)(keys, initial, last)  # leaves [R,...]
 
 
 def _draw(job: _Job, iteration: int) -> Prompts:
@@ -361,6 +369,7 @@ def _draw(job: _Job, iteration: int) -> Prompts:
 
 
 def _key(seed: int, iteration: int) -> jax.Array:
+    # Not split among the runs: the draw of one seed is the same, whichever other runs there are.
     return jax.random.fold_in(jax.random.key(seed), iteration)
 
 
@@ -373,7 +382,7 @@ def _accuracy_of(selected: Selection, labels: np.ndarray) -> float | None:
 def _last_epoch(losses: np.ndarray, length: int, plan: Plan) -> float:
     """Mean loss of one run's last epoch: losses [steps of the longest run], the length of its own list."""
     per_epoch = steps_per_epoch(length, plan.optimisation.batch_size)
-    end = plan.optimisation.epochs * per_epoch
+    end = plan.optimisation.epochs * per_epoch  # of this run: behind it a shorter list has zeros
     return float(losses[end - per_epoch : end].mean())
 
 

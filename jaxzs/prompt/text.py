@@ -38,9 +38,10 @@ def placeholder_ids(input_ids: Any, length: int, text: TextConfig) -> np.ndarray
     ids = np.asarray(input_ids)
     if not len(ids) or isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 0:
         raise TextError(f"{len(ids)} texts and {length!r} places: expected texts, and a whole number of places")
+    # The tower's length is checked below, with the prefix: here any length will do.
     _check_ids(ids, dataclasses.replace(text, max_position_embeddings=ids.shape[-1]), None)
-    ends = np.asarray(end_positions(jnp.asarray(ids, jnp.int32), text))
-    longest = int(ends.max()) + length + 1
+    ends = np.asarray(end_positions(jnp.asarray(ids, jnp.int32), text))  # [C]
+    longest = int(ends.max()) + length + 1  # tokens with start, prefix and end
     if longest > text.max_position_embeddings:
         row = int(ends.argmax())
         raise TextError(
@@ -48,8 +49,9 @@ def placeholder_ids(input_ids: Any, length: int, text: TextConfig) -> np.ndarray
             f"and an end token that is {longest}, and this checkpoint takes "
             f"{text.max_position_embeddings}. Shorten the name or the prompt."
         )
-    places = np.repeat(ids[:, :1], length, axis=1)
-    return np.concatenate([ids[:, :1], places, ids[:, 1 : ends.max() + 1]], axis=1).astype(np.int32)
+    places = np.repeat(ids[:, :1], length, axis=1)  # [C,K]: only places, their embeddings are overwritten
+    # Cut behind the longest end token: the mask is causal, so nothing that is read sees the padding.
+    return np.concatenate([ids[:, :1], places, ids[:, 1 : ends.max() + 1]], axis=1).astype(np.int32)  # [C,1+K+M+1]
 
 
 def embed_with_prefix(params: Params, prefix: jax.Array, input_ids: jax.Array, half: bool = False) -> jax.Array:
@@ -59,13 +61,14 @@ def embed_with_prefix(params: Params, prefix: jax.Array, input_ids: jax.Array, h
     text tower takes float16 inputs even on CPU); the gradient is rounded likewise.
     """
     tree = params["text_model"]["embeddings"]
-    tokens = tree["token_embedding"]["embedding"].astype(jnp.float32)[input_ids]
+    tokens = tree["token_embedding"]["embedding"].astype(jnp.float32)[input_ids]  # [C,T,D]
     C, K = input_ids.shape[0], prefix.shape[0]
-    prefix = jnp.broadcast_to(prefix[None], (C, *prefix.shape))
-    tokens = jnp.concatenate([tokens[:, :1], prefix, tokens[:, 1 + K :]], axis=1)
+    prefix = jnp.broadcast_to(prefix[None], (C, *prefix.shape))  # [C,K,D], the same for every class
+    tokens = jnp.concatenate([tokens[:, :1], prefix, tokens[:, 1 + K :]], axis=1)  # [C,T,D]
     positions = tree["position_embedding"]["embedding"].astype(jnp.float32)
-    positions = positions[None, : input_ids.shape[1]]
+    positions = positions[None, : input_ids.shape[1]]  # [1,T,D]; the prefix gets its positions, too
     if half:
+        # As released: both are rounded before they are added, also on a CPU.
         return (tokens.astype(jnp.float16) + positions.astype(jnp.float16)).astype(jnp.float32)
     return tokens + positions
 
@@ -114,7 +117,7 @@ def text_features(
     _check_ids(ids, config.text, None)
     if not len(ids):
         raise TextError("there are no class names: input_ids are empty")
-    check_prefix(prefix, config.text.hidden_size, most=ids.shape[1] - 2)
+    check_prefix(prefix, config.text.hidden_size, most=ids.shape[1] - 2)  # start and end stay
     return _text_features(params, prefix, ids, config, modality or TextPrompt(), numerics)
 
 
@@ -124,12 +127,12 @@ def _text_features(params, prefix, ids, config, modality, numerics):
     half, recompute = modality.half, modality.recompute
     if not modality.share_context:
         x = embed_with_prefix(params, prefix, ids, half)  # [C,T,D]
-        return read_text(params, x, ends, config, numerics, recompute)
-    S = 1 + prefix.shape[0]
+        return read_text(params, x, ends, config, numerics, recompute)  # [C,E]
+    S = 1 + prefix.shape[0]  # start token and prefix: the same for every class
     shared = embed_with_prefix(params, prefix, ids[:1, :S], half)  # [1,S,D]
     # The names' embeddings do not depend on the prefix; only their keys and values meet it.
     x = embed_with_prefix(params, jax.lax.stop_gradient(prefix), ids, half)[:, S:]  # [C,T-S,D]
-    return read_text_with_context(params, shared, x, ends - S, config, numerics, recompute)
+    return read_text_with_context(params, shared, x, ends - S, config, numerics, recompute)  # [C,E]
 
 
 @dataclasses.dataclass(frozen=True)

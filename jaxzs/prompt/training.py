@@ -67,7 +67,7 @@ class Optimisation:
             )
         if min(self.batch_size, self.steps_per_chunk, self.epochs) < 1:
             raise DataError("epochs, batch_size and steps_per_chunk must be at least 1")
-        epoch_learning_rates(1.0, self.epochs, self.warmup_epochs)
+        epoch_learning_rates(1.0, self.epochs, self.warmup_epochs)  # only for its check of the warm-up
         rates = np.atleast_1d(0.0 if self.learning_rate is None else self.learning_rate)
         for name, value, most in (
             ("learning_rate", rates, np.inf),
@@ -80,9 +80,9 @@ class Optimisation:
     def learning_rates(self, modality: Modality, runs: int) -> np.ndarray:
         """Learning rate of every epoch and run: [epochs,R]."""
         peak = modality.learning_rate if self.learning_rate is None else self.learning_rate
-        peaks = np.broadcast_to(np.asarray(peak, float), (runs,))
+        peaks = np.broadcast_to(np.asarray(peak, float), (runs,))  # [R]
         rates = [epoch_learning_rates(p, self.epochs, self.warmup_epochs) for p in peaks]
-        return np.stack(rates, axis=1)
+        return np.stack(rates, axis=1)  # [epochs,R]
 
 
 class Items(NamedTuple):
@@ -99,11 +99,11 @@ class Run(NamedTuple):
     weights of the two groups of `loss`; class_mask: the classes that compete.
     """
 
-    w_first: jax.Array
-    w_second: jax.Array
-    class_mask: jax.Array
-    momentum: jax.Array
-    weight_decay: jax.Array
+    w_first: jax.Array  # [R]
+    w_second: jax.Array  # [R]
+    class_mask: jax.Array  # [R,C]
+    momentum: jax.Array  # [R]
+    weight_decay: jax.Array  # [R]
 
 
 class TrainState(NamedTuple):
@@ -116,16 +116,16 @@ class TrainState(NamedTuple):
 class Batches(NamedTuple):
     """Steps of a chunk: [T,R,B] rows, labels, groups and mask; [T,R] learning rates."""
 
-    images: jax.Array
-    labels: jax.Array
-    second: jax.Array
-    mask: jax.Array
-    learning_rate: jax.Array
+    images: jax.Array  # [T,R,B]
+    labels: jax.Array  # [T,R,B]
+    second: jax.Array  # [T,R,B]
+    mask: jax.Array  # [T,R,B]
+    learning_rate: jax.Array  # [T,R]
 
 
 def runs(weights: Sequence[tuple[float, float]], class_masks: np.ndarray, optimisation: Optimisation) -> Run:
     """R runs from (w_first, w_second) of each, class_masks [R,C] bool, and SGD's settings for all."""
-    first, second = jnp.asarray(np.array(weights, np.float32).T)
+    first, second = jnp.asarray(np.array(weights, np.float32).T)  # [R] each
     momentum = jnp.full(len(weights), optimisation.momentum, jnp.float32)
     decay = jnp.full(len(weights), optimisation.weight_decay, jnp.float32)
     return Run(first, second, jnp.asarray(class_masks), momentum, decay)
@@ -133,13 +133,14 @@ def runs(weights: Sequence[tuple[float, float]], class_masks: np.ndarray, optimi
 
 def start(prompts: Prompts) -> TrainState:
     """Fresh momentum for prompts with leaves [R,...]."""
-    return TrainState(prompts, _sgd(0.9, 0.1).init(prompts))
+    return TrainState(prompts, _sgd(0.9, 0.1).init(prompts))  # any settings: they do not enter the state
 
 
 def _sgd(momentum: Any, weight_decay: Any) -> optax.GradientTransformation:
     """PyTorch's SGD without its learning rate, which the schedule of epochs gives."""
     import optax
 
+    # PyTorch's order: decay enters the gradient before momentum, and the first momentum is the gradient itself.
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))
 
 
@@ -159,10 +160,12 @@ def step(
 
     value, gradient = jax.value_and_grad(objective)(state.prompts)
     sgd = _sgd(run.momentum, run.weight_decay)
-    direction, optimiser = sgd.update(gradient, state.optimiser, state.prompts)
+    direction, optimiser = sgd.update(gradient, state.optimiser, state.prompts)  # m <- mu m + (g + wd p)
+    # The rate multiplies behind the momentum, as in PyTorch: a rate that falls acts on all that was gathered.
     update = jax.tree.map(lambda d: -batch.learning_rate * d, direction)
     new = TrainState(optax.apply_updates(state.prompts, update), optimiser)
     counts = batch.mask.any()
+    # A run that has finished waits, momentum included: on an empty batch weight decay would still move it.
     return jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, state), value
 
 
@@ -181,7 +184,7 @@ def train_chunk(
             batch.mask.any(), lambda: jax.vmap(one)(state, batch, run), lambda: (state, jnp.zeros(R, jnp.float32))
         )
 
-    return jax.lax.scan(advance, state, batches)
+    return jax.lax.scan(advance, state, batches)  # losses [T,R]
 
 
 def steps_per_epoch(num_items: int, batch_size: int) -> int:
@@ -205,9 +208,11 @@ def chunk_batches(
         rows[:, r] = own.images[0]  # padding repeats one of the list: no other image is touched
         shuffled_list, of_epoch = np.zeros(0, int), -1
         for t in range(min(T, optimisation.epochs * per_epoch - first_step)):
-            epoch, position = divmod(first_step + t, per_epoch)
+            epoch, position = divmod(first_step + t, per_epoch)  # a chunk may begin anywhere in an epoch
+            # A function of run and epoch: who goes on within an epoch finds its order again, without any state of it.
             if epoch != of_epoch:
                 shuffled_list, of_epoch = order(r, epoch, len(own.images)), epoch
+            # The last batch of an epoch may be short; the rest stays masked.
             chosen = shuffled_list[position * B : (position + 1) * B]
             place = t, r, slice(len(chosen))
             rows[place], labels[place] = own.images[chosen], own.labels[chosen]
@@ -290,8 +295,8 @@ def advance(training: Training, state: TrainState, done: int) -> tuple[TrainStat
     rates = optimisation.learning_rates(training.task.modality, len(items))
     batches = _spread(chunk_batches(items, training.order, done, rates, optimisation), training.mesh)
     new, losses = train_chunk(training.task, state, batches, training.run, training.frozen, training.images)
-    own = np.asarray(losses)[: total_steps(training) - done]
-    _check_finite(own, state, training, done)
+    own = np.asarray(losses)[: total_steps(training) - done]  # the last chunk is filled up with empty steps
+    _check_finite(own, state, training, done)  # the state before them is the last good one
     return new, own
 
 
@@ -318,9 +323,10 @@ def total_steps(training: Training) -> int:
 
 
 def _check_finite(losses: np.ndarray, state: TrainState, training: Training, first: int) -> None:
-    bad = np.argwhere(~np.isfinite(losses))
+    bad = np.argwhere(~np.isfinite(losses))  # [n,2]: steps and runs
     if len(bad):
         t, r = bad[0]
+        # By the run's own list: with lists of different lengths, runs are in different epochs at one step.
         per_epoch = steps_per_epoch(len(training.items[r].images), training.optimisation.batch_size)
         epoch, step = divmod(first + t, per_epoch)
         raise DivergedError(
@@ -338,6 +344,7 @@ def _spread(batches: Batches, mesh: jax.sharding.Mesh | None) -> Batches:
 
     def place(x: np.ndarray) -> jax.Array:
         where = parallel.sharding(mesh, (None, None, "images")[: x.ndim], x.shape)
+        # Each process fills its own devices.
         return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
     return jax.tree.map(place, batches)

@@ -62,8 +62,8 @@ def image_features(
 
 @functools.partial(jax.jit, static_argnames=("config", "recompute", "numerics"))
 def _image_features(params, prefix, pixels, config, recompute, numerics):
-    x = vision_embeddings(params["vision_model"], pixels, config.vit, numerics=numerics)
-    return read_prompted(params, prefix, x, config, numerics, recompute)
+    x = vision_embeddings(params["vision_model"], pixels, config.vit, numerics=numerics)  # [B,1+P,D]
+    return read_prompted(params, prefix, x, config, numerics, recompute)  # [B,E]
 
 
 def read_prompted(
@@ -76,9 +76,10 @@ def read_prompted(
 ) -> jax.Array:
     """`image_features` from the embedded patches [B,1+P,D], which no prompt changes; prefix [K,D], K may be 0."""
     B, embeddings = embeddings.shape[0], embeddings.astype(jnp.float32)
-    tokens = jnp.broadcast_to(prefix[None], (B, *prefix.shape))
+    tokens = jnp.broadcast_to(prefix[None], (B, *prefix.shape))  # [B,K,D]
+    # Inserted behind the addition of positions, of which prompts get none, and before the pre-LayerNorm.
     x = jnp.concatenate([embeddings[:, :1], tokens, embeddings[:, 1:]], axis=1)  # [B,1+K+P,D]
-    return read_image(params, x, config, numerics, recompute)
+    return read_image(params, x, config, numerics, recompute)  # [B,E]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +103,11 @@ class VisualPrompt:
         """{"prefix": [K,D_vision]} drawn from N(0, 1/D_vision)."""
         width = config.vit.hidden_size
         draw = jax.random.normal(key, (self.length, width), jnp.float32)
-        return {"prefix": width**-0.5 * draw}
+        return {"prefix": width**-0.5 * draw}  # [K,D], rows of a length about 1
 
     def restart(self, key: jax.Array, config: CLIPConfig, initial: Prompts, last: Prompts) -> Prompts:
         """Where the authors' next iteration starts on an accelerator: from the same initial prompts."""
+        # There the drawn tensor stays on the CPU and is copied, so SGD does not reach it; on a CPU it would.
         return initial
 
     def constant_images(
@@ -119,7 +121,7 @@ class VisualPrompt:
         self, frozen: Frozen, images: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """Features of images without any prompt: [B,E]."""
-        none = jnp.zeros((0, config.vit.hidden_size), jnp.float32)
+        none = jnp.zeros((0, config.vit.hidden_size), jnp.float32)  # K = 0
         return read_prompted(frozen.params, none, images, config, numerics)
 
     def class_features(
