@@ -48,7 +48,7 @@ class TextConfig:
     num_attention_heads: int = 8
     vocab_size: int = 49408
     max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
+    hidden_act: str = "quick_gelu"  # OpenAI's; LAION's files say "gelu"
     layer_norm_eps: float = 1e-5
     bos_token_id: int | None = 49406
     eos_token_id: int = 49407  # 2 in the first published configs: the pooled position is then argmax(ids)
@@ -56,9 +56,9 @@ class TextConfig:
     # Which token is the text's: HuggingFace's rule ("end"), the first end token whatever its id ("eos"), the highest id
     # ("highest"), or the last place, padding or not ("last").
     pooling: Literal["end", "eos", "highest", "last"] = "end"
-    causal: bool = True
-    projection: bool = True
-    projection_bias: bool = False
+    causal: bool = True  # False in SigLIP and CLIPA
+    projection: bool = True  # False in one SigLIP of open_clip, whose widths agree
+    projection_bias: bool = False  # True in SigLIP, whose head is a Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +80,10 @@ class VisionConfig:
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     pooling: Literal["class", "mean", "map"] = "class"  # of the patches: their mean, or attention by a learned probe
-    class_token: bool = True
-    patch_bias: bool = False
-    pre_norm: bool = True
-    projection: bool = True
+    class_token: bool = True  # False in SigLIP
+    patch_bias: bool = False  # True in SigLIP
+    pre_norm: bool = True  # False in SigLIP and CLIPA
+    projection: bool = True  # False in SigLIP, whose head ends in the shared space
     variable: bool = False  # NaFlex: any grid of patches, positions resized to it
 
     @property
@@ -107,8 +107,8 @@ class ResNetConfig:
     """
 
     layers: tuple[int, int, int, int]
-    width: int
-    num_attention_heads: int
+    width: int  # of the stem; stage s, from 0, ends with 4 * width * 2^s channels
+    num_attention_heads: int  # of the pool, the only attention there is
     image_size: int = 224
     num_channels: int = 3
 
@@ -138,6 +138,7 @@ class ResNetConfig:
         return self.grid[0] * self.grid[1]
 
 
+# What files of model_type "siglip" leave out. No shape would tell its epsilon and activation from CLIP's.
 _SIGLIP_TEXT = TextConfig(
     768, 3072, 12, 12, 32_000, 64, "gelu_pytorch_tanh", 1e-6, pooling="last", causal=False, projection_bias=True
 )
@@ -166,7 +167,7 @@ class CLIPConfig:
     text: TextConfig = TextConfig()
     vision: VisionConfig | ResNetConfig = VisionConfig()
     projection_dim: int = 512
-    logit_scale_init_value: float = 2.6592
+    logit_scale_init_value: float = 2.6592  # ln(1 / 0.07)
     logit_bias: bool = False  # sigmoid models add it to every logit
 
     def __post_init__(self) -> None:
@@ -223,7 +224,7 @@ class CLIPConfig:
 
         Towers that transformers does not have are written as model_type "jaxzs_clip", for this package.
         """
-        kind = next(kind for kind in MODEL_TYPES if self._is(kind))
+        kind = next(kind for kind in MODEL_TYPES if self._is(kind))  # in their order: the last one fits every model
         text, vision, shared = MODEL_TYPES[kind]
         name = {"clip": "CLIPModel", "siglip": "SiglipModel"}.get(kind)
         return {
@@ -306,6 +307,7 @@ def _naflex(own: Mapping[str, Any], vision: VisionConfig, where: str) -> VisionC
     side = math.isqrt(max(patches, 0))
     if side * side != patches:
         raise ConfigError(f"{where}: num_patches is {patches}, expected a square")
+    # NaFlex has no size of images; this one stands for the square that its position table was learned on.
     return dataclasses.replace(vision, image_size=side * vision.patch_size)
 
 
@@ -369,12 +371,13 @@ def _check_tower(part: str, tower: TextConfig | VisionConfig | ResNetConfig) -> 
         raise ConfigError(f"{part}: pooling is 'class', but there is no class token")
 
 
-_LARGE_TEXT = TextConfig(768, 3072, 12, 12)
+_LARGE_TEXT = TextConfig(768, 3072, 12, 12)  # width, MLP, layers, heads
 
 # The published shapes of OpenAI's CLIP, for measuring and compiling without their weights.
 ARCHITECTURES: Mapping[str, CLIPConfig] = {
     "ViT-B/32": CLIPConfig(),
     "ViT-B/16": CLIPConfig(vision=VisionConfig(patch_size=16)),
+    # Of vision: width, MLP, layers, heads, image, patch.
     "ViT-L/14": CLIPConfig(_LARGE_TEXT, VisionConfig(1024, 4096, 24, 16, 224, 14), 768),
     "ViT-L/14@336": CLIPConfig(_LARGE_TEXT, VisionConfig(1024, 4096, 24, 16, 336, 14), 768),
 }

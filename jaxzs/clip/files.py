@@ -18,7 +18,7 @@ def known_stranger(head: bytes) -> str | None:
     >>> known_stranger(b"version https://git-lfs.github.com/spec/v1")
     'a git-lfs pointer, not the file itself: run `git lfs pull` in its repository'
     """
-    start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()  # behind a byte order mark and blanks
     if not start.strip(b"\0"):
         return "empty or all zeros: an interrupted download?"
     if start.startswith(b"version https://git-lfs"):
@@ -31,6 +31,7 @@ def known_stranger(head: bytes) -> str | None:
 def read_bytes(path: Path, error: type[JaxzsError]) -> bytes:
     """The content of a small file; raises `error`, naming the file, when it cannot be had or is of another kind."""
     try:
+        # Asked first: weights under the name of a small file would fill the memory.
         size = path.stat().st_size
         if size > MAX_TEXT_BYTES:
             raise error(f"{path} has {size:,} bytes; at most {MAX_TEXT_BYTES:,} are expected")

@@ -37,7 +37,7 @@ _MAX_HEADER_BYTES = 16 * 2**20  # that of the largest CLIP takes 0.2 MB
 _MAX_LEAVES = 100_000
 _MAX_MSGPACK_BYTES = 16 * 2**30
 _MAX_NAME = 1000
-_MAX_BLOCKS = 256
+_MAX_BLOCKS = 256  # of a stacked tower, as many as a configuration may ask for
 _MAX_DEPTH = 16  # the deepest leaf of a CLIP lies 8 levels down
 
 
@@ -68,12 +68,12 @@ def open_weights(path: Path) -> dict[str, StoredLeaf]:
         return _open_zip(path, buffer)
     if start[4:9] == b"\0\0\0\0{" and size >= 10:  # a header of less than 4 GB, in JSON
         return _open_safetensors(path, buffer)
-    if start[0] == 0x80 and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+    if start[0] == 0x80 and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):  # a bare pickle: PROTO and its version
         raise CheckpointError(
             f"{path}: a pickle file (torch before 1.6); pickles are never executed. Save it again with a "
             "current torch (torch.save) or as safetensors."
         )
-    if start[0] in range(0x80, 0x90) or start[0] in (0xDE, 0xDF):
+    if start[0] in range(0x80, 0x90) or start[0] in (0xDE, 0xDF):  # msgpack's maps
         return _open_msgpack(path, size)
     raise CheckpointError(
         f"{path}: not a weight file: starts with {start[:16]!r}, which is none of safetensors, Flax msgpack, a "
@@ -83,7 +83,7 @@ def open_weights(path: Path) -> dict[str, StoredLeaf]:
 
 def _parse_header(path: Path, content: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
+        if len(dict(pairs)) < len(pairs):  # readers differ in which of two they take
             raise ValueError("a name occurs twice in one object")
         return dict(pairs)
 
@@ -97,7 +97,7 @@ def _parse_header(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**40 for n in shape)
+    return isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**40 for n in shape)  # True is no length
 
 
 def _view(buffer: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -118,7 +118,7 @@ def _open_safetensors(path: Path, buffer: mmap.mmap) -> dict[str, StoredLeaf]:
             "truncated or damaged. Download it again."
         )
     header = _parse_header(path, buffer[8 : 8 + header_size])
-    header.pop("__metadata__", None)
+    header.pop("__metadata__", None)  # says who wrote it; here the names decide
     data_start = 8 + header_size
     leaves: dict[str, StoredLeaf] = {}
     spans: list[tuple[int, int]] = []
@@ -128,13 +128,14 @@ def _open_safetensors(path: Path, buffer: mmap.mmap) -> dict[str, StoredLeaf]:
                 pass
             case _:
                 raise CheckpointError(f"{path}: malformed header entry for {name[:200]!r}")
-        dtype = SAFETENSORS_DTYPES.get(dtype, dtype[:20])
+        dtype = SAFETENSORS_DTYPES.get(dtype, dtype[:20])  # of others the audit tells, by this name
         if not _is_shape(shape) or not 0 <= begin <= end:
             raise CheckpointError(f"{path}: impossible shape or offsets for {name[:200]!r}")
         if dtype in FLOATS and math.prod(shape) * FLOATS[dtype].itemsize != end - begin:
             raise CheckpointError(f"{path}: {name[:200]!r} is {dtype} {tuple(shape)} but has {end - begin} bytes")
         leaves[name] = _mapped_leaf(buffer, data_start + begin, tuple(shape), dtype)
         spans.append((begin, end))
+    # In this format leaves neither overlap nor leave gaps: other offsets are damage, or hide something.
     position = 0
     for begin, end in sorted(spans):
         if begin != position:
@@ -217,6 +218,7 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, buffer: mmap.mmap) -> dict[s
         dtype = FLOATS["bfloat16"] if dtype.str == "|V2" else dtype  # numpy has no name for it
         if header + math.prod(shape) * dtype.itemsize != entry.file_size:
             raise CheckpointError(f"{path}: {entry.filename[:200]!r} claims {shape}, but has {entry.file_size} bytes")
+        # Behind the local header, whose lengths of name and extra field are its own.
         head = buffer[entry.header_offset : entry.header_offset + 30]
         start = entry.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
         _check_not_truncated(path, start + entry.file_size, len(buffer))

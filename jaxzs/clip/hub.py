@@ -28,7 +28,7 @@ _SMALL_FILES = (
     "README.md",
     "model_card.json",
 )
-_HUB_ID = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)
+_HUB_ID = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)  # the oldest ids have no owner
 _OTHERWISE = "Give the path of a folder with config.json and the weights instead, or the built-in 'demo'."
 
 
@@ -54,7 +54,7 @@ def find_checkpoint(
     if name == "demo":
         return _packaged("demo")
     path = Path(name_or_path).expanduser()
-    if name and os.path.exists(path):
+    if name and os.path.exists(path):  # "" would be the current folder
         _refuse_hiding_folder(name_or_path, path)
         return path
     if isinstance(name_or_path, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
@@ -106,7 +106,7 @@ def _download(repo: str, revision: str | None) -> Path:
     listed = {entry.rfilename for entry in info.siblings or ()}
 
     def fetch(name: str) -> Path:
-        return Path(hf_hub_download(repo, name, revision=info.sha))
+        return Path(hf_hub_download(repo, name, revision=info.sha))  # of the commit that was listed
 
     weights = _chosen_weights(repo, listed, fetch)
     wanted = [*_SMALL_FILES, weights]
@@ -122,7 +122,7 @@ def _chosen_weights(repo: str, listed: set[str], fetch: Callable[[str], Path]) -
     timm's repositories hold a whole open_clip model beside timm's image tower, LAION's hold both layouts whole.
     """
     dual = "config.json" in listed and is_dual_encoder(fetch("config.json"))
-    files = (*WEIGHT_FILES,) * dual + (*OPEN_CLIP_FILES,) * (OPEN_CLIP_CONFIG in listed)
+    files = (*WEIGHT_FILES,) * dual + (*OPEN_CLIP_FILES,) * (OPEN_CLIP_CONFIG in listed)  # times a bool: all or none
     if (weights := next((name for name in files if name in listed), None)) is not None:
         return weights
     if "config.json" in listed and not dual and OPEN_CLIP_CONFIG not in listed:
@@ -160,7 +160,7 @@ def _from_cache(repo: str, revision: str | None, why: str) -> Path:
         missing = "holds no copy"
         for name in ("config.json", OPEN_CLIP_CONFIG):
             if isinstance(config := try_to_load_from_cache(repo, name, revision=revision), str):
-                weight_file(folder := Path(config).parent)
+                weight_file(folder := Path(config).parent)  # raises where there are none
                 return folder
     except HFValidationError as error:
         raise CheckpointError(f"{repo}: not a valid hub id: {error}. {_OTHERWISE}") from error

@@ -184,7 +184,7 @@ def load(
     place = None if mesh is None else placer(weights.read_config(folder, towers=towers), mesh, placement)
     params, config = weights.read_checkpoint(folder, dtype=dtype, place=place, towers=towers)
     text_cfg, preprocess_cfg = weights.open_clip_values(folder)
-    folder = folder if folder.is_dir() else folder.parent
+    folder = folder if folder.is_dir() else folder.parent  # beside a single file lies what belongs to it
     tokenizer = Tokenizer.for_tower(folder, config.text, text_cfg) if "text" in towers else None
     preprocessor = _preprocessor(folder, config.vision, preprocess_cfg) if "vision" in towers else None
     return Model(

@@ -64,17 +64,18 @@ def patch_embeddings(params: Params, pixels: Array, vision: VisionConfig, numeri
     """Patches as one matrix product: pixels [B,H,W,3] -> [B,P,D], row-major; a remainder of H or W is cut off."""
     size = vision.patch_size
     B, rows, columns, channels = (pixels.shape[0], pixels.shape[1] // size, pixels.shape[2] // size, pixels.shape[3])
-    patches = pixels[:, : rows * size, : columns * size]
-    patches = patches.reshape(B, rows, size, columns, size, channels).transpose(0, 1, 3, 2, 4, 5)
-    return embed_patches(params, patches.reshape(B, rows * columns, -1), numerics)
+    # In torch a convolution of stride p without padding, which leaves a remainder out too (384 pixels, patches of 14).
+    patches = pixels[:, : rows * size, : columns * size]  # [B,rows*p,columns*p,3]
+    patches = patches.reshape(B, rows, size, columns, size, channels).transpose(0, 1, 3, 2, 4, 5)  # [B,r,c,p,p,3]
+    return embed_patches(params, patches.reshape(B, rows * columns, -1), numerics)  # [B,P,p*p*3] -> [B,P,D]
 
 
 def embed_patches(params: Params, patches: Array, numerics: Numerics = Numerics()) -> jax.Array:
     """Patches cut out already, row, column, channel in one axis: [B,P,p*p*3] -> [B,P,D]."""
     leaves = params["embeddings"]["patch_embedding"]
     kernel = leaves["kernel"]  # [p,p,3,D]
-    x = numerics.matmul(patches, kernel.reshape(-1, kernel.shape[-1]))
-    return x + leaves["bias"].astype(jnp.float32)[None, None] if "bias" in leaves else x
+    x = numerics.matmul(patches, kernel.reshape(-1, kernel.shape[-1]))  # [B,P,p*p*3] @ [p*p*3,D] = [B,P,D]
+    return x + leaves["bias"].astype(jnp.float32)[None, None] if "bias" in leaves else x  # only SigLIP has one
 
 
 def resize_weights(size: int, new_size: int, method: str = "bicubic") -> np.ndarray:
@@ -84,21 +85,23 @@ def resize_weights(size: int, new_size: int, method: str = "bicubic") -> np.ndar
     at a scale of (new_size + 0.1) / size, as dense repositories do to be safe from truncation.
     """
     scale = (new_size + 0.1 * (method == "bicubic_offset")) / size
-    centres = (np.arange(new_size) + 0.5) / scale - 0.5
+    centres = (np.arange(new_size) + 0.5) / scale - 0.5  # [new_size], in places of the old grid
     if method == "bilinear":
         centres = np.maximum(centres, 0.0)  # torch clamps the coordinate, not only the index
-    first = np.floor(centres).astype(int)
-    t = centres - first
+    first = np.floor(centres).astype(int)  # [new_size], the tap at or before the centre
+    t = centres - first  # [new_size], 0 to 1
     if method == "bilinear":
         taps = {0: 1 - t, 1: t}
     elif method in ("bicubic", "bicubic_offset"):
-        a = -0.75
+        a = -0.75  # torch's; Pillow takes -0.5
+        # Cubic convolution: `near` weighs taps up to 1 away, `far` those from 1 to 2.
         near = lambda d: ((a + 2) * d - (a + 3)) * d * d + 1  # noqa: E731
         far = lambda d: ((a * d - 5 * a) * d + 8 * a) * d - 4 * a  # noqa: E731
         taps = {-1: far(1 + t), 0: near(t), 1: near(1 - t), 2: far(2 - t)}
     else:
         raise ValueError(f"method must be 'bicubic' or 'bilinear', got {method!r}")
     weights = np.zeros((new_size, size))
+    # Taps outside fall on the border; several then share one place, hence add.at and no assignment.
     for offset, weight in taps.items():
         np.add.at(weights, (np.arange(new_size), np.clip(first + offset, 0, size - 1)), weight)
     return weights.astype(np.float32)
@@ -116,12 +119,12 @@ def position_table(
     table = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
     if grid == vision.grid:
         return table
-    own = len(table) - vision.num_patches
-    native = table[own:].reshape(*vision.grid, -1)
-    down = jnp.asarray(resize_weights(vision.grid[0], grid[0], method))
-    across = jnp.asarray(resize_weights(vision.grid[1], grid[1], method))
-    resized = jnp.einsum("yr,rcd,xc->yxd", down, native, across, precision=jax.lax.Precision.HIGHEST)
-    return jnp.concatenate([table[:own], resized.reshape(grid[0] * grid[1], -1)])
+    own = len(table) - vision.num_patches  # rows of no patch: 1, in SigLIP 0
+    native = table[own:].reshape(*vision.grid, -1)  # [r,c,D]
+    down = jnp.asarray(resize_weights(vision.grid[0], grid[0], method))  # [y,r]
+    across = jnp.asarray(resize_weights(vision.grid[1], grid[1], method))  # [x,c]
+    resized = jnp.einsum("yr,rcd,xc->yxd", down, native, across, precision=jax.lax.Precision.HIGHEST)  # [y,x,D]
+    return jnp.concatenate([table[:own], resized.reshape(grid[0] * grid[1], -1)])  # [1+P,D]
 
 
 def vision_embeddings(
@@ -135,18 +138,18 @@ def vision_embeddings(
 
     params: the tree under "vision_model". positions [1+P,D] or [B,1+P,D]: by default the native table.
     """
-    x = patch_embeddings(params, pixels, vision, numerics)
+    x = patch_embeddings(params, pixels, vision, numerics)  # [B,P,D]
     if positions is None:
         positions = position_table(params, vision, vision.grid)
-    return with_class_token(params, x, vision) + (positions if positions.ndim == 3 else positions[None])
+    return with_class_token(params, x, vision) + (positions if positions.ndim == 3 else positions[None])  # [B,1+P,D]
 
 
 def with_class_token(params: Params, x: jax.Array, vision: VisionConfig) -> jax.Array:
     """The class token before the patches, in towers that have one: x [B,P,D] -> [B,1+P,D]."""
     if not vision.class_token:
         return x
-    token = params["embeddings"]["class_embedding"].astype(jnp.float32)
-    return jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, token.shape[-1])), x], axis=1)
+    token = params["embeddings"]["class_embedding"].astype(jnp.float32)  # [D]
+    return jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, token.shape[-1])), x], axis=1)  # [B,1+P,D]
 
 
 @renamed(**_RENAMED)
@@ -185,7 +188,7 @@ def vision_tower(
     tree, vision = params["vision_model"], config.vision
     if isinstance(vision, ResNetConfig):
         return _resnet_tower(params, pixels, vision, grid, numerics)
-    x, bias = embedded(tree, pixels, vision, grid, numerics)
+    x, bias = embedded(tree, pixels, vision, grid, numerics)  # [B,T,D]; the bias is None but for NaFlex
     hidden, attention = transformer(tree, vision_input(params, x, vision), vision, bias, numerics)
     return TowerOutput(hidden[-1], pool_image(tree, hidden[-1], vision, numerics, bias), hidden, attention)
 
@@ -196,7 +199,7 @@ def _resnet_tower(
     """tokens [B,P,D]: the last map; hidden: the maps [B,H,W,C] of stem and stages; attention: that of the pool."""
     tree = params["vision_model"]
     maps = feature_maps(tree, pixels, vision, numerics)
-    tokens = maps[-1].reshape(maps[-1].shape[0], -1, vision.hidden_size)
+    tokens = maps[-1].reshape(maps[-1].shape[0], -1, vision.hidden_size)  # [B,H/32,W/32,D] -> [B,P,D]
     pooled, weights = attention_pool(
         tree["attention_pool"], tokens, position_table(tree, vision, grid), vision, numerics
     )
@@ -208,8 +211,9 @@ def embedded(
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the blocks read, before the pre-LayerNorm: ([B,T,D], additive mask [B,1,1,T] of padding or None)."""
     if isinstance(pixels, Patches):
-        x = embed_patches(tree, pixels.values, numerics) + naflex_positions(tree, pixels, vision)
-        hidden = jnp.where(pixels.mask[:, None, None, :], jnp.float32(0), jnp.finfo(jnp.float32).min)
+        x = embed_patches(tree, pixels.values, numerics) + naflex_positions(tree, pixels, vision)  # [B,N,D]
+        # Without it every image would see its padding: features were then off by 13 %.
+        hidden = jnp.where(pixels.mask[:, None, None, :], jnp.float32(0), jnp.finfo(jnp.float32).min)  # [B,1,1,N]
         return x, hidden
     return vision_embeddings(tree, pixels, vision, position_table(tree, vision, grid), numerics), None
 
@@ -236,6 +240,7 @@ def encode_image(
     jaxzs.errors.ImageError: pixels are 32x48, this checkpoint takes 48x48; resize with model.preprocess(images), ...
     """
     check_tree(params, config, "vision")
+    # Here as well as within, so that a wrong shape is refused before anything is traced.
     _check_pixels(pixels, config.vision, interpolate_positions)
     return _encode_image(params, pixels, config, numerics, interpolate_positions)
 
@@ -245,9 +250,9 @@ def _encode_image(params, pixels, config, numerics, interpolate_positions):
     grid = _check_pixels(pixels, config.vision, interpolate_positions)
     if isinstance(config.vision, ResNetConfig):
         tower = _resnet_tower(params, pixels, config.vision, grid, numerics)
-        return project_image(params, tower.pooled, numerics)
+        return project_image(params, tower.pooled, numerics)  # [B,E]
     x, bias = embedded(params["vision_model"], pixels, config.vision, grid, numerics)
-    return read_image(params, x, config, numerics, bias=bias)
+    return read_image(params, x, config, numerics, bias=bias)  # [B,E]
 
 
 def project_image(params: Params, pooled: jax.Array, numerics: Numerics = Numerics()) -> jax.Array:
@@ -268,10 +273,10 @@ def vision_output(params: Params, x: jax.Array, vision: VisionConfig, numerics: 
     In SigLIP every token is the only key of the MAP head.
     """
     tree = params["vision_model"]
-    x = layer_norm(tree["post_layernorm"], x, vision.layer_norm_eps)
+    x = layer_norm(tree["post_layernorm"], x, vision.layer_norm_eps)  # [...,D]
     if vision.pooling == "map":
         x = map_local(tree["head"], x, vision, numerics)
-    return project_image(params, x, numerics)
+    return project_image(params, x, numerics)  # [...,E]
 
 
 def pool_image(
@@ -288,11 +293,11 @@ def pool_image(
     """
     norm = functools.partial(layer_norm, tree["post_layernorm"], eps=vision.layer_norm_eps)
     if vision.pooling == "class":
-        return norm(x[:, 0])
-    first = int(vision.class_token) + prefix
+        return norm(x[:, 0])  # [B,D]; the LayerNorm of one token, not of all
+    first = int(vision.class_token) + prefix  # CLIPA has a class token, but its mean leaves it out
     if vision.pooling == "mean":
         return norm(x[:, first:].mean(1))  # CLIPA: the LayerNorm comes after the mean
-    return map_head(tree["head"], norm(x[:, first:]), vision, numerics, bias)
+    return map_head(tree["head"], norm(x[:, first:]), vision, numerics, bias)  # [B,D]
 
 
 def read_image(
@@ -308,9 +313,10 @@ def read_image(
     vision, tree = config.vit, params["vision_model"]
     x = vision_input(params, x, vision)
     if vision.pooling == "class":
-        first = jnp.zeros(x.shape[0], jnp.int32)
-        token = read_token(tree, x, first, vision, bias, numerics, recompute)
-        return vision_output(params, token, vision, numerics)
+        first = jnp.zeros(x.shape[0], jnp.int32)  # [B], where the class token stands
+        token = read_token(tree, x, first, vision, bias, numerics, recompute)  # [B,D]
+        return vision_output(params, token, vision, numerics)  # [B,E]
+    # A mean or a MAP head reads every token: here the last block is needed whole.
     pooled = pool_image(tree, all_blocks(tree, x, vision, bias, numerics, recompute), vision, numerics, bias, prefix)
     return project_image(params, pooled, numerics)
 
@@ -326,7 +332,7 @@ def all_blocks(
 ) -> jax.Array:
     """All blocks but the last `leave`, for all tokens: x [B,T,D] -> [B,T,D]. recompute: in the backward pass."""
     plain = functools.partial(block, tower=tower, numerics=numerics)
-    run = jax.checkpoint(plain) if recompute else plain
+    run = jax.checkpoint(plain) if recompute else plain  # between blocks x alone is kept for the gradients
     for layer in layers_of(tree, tower)[: tower.num_hidden_layers - leave]:
         x, _ = run(layer, x, bias=bias)
     return x
@@ -342,9 +348,9 @@ def read_token(
     recompute: bool = False,
 ) -> jax.Array:
     """All blocks, the last one for one token of each sequence: x [B,T,D], positions [B] -> [B,D]."""
-    x = all_blocks(params, x, tower, bias, numerics, recompute, leave=1)
+    x = all_blocks(params, x, tower, bias, numerics, recompute, leave=1)  # [B,T,D]
     *_, last = layers_of(params, tower)
-    return last_block(last, x, positions, tower, bias, numerics)
+    return last_block(last, x, positions, tower, bias, numerics)  # [B,D]
 
 
 # --- text -------------------------------------------------------------------------------------------
@@ -359,8 +365,8 @@ def end_positions(input_ids: Array, text: TextConfig) -> jax.Array:
     if text.pooling == "last":
         return jnp.full(input_ids.shape[0], input_ids.shape[1] - 1, jnp.int32)
     if text.pooling == "highest" or (text.pooling == "end" and text.eos_token_id == 2):
-        return input_ids.argmax(-1).astype(jnp.int32)
-    return (input_ids == text.eos_token_id).argmax(-1).astype(jnp.int32)
+        return input_ids.argmax(-1).astype(jnp.int32)  # the first of equal ones: padding with the end token is harmless
+    return (input_ids == text.eos_token_id).argmax(-1).astype(jnp.int32)  # 0 where none is: see `_check_ids`
 
 
 def causal_bias(length: int, attention_mask: Array | None = None) -> jax.Array:
@@ -368,9 +374,9 @@ def causal_bias(length: int, attention_mask: Array | None = None) -> jax.Array:
 
     The lowest float and not -inf: a query with nothing to attend to becomes uniform, not NaN.
     """
-    allowed = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    allowed = jnp.tril(jnp.ones((length, length), bool))[None, None]  # [1,1,T,T]
     if attention_mask is not None:
-        allowed = jnp.logical_and(allowed, attention_mask.astype(bool)[:, None, None, :])
+        allowed = jnp.logical_and(allowed, attention_mask.astype(bool)[:, None, None, :])  # [B,1,T,T]
     return jnp.where(allowed, jnp.float32(0), jnp.finfo(jnp.float32).min)
 
 
@@ -380,14 +386,15 @@ def text_bias(length: int, text: TextConfig, attention_mask: Array | None = None
         return causal_bias(length, attention_mask)
     if attention_mask is None:
         return None
+    # [B,1,1,T]: only where a caller hides tokens; neither transformers nor open_clip passes a mask to SigLIP.
     return jnp.where(attention_mask.astype(bool)[:, None, None, :], jnp.float32(0), jnp.finfo(jnp.float32).min)
 
 
 def text_embeddings(params: Params, input_ids: Array) -> jax.Array:
     """Token plus position embeddings: input_ids [B,T] -> [B,T,D]; params: the tree under "text_model"."""
-    tokens = params["embeddings"]["token_embedding"]["embedding"].astype(jnp.float32)[input_ids]
+    tokens = params["embeddings"]["token_embedding"]["embedding"].astype(jnp.float32)[input_ids]  # [B,T,D]
     positions = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
-    return tokens + positions[None, : input_ids.shape[1]]
+    return tokens + positions[None, : input_ids.shape[1]]  # [B,T,D]
 
 
 @renamed(**_RENAMED)
@@ -428,13 +435,13 @@ def text_tower(
     bias = text_bias(input_ids.shape[1], text, attention_mask)
     x = text_embeddings(tree, input_ids)
     hidden, attention = transformer(tree, x, text, bias, numerics)
-    tokens = layer_norm(tree["final_layer_norm"], hidden[-1], text.layer_norm_eps)
+    tokens = layer_norm(tree["final_layer_norm"], hidden[-1], text.layer_norm_eps)  # [B,T,D]
     return TowerOutput(tokens, pool(tokens, end_positions(input_ids, text)), hidden, attention)
 
 
 def pool(tokens: jax.Array, positions: jax.Array) -> jax.Array:
     """One token of each sequence: tokens [B,T,D], positions [B] -> [B,D]."""
-    return jnp.take_along_axis(tokens, positions[:, None, None], axis=1)[:, 0]
+    return jnp.take_along_axis(tokens, positions[:, None, None], axis=1)[:, 0]  # [B,D]
 
 
 @renamed(**_RENAMED)
@@ -478,14 +485,14 @@ def read_text(
 ) -> jax.Array:
     """Text features of embedded sequences: x [C,T,D], end positions [C] -> [C,E], not normalised."""
     bias = text_bias(x.shape[1], config.text) if bias is None else bias
-    token = read_token(params["text_model"], x, ends, config.text, bias, numerics, recompute)
+    token = read_token(params["text_model"], x, ends, config.text, bias, numerics, recompute)  # [C,D]
     return text_output(params, token, config.text, numerics)
 
 
 def text_output(params: Params, token: jax.Array, text: TextConfig, numerics: Numerics = Numerics()) -> jax.Array:
     """Final LayerNorm and projection of the end token: [C,D] -> [C,E]."""
     token = layer_norm(params["text_model"]["final_layer_norm"], token, text.layer_norm_eps)
-    return dense(params["text_projection"], token, numerics) if text.projection else token
+    return dense(params["text_projection"], token, numerics) if text.projection else token  # [C,E]
 
 
 # --- both towers ------------------------------------------------------------------------------------
@@ -501,7 +508,7 @@ def normalize(features: jax.Array) -> jax.Array:
      [0.  0. ]]
     """
     features = features.astype(jnp.float32)
-    norm = jnp.sqrt(jnp.square(features).sum(-1, keepdims=True))
+    norm = jnp.sqrt(jnp.square(features).sum(-1, keepdims=True))  # [...,1]
     return features / jnp.where(norm > 0, norm, 1.0)  # not a tiny float: its square would be 0
 
 
@@ -518,8 +525,9 @@ def logits_per_image(
     [[100.  60.]
      [  0.  80.]]
     """
+    # HIGHEST: multiplied by 100 an error of 1e-3 in a cosine is one of 10 % in the odds of two classes.
     cosine = jnp.matmul(normalize(image_features), normalize(text_features).T, precision=jax.lax.Precision.HIGHEST)
-    logits = jnp.exp(logit_scale.astype(jnp.float32)) * cosine
+    logits = jnp.exp(logit_scale.astype(jnp.float32)) * cosine  # [B,C]
     return logits if logit_bias is None else logits + logit_bias.astype(jnp.float32)
 
 
@@ -529,8 +537,8 @@ def contrastive_loss(logits: jax.Array) -> jax.Array:
     >>> round(float(clip.contrastive_loss(jnp.zeros((4, 4)))), 4)  # no pair stands out: ln 4
     1.3863
     """
-    of_images = jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()
-    of_texts = jnp.diagonal(jax.nn.log_softmax(logits, axis=0)).mean()
+    of_images = jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()  # each image among all texts
+    of_texts = jnp.diagonal(jax.nn.log_softmax(logits, axis=0)).mean()  # each text among all images
     return -(of_images + of_texts) / 2
 
 
@@ -541,7 +549,7 @@ def sigmoid_loss(logits: jax.Array) -> jax.Array:
     2.7726
     """
     signs = 2 * jnp.eye(len(logits), dtype=logits.dtype) - 1  # 1 for pairs that match, -1 for all others
-    return -jax.nn.log_sigmoid(signs * logits).sum(-1).mean()
+    return -jax.nn.log_sigmoid(signs * logits).sum(-1).mean()  # divided by B, not by the number of pairs
 
 
 # --- checks at the boundary -------------------------------------------------------------------------
@@ -577,7 +585,7 @@ def _check_pixels(
             f"pixels are {size[0]}x{size[1]}, this checkpoint takes {native[0]}x{native[1]}; resize "
             "with model.preprocess(images), or pass interpolate_positions=True"
         )
-    grid = size[0] // vision.patch_size, size[1] // vision.patch_size
+    grid = size[0] // vision.patch_size, size[1] // vision.patch_size  # a remainder is cut off
     if min(grid) < 1:
         raise ImageError(f"pixels are {size[0]}x{size[1]}, one patch is {vision.patch_size} wide")
     return grid
@@ -605,6 +613,7 @@ def _check_ids(input_ids: Array, text: TextConfig, attention_mask: Array | None)
         raise TextError(
             f"texts have {input_ids.shape[1]} tokens, this checkpoint takes 1 to {text.max_position_embeddings}"
         )
+    # A shorter row has its last place elsewhere: features were off by more than their own size.
     if text.pooling == "last" and input_ids.shape[1] != text.max_position_embeddings:
         raise TextError(
             f"texts have {input_ids.shape[1]} tokens; this checkpoint reads the last of exactly "
@@ -624,6 +633,7 @@ def _check_ids(input_ids: Array, text: TextConfig, attention_mask: Array | None)
             f"input_ids range from {ids.min()} to {ids.max()}, the vocabulary has {text.vocab_size} "
             "tokens: were they made by another checkpoint's tokenizer?"
         )
+    # These pool some place of any row; whether a text ends there, only its tokenizer could tell.
     if text.pooling in ("highest", "last") or (text.pooling == "end" and text.eos_token_id == 2):
         return
     if not (ids == text.eos_token_id).any(1).all():
@@ -633,4 +643,4 @@ def _check_ids(input_ids: Array, text: TextConfig, attention_mask: Array | None)
 
 
 def _addressable(x: Any) -> bool:
-    return not isinstance(x, jax.Array) or x.is_fully_addressable
+    return not isinstance(x, jax.Array) or x.is_fully_addressable  # rows of other processes cannot be looked at

@@ -21,7 +21,7 @@ from jaxzs.clip.preprocess import BILINEAR, MAX_PIXELS, MAX_SIDE, ImagePreproces
 from jaxzs.errors import ConfigError, ImageError
 
 _NEAR = 1e-5  # where the search for the scale ends, as in the reference
-_LARGEST_SCALE = 100.0
+_LARGEST_SCALE = 100.0  # small images are enlarged until they have their number of patches
 _LEVELS = ImagePreprocessor(resample=BILINEAR, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
 
 
@@ -88,8 +88,8 @@ class PatchPreprocessor:
         if not listed:
             raise ImageError("no images were given")
         rows = [self._patches(image) for image in listed]
-        values = np.zeros((len(rows), self.max_num_patches, 3 * self.patch_size**2), np.float32)
-        mask = np.zeros(values.shape[:2], bool)
+        values = np.zeros((len(rows), self.max_num_patches, 3 * self.patch_size**2), np.float32)  # [B,N,p*p*3]
+        mask = np.zeros(values.shape[:2], bool)  # [B,N]
         for index, (patches, _) in enumerate(rows):
             values[index, : len(patches)], mask[index, : len(patches)] = patches, True
         return Patches(values, mask, np.array([grid for _, grid in rows], np.int32))
@@ -100,8 +100,9 @@ class PatchPreprocessor:
         rows, columns = grid_within(rgb.height, rgb.width, size, self.max_num_patches)
         if max(rows, columns) * size > MAX_SIDE:
             raise ImageError(f"{rgb.height} x {rgb.width} pixels are too long and thin for patches: crop it first")
+        # Squashed to whole patches, as the reference does: neither cropped nor padded.
         resized = rgb.resize((columns * size, rows * size), resample=self.levels.resample)
-        pixels = self.levels.normalize(np.asarray(resized)).reshape(rows, size, columns, size, 3)
+        pixels = self.levels.normalize(np.asarray(resized)).reshape(rows, size, columns, size, 3)  # [r,p,c,p,3]
         return pixels.transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1), (rows, columns)  # [N,p*p*3]
 
 
@@ -115,7 +116,8 @@ def grid_within(height: int, width: int, patch_size: int, most: int) -> tuple[in
     def patches(scale: float, side: int) -> int:
         return max(1, math.ceil(side * scale / patch_size))
 
-    low, high = _NEAR / 10, _LARGEST_SCALE
+    # Step by step as transformers searches: another search could end one patch apart.
+    low, high = _NEAR / 10, _LARGEST_SCALE  # `low` always fits: it begins with one patch
     while high - low >= _NEAR:
         scale = (low + high) / 2
         if patches(scale, height) * patches(scale, width) <= most:

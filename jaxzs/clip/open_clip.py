@@ -27,16 +27,16 @@ class _Vision:
     """`vision_cfg` with open_clip's defaults."""
 
     image_size: int | tuple[int, int] = 224
-    layers: int | tuple[int, int, int, int] = 12
+    layers: int | tuple[int, int, int, int] = 12  # four of them make a ResNet
     width: int = 768
-    head_width: int = 64
+    head_width: int = 64  # heads = width // head_width
     mlp_ratio: float = 4.0
     patch_size: int | None = 16
     ls_init_value: float | None = None
-    no_ln_pre: bool = False
-    pool_type: str = "tok"
-    final_ln_after_pool: bool = False
-    attentional_pool: Any = False
+    no_ln_pre: bool = False  # CLIPA
+    pool_type: str = "tok"  # the class token
+    final_ln_after_pool: bool = False  # CLIPA
+    attentional_pool: Any = False  # CoCa
     timm_model_name: str | None = None
     act_kwargs: Mapping[str, Any] | None = None
     norm_kwargs: Mapping[str, Any] | None = None
@@ -53,9 +53,9 @@ class _Text:
     layers: int = 12
     mlp_ratio: float = 4.0
     ls_init_value: float | None = None
-    embed_cls: bool = False
-    pool_type: str = "argmax"
-    eos_id: int = 2
+    embed_cls: bool = False  # CoCa
+    pool_type: str = "argmax"  # the highest id
+    eos_id: int = 2  # looked at by pool_type "eos" alone
     pad_id: int = 0
     no_causal_mask: bool = False
     proj_bias: bool = False
@@ -70,7 +70,7 @@ class _Top:
     """`model_cfg` without its towers."""
 
     embed_dim: int
-    quick_gelu: bool = False
+    quick_gelu: bool = False  # of both towers, but not of timm's
     init_logit_scale: float = math.log(1 / 0.07)
     init_logit_bias: float | None = None
 
@@ -138,7 +138,7 @@ def _act(quick: bool, kwargs: Mapping[str, Any] | None) -> str:
 def _text(text: _Text, quick: bool) -> TextConfig:
     return TextConfig(
         hidden_size=text.width,
-        intermediate_size=int(text.width * text.mlp_ratio),
+        intermediate_size=int(text.width * text.mlp_ratio),  # rounded down, as open_clip does
         num_hidden_layers=text.layers,
         num_attention_heads=text.heads,
         vocab_size=text.vocab_size,
@@ -170,7 +170,7 @@ def _vision(vision: _Vision, quick: bool) -> VisionConfig | ResNetConfig:
         num_hidden_layers=vision.layers,
         num_attention_heads=vision.width // max(vision.head_width, 1),
         image_size=side,
-        patch_size=vision.patch_size or 0,
+        patch_size=vision.patch_size or 0,  # `CLIPConfig` refuses 0
         hidden_act=_act(quick, vision.act_kwargs),
         layer_norm_eps=float((vision.norm_kwargs or {}).get("eps", 1e-5)),
         pooling=_VISION_POOLING[vision.pool_type],  # type: ignore[arg-type]
@@ -253,7 +253,7 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
     return {
         "embed_dim": config.projection_dim,
         "quick_gelu": quick,
-        **({"init_logit_bias": -10.0} if config.logit_bias else {}),
+        **({"init_logit_bias": -10.0} if config.logit_bias else {}),  # any number: it only makes the leaf
         "vision_cfg": values,
         "text_cfg": written,
     }
@@ -292,13 +292,13 @@ def config_of_openai(shapes: Shapes, where: str) -> CLIPConfig:
 
 def _openai_tower(shapes: Shapes) -> VisionConfig | ResNetConfig:
     if "visual.proj" in shapes:
-        width, _, patch, _ = shapes["visual.conv1.weight"]
-        side = math.isqrt(shapes["visual.positional_embedding"][0] - 1)
+        width, _, patch, _ = shapes["visual.conv1.weight"]  # OIHW
+        side = math.isqrt(shapes["visual.positional_embedding"][0] - 1)  # without the class token
         layers = _count(shapes, r"visual\.transformer\.resblocks\.(\d+)\.")
         return VisionConfig(width, 4 * width, layers, max(width // 64, 1), side * patch, patch)
     stages = [_count(shapes, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
     positions, depth = shapes["visual.attnpool.positional_embedding"]
-    width = shapes["visual.layer1.0.conv1.weight"][0]
+    width = shapes["visual.layer1.0.conv1.weight"][0]  # that of the stem too
     return ResNetConfig(
         (stages[0], stages[1], stages[2], stages[3]), width, max(depth // 64, 1), 32 * math.isqrt(positions - 1)
     )
@@ -308,10 +308,10 @@ def config_of_big_vision(shapes: Shapes, where: str) -> CLIPConfig:
     """Sizes of a SigLIP of big_vision, from its arrays; with tanh gelu, `jax.nn.gelu`'s default, as it is trained."""
     with _Named(where):
         block = "params/img/Transformer/encoderblock_0"
-        patch, _, _, width = shapes["params/img/embedding/kernel"]
-        heads = shapes[f"{block}/MultiHeadDotProductAttention_0/query/bias"][0]
+        patch, _, _, width = shapes["params/img/embedding/kernel"]  # HWIO
+        heads = shapes[f"{block}/MultiHeadDotProductAttention_0/query/bias"][0]  # [H,D/H]
         inner = shapes[f"{block}/MlpBlock_0/Dense_0/bias"][0]
-        side = math.isqrt(shapes["params/img/pos_embedding"][1])
+        side = math.isqrt(shapes["params/img/pos_embedding"][1])  # [1,P,D]
         layers = _count(shapes, r"params/img/Transformer/encoderblock_(\d+)/")
         block = "params/txt/Encoder_0/encoderblock_0"
         vocabulary, text_width = shapes["params/txt/Embed_0/embedding"]

@@ -54,7 +54,7 @@ def _text_tower(text: TextConfig, leaf: Any) -> Tree:
 
 def _vision_tower(vision: VisionConfig, leaf: Any) -> Tree:
     size, width = vision.patch_size, vision.hidden_size
-    patch = {"kernel": leaf(size, size, vision.num_channels, width)}
+    patch = {"kernel": leaf(size, size, vision.num_channels, width)}  # HWIO
     embeddings = {
         "patch_embedding": patch | ({"bias": leaf(width)} if vision.patch_bias else {}),
         "position_embedding": {"embedding": leaf(vision.class_token + vision.num_patches, width)},
@@ -66,7 +66,7 @@ def _vision_tower(vision: VisionConfig, leaf: Any) -> Tree:
         tower["pre_layrnorm"] = _layer_norm(width, leaf)  # [sic]
     if vision.pooling == "map":
         tower["head"] = {
-            "probe": leaf(width),
+            "probe": leaf(width),  # files have (1, 1, width)
             "attention": {name: _linear(leaf, width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
             "layernorm": _layer_norm(width, leaf),
             "mlp": _mlp(vision, leaf),
@@ -81,7 +81,7 @@ def _resnet(vision: ResNetConfig, leaf: Any) -> Tree:
     stages: Tree = {}
     entering = width
     for stage, count in enumerate(vision.layers):
-        inner = width * 2**stage
+        inner = width * 2**stage  # of the two narrow convolutions
         blocks = {}
         for i in range(count):
             block = {
@@ -105,7 +105,7 @@ def _resnet(vision: ResNetConfig, leaf: Any) -> Tree:
 
 
 def _linear(leaf: Any, rows: int, columns: int, *, bias: bool = True) -> Tree:
-    return {"kernel": leaf(rows, columns)} | ({"bias": leaf(columns)} if bias else {})
+    return {"kernel": leaf(rows, columns)} | ({"bias": leaf(columns)} if bias else {})  # (in, out)
 
 
 def _mlp(tower: TextConfig | VisionConfig, leaf: Any) -> Tree:
@@ -122,6 +122,7 @@ def _encoder(tower: TextConfig | VisionConfig, leaf: Any) -> Tree:
         "layer_norm2": _layer_norm(width, leaf),
         "mlp": _mlp(tower, leaf),
     }
+    # Keys are strings: HuggingFace's file has maps, and no lists.
     return {"layers": {str(number): layer for number in range(tower.num_hidden_layers)}}
 
 

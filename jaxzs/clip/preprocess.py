@@ -42,11 +42,13 @@ RGB = tuple[float, float, float]
 _HALF = (0.5, 0.5, 0.5)
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": {},
-    "Bit": {},
+    "Bit": {},  # the same as CLIP's, number for number
+    # SigLIP squashes; its files say nothing of crops, and CLIP's default would cut every size to 224.
     "Siglip": {"size": (224, 224), "do_center_crop": False, "image_mean": _HALF, "image_std": _HALF},
-    "Blip": {"size": (384, 384), "do_center_crop": False},
+    "Blip": {"size": (384, 384), "do_center_crop": False},  # with CLIP's mean and std
     "ViT": {"size": (224, 224), "do_center_crop": False, "resample": 2, "image_mean": _HALF, "image_std": _HALF},
 }
+# What a file of a class not known must say for itself.
 _DECISIVE = ("size", "resample", "rescale_factor", "image_mean", "image_std", "do_center_crop")
 _STEEPEST = 1e5  # of a pixel after normalisation; 8-bit levels, never rescaled, give at most 950
 
@@ -103,8 +105,8 @@ class ImagePreprocessor:
     def _check_levels(self) -> None:
         """A picture must survive: a std of 1e-40 gives infinities, a rescale factor of 1e-38 one grey for all."""
         with np.errstate(all="ignore"):
-            table = self._table()
-            black_to_white = np.abs(table[:, 255] - table[:, 0]).min()
+            table = self._table()  # [3,256]
+            black_to_white = np.abs(table[:, 255] - table[:, 0]).min()  # of the flattest channel
         if not (np.abs(table) < _STEEPEST).all() or not black_to_white > 1 / _STEEPEST:
             raise ConfigError(
                 f"rescale_factor {self.rescale_factor:g}, image_mean {self.image_mean} and image_std {self.image_std} "
@@ -215,8 +217,8 @@ class ImagePreprocessor:
             "size": shape[0] if mode == "shortest" else shape,
             "crop_size": shape,
             "resample": BICUBIC if filter_ == "bicubic" else BILINEAR,
-            "do_center_crop": mode == "shortest",
-            "crop_rounding": "even",
+            "do_center_crop": mode == "shortest",  # "squash" gives the size exactly, "longest" is padded to it
+            "crop_rounding": "even",  # int(round(x / 2)) in open_clip: halves go to the even number
             "letterbox": mode == "longest",
         }
         for key, name in (("mean", "image_mean"), ("std", "image_std")):
@@ -236,6 +238,7 @@ class ImagePreprocessor:
         for added in ("crop_rounding", "letterbox"):  # written where they say something: fingerprints stay as they were
             if values[added] == getattr(ImagePreprocessor, added):
                 del values[added]
+        # transformers' class with these settings; crop_rounding and letterbox are this package's own.
         return {"image_processor_type": "CLIPImageProcessor", **values}
 
     @property
@@ -269,7 +272,7 @@ class ImagePreprocessor:
             except ImageError as cause:
                 raise ImageError(f"image {index}: {cause}") from cause
             if pixels is None:
-                pixels = np.empty((len(listed), *resized.shape), np.float32)
+                pixels = np.empty((len(listed), *resized.shape), np.float32)  # [B,H,W,3]
             elif pixels.shape[1:] != resized.shape:
                 raise ImageError(
                     f"image {index} comes out as {resized.shape[:2]} pixels, image 0 as "
@@ -288,12 +291,12 @@ class ImagePreprocessor:
                 shape = letterboxed_shape if self.letterbox else resized_shape
                 height, width = shape(rgb.height, rgb.width, self.size)  # type: ignore[arg-type]
                 if (height, width) != (rgb.height, rgb.width):
-                    rgb = rgb.resize((width, height), resample=self.resample)
+                    rgb = rgb.resize((width, height), resample=self.resample)  # Pillow: width first
             if self.do_center_crop or self.letterbox:
                 rgb = self._crop(rgb, self.size if self.letterbox else self.crop_size)  # type: ignore[arg-type]
         except MemoryError as cause:
             raise ImageError(f"no memory to resize {rgb.height} x {rgb.width} pixels") from cause
-        return np.asarray(rgb)
+        return np.asarray(rgb)  # [H,W,3]
 
     def _crop(self, rgb: Image.Image, shape: tuple[int, int]) -> Image.Image:
         """The middle of an image; Pillow fills with zeros what lies outside."""
@@ -319,18 +322,20 @@ class ImagePreprocessor:
     def _table(self) -> np.ndarray:
         """What becomes of the 256 levels in each channel, [3, 256], rounded where the reference rounds."""
         levels = np.arange(256, dtype=np.float64)
+        # float64 times a Python number, then float32: as transformers rescales.
         scaled = (levels * self.rescale_factor if self.do_rescale else levels).astype(np.float32)
         table = np.broadcast_to(scaled, (3, 256))
         if self.do_normalize:
-            mean = np.array(self.image_mean, np.float32)[:, None]
-            std = np.array(self.image_std, np.float32)[:, None]
-            table = (table - mean) / std
+            mean = np.array(self.image_mean, np.float32)[:, None]  # [3,1]
+            std = np.array(self.image_std, np.float32)[:, None]  # [3,1]
+            table = (table - mean) / std  # [3,256]
         return np.ascontiguousarray(table)
 
 
 def _look_up(table: np.ndarray, pixels: np.ndarray, out: np.ndarray) -> None:
+    # 8-bit levels have 256 results a channel: looked up they are equal to the arithmetic on pixels, and cheaper.
     for channel in range(3):
-        out[..., channel] = table[channel][pixels[..., channel]]
+        out[..., channel] = table[channel][pixels[..., channel]]  # [256] gathered to [...]
 
 
 def resized_shape(height: int, width: int, size: int | tuple[int, int]) -> tuple[int, int]:
@@ -345,7 +350,7 @@ def resized_shape(height: int, width: int, size: int | tuple[int, int]) -> tuple
     if isinstance(size, tuple):
         return size
     if height < width:
-        shape = size, int(size * width / height)
+        shape = size, int(size * width / height)  # 298.67 becomes 298
     else:
         shape = int(size * height / width), size
     if shape[0] * shape[1] > MAX_PIXELS:
@@ -363,7 +368,7 @@ def letterboxed_shape(height: int, width: int, box: tuple[int, int]) -> tuple[in
     (36, 48)
     """
     factor = max(height / box[0], width / box[1])
-    return max(1, round(height / factor)), max(1, round(width / factor))
+    return max(1, round(height / factor)), max(1, round(width / factor))  # round, as in open_clip
 
 
 # Images of every kind to 8-bit RGB
@@ -381,12 +386,12 @@ def to_rgb(image: Any, convert: bool = True) -> Image.Image:
     if image.width * image.height == 0:
         raise ImageError(f"the image has no pixels ({image.height} x {image.width})")
     try:
-        image.load()
+        image.load()  # Pillow opens lazily: damaged data show here
         if image.mode == "RGB" and image.info.get("transparency") is None:
             return image
         if not convert:
             raise ImageError(f"it has mode {image.mode}, but do_convert_rgb is false: RGB expected")
-        if image.mode.startswith(("I", "F")):
+        if image.mode.startswith(("I", "F")):  # `convert` would saturate them
             return _deep_to_rgb(image)
         # Palette and grey images may carry their transparency beside the pixels.
         if "A" in image.getbands() or image.info.get("transparency") is not None:
@@ -413,6 +418,7 @@ def _deep_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
     sixteen_bits = image.mode.startswith("I;16")
+    # Two passes: the full scale is that of the whole image, strips of their own scale would show as bands.
     ends = [(float(levels.min()), float(levels.max())) for _, strip in _strips(image) for levels in [np.asarray(strip)]]
     lows, highs = np.transpose(ends)
     full = _full_scale(lows.min(), highs.max(), floats=image.mode == "F", sixteen_bits=sixteen_bits)
@@ -454,9 +460,9 @@ def _from_array(image: Any) -> Image.Image:
     if array.dtype == np.uint16:
         array = to_8_bits(array, sixteen_bits=True)
     if channels == 1:
-        array = array.reshape(array.shape[:2])
+        array = array.reshape(array.shape[:2])  # [H,W]
     elif channels == 4:  # the arithmetic of the reference on arrays, not that of Pillow
-        alpha = array[..., 3:] / 255
+        alpha = array[..., 3:] / 255  # [H,W,1]
         array = np.round(alpha * array[..., :3] + (1 - alpha) * 255).astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(array))
 
@@ -494,7 +500,7 @@ def _as_list(images: Any) -> Sequence[Any]:
     if isinstance(images, (list, tuple)):
         return images
     if getattr(images, "ndim", None) == 4:
-        return list(np.asarray(images))
+        return list(np.asarray(images))  # [B,H,W,C] -> B times [H,W,C]
     return [images]
 
 
@@ -515,7 +521,7 @@ def _defaults(values: Mapping[str, Any], stated: Mapping[str, Any], where: str) 
     kind = values.get("image_processor_type") or values.get("feature_extractor_type") or "CLIPImageProcessor"
     if not isinstance(kind, str):
         raise ConfigError(f"{where}: image_processor_type is {kind!r:.80}, expected a name")
-    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
+    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)  # older names, other backends
     if kind == "Siglip2":
         raise ConfigError(f"{where}: a processor of variable numbers of patches (NaFlex), which is not supported")
     needed = _DECISIVE if stated.get("do_center_crop") is False else (*_DECISIVE, "crop_size")

@@ -35,11 +35,12 @@ def save(model: Model, folder: str | Path, format: Format = "safetensors") -> Pa
     folder = Path(folder)
     if model.tokenizer is None or model.preprocessor is None:
         raise CheckpointError(f"{model.name}: was loaded without one of its towers; load it whole to save it")
+    # First, as it may refuse: no weights are written then.
     _write_tokenizer(model.tokenizer, folder)
     write_checkpoint(folder, model.params, model.config, format)
     if format == "open_clip":
         described = {"model_cfg": to_open_clip(model.config), "preprocess_cfg": _open_clip_preprocessing(model)}
-        write_json(folder / CONFIG_FILE, described)
+        write_json(folder / CONFIG_FILE, described)  # over the one without preprocessing
     else:
         write_json(folder / "preprocessor_config.json", model.preprocessor.to_json())
     if model.card:

@@ -23,6 +23,7 @@ Placement = Literal["replicated", "fully_sharded", "tensor", "tensor_fully_shard
 PARAMETER_RULES: Mapping[str, Rules] = {
     "replicated": {},
     "fully_sharded": {"width": DATA},
+    # As Megatron-LM (arXiv 1909.08053): columns of one matrix, rows of the next, one sum over the devices behind both.
     "tensor": {"heads": MODEL, "mlp": MODEL, "vocabulary": MODEL},
     "tensor_fully_sharded": {"width": DATA, "heads": MODEL, "mlp": MODEL, "vocabulary": MODEL},
 }
@@ -64,7 +65,7 @@ def parameter_axes(config: CLIPConfig) -> Tree:
 
 
 def _axes_of(path: str) -> tuple[str | None, ...]:
-    *_, owner, name = ("", *path.split("/"))
+    *_, owner, name = ("", *path.split("/"))  # logit_scale has no owner
     return _PARAMETER_AXES.get((owner, name), ("width",))
 
 

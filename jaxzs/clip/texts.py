@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from jaxzs.errors import DependencyError
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)  # of ASCII alone, in both libraries
 
 
 def lower(text: str) -> str:
@@ -26,7 +26,7 @@ def siglip(text: str) -> str:
     >>> siglip("It's  a snow_man.")
     'its a snowman'
     """
-    return " ".join(text.lower().replace("▁", " ").translate(_NO_PUNCTUATION).split())
+    return " ".join(text.lower().replace("▁", " ").translate(_NO_PUNCTUATION).split())  # SentencePiece's blank
 
 
 def open_clip_whitespace(text: str) -> str:
@@ -35,7 +35,7 @@ def open_clip_whitespace(text: str) -> str:
     >>> open_clip_whitespace(" Tom  and Jerry")
     'Tom and Jerry'
     """
-    return " ".join(html.unescape(html.unescape(_mended(text))).split())
+    return " ".join(html.unescape(html.unescape(_mended(text))).split())  # twice, as OpenAI's `basic_clean`
 
 
 def open_clip_lower(text: str) -> str:
@@ -59,7 +59,7 @@ def open_clip_canonicalize(text: str) -> str:
 
 def _mended(text: str) -> str:
     """ftfy's repair of mangled encodings, curly quotes and the like; it changes nothing in plain ASCII."""
-    if text.isascii() and text.isprintable() and "&" not in text:
+    if text.isascii() and text.isprintable() and "&" not in text:  # ftfy unescapes HTML too
         return text
     try:
         import ftfy
@@ -72,7 +72,7 @@ def _mended(text: str) -> str:
 
 # By the names of a tokenizer's `clean`; open_clip's are those of its own configurations.
 RULES: dict[str, Callable[[str], str]] = {
-    "": str,
+    "": str,  # CLIP's own pipeline lowers, and mends white space
     "lower": lower,
     "siglip": siglip,
     "open_clip lower": open_clip_lower,

@@ -123,7 +123,7 @@ class Tokenizer:
         made = cls._from_pipeline(file, pipeline, style, text.vocab_size, text.max_position_embeddings)
         if options.get("strip_sep_token"):  # CLIPA: 0 in its place
             return dataclasses.replace(made, end_id=0)
-        return made if named else dataclasses.replace(made, pad_id=0)
+        return made if named else dataclasses.replace(made, pad_id=0)  # open_clip's own tokenizer fills with 0
 
     @classmethod
     def _from_pipeline(
@@ -140,7 +140,7 @@ class Tokenizer:
                 f"{file} gives ids up to {largest}, the model has {vocab_size} token embeddings: "
                 "tokenizer and weights are not of the same model"
             )
-        if limit < 3:
+        if limit < 3:  # start, one word, end
             raise CheckpointError(f"{file}: a text length of {limit} leaves no room for words")
         return cls(
             backend=backend,
@@ -172,9 +172,11 @@ class Tokenizer:
         else:
             tokenizer = cls.from_folder(folder, max_length=text.max_position_embeddings, vocab_size=text.vocab_size)
         pooling, causal = getattr(text, "pooling", "end"), getattr(text, "causal", True)
+        # Such a tower reads the padding: at another length it would see another text.
         tokenizer = dataclasses.replace(tokenizer, fixed=pooling == "last" or not causal)
         if pooling == "last":
             return tokenizer
+        # Every text would be pooled at its start, which knows nothing of the words behind it.
         if tokenizer.start_id == tokenizer.end_id:
             raise CheckpointError(f"{folder}: the tokenizer's start and end token are one, id {tokenizer.end_id}")
         legacy = pooling == "end" and text.eos_token_id == LEGACY_END != tokenizer.end_id
@@ -211,8 +213,8 @@ class Tokenizer:
         truncate = self.truncate if truncate is None else truncate
         rows = [self._row(index, text, limit, truncate) for index, text in enumerate(listed)]
         length = max(map(len, rows)) if pad_to is None else pad_to
-        input_ids = np.full((len(rows), length), self.pad_id, np.int32)
-        attention_mask = np.zeros((len(rows), length), np.int32)
+        input_ids = np.full((len(rows), length), self.pad_id, np.int32)  # [B,T]
+        attention_mask = np.zeros((len(rows), length), np.int32)  # [B,T]
         for index, row in enumerate(rows):
             input_ids[index, : len(row)] = row
             attention_mask[index, : len(row)] = 1
@@ -234,7 +236,7 @@ class Tokenizer:
         if len(row) <= limit:
             return row
         first = int(self.start_id is not None)
-        words, room = row[first:-1], limit - first - 1
+        words, room = row[first:-1], limit - first - 1  # what stands around the words is kept
         return [*row[:first], *(words[len(words) - room :] if self.cut_left else words[:room]), row[-1]]
 
     def encode(self, text: str) -> list[int]:
@@ -247,7 +249,7 @@ class Tokenizer:
         encoding = self._encode(text)
         words: list[tuple[int | None, list[int]]] = []
         for word, token in zip(encoding.word_ids, encoding.ids, strict=True):
-            if words and words[-1][0] == word:
+            if words and words[-1][0] == word:  # another piece of the same word
                 words[-1][1].append(token)
             else:
                 words.append((word, [token]))

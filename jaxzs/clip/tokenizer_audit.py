@@ -33,7 +33,7 @@ _PARTS = {
 _NESTED = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 _MOST_PARTS = 16
 _REPEATED = {"Replace", "Split", "Strip"}  # the others once: a table or bytes in a row multiply the text each time
-_MOST_TOKENS = 2_000_000
+_MOST_TOKENS = 2_000_000  # XLM-V, MetaCLIP 2's, has 901,629
 _MOST_ADDED = 10_000
 _LONGEST_TOKEN = 1_000  # characters
 # One character, or one class of characters, at most repeated: such an expression takes linear time.
@@ -117,6 +117,7 @@ def _split_fault(part: Mapping[str, Any]) -> str | None:
     pattern = part.get("pattern")
     if isinstance(pattern, Mapping) and len(pattern) == 1:
         [(kind, text)] = pattern.items()
+        # Known expressions letter for letter: others may backtrack, and take exponential time on a short text.
         if (kind == "Regex" and text in (WORDS, _PLAIN_WORDS)) or (kind == "String" and isinstance(text, str) and text):
             return None
     return f"{pattern!r:.120} is not CLIP's rule for words"
@@ -146,25 +147,25 @@ def _precompiled_fault(part: Mapping[str, Any]) -> str | None:
     try:
         table = base64.b64decode(part["precompiled_charsmap"], validate=True)
         size = int.from_bytes(table[:4], "little")
-        if not table or size % 1024 or not 0 < size <= len(table) - 4:
+        if not table or size % 1024 or not 0 < size <= len(table) - 4:  # a block has 256 units of 4 bytes
             return "its table has a wrong length"
         texts = table[4 + size :]
         texts.decode("utf-8")
     except (KeyError, TypeError, ValueError) as cause:
         return f"its table cannot be read ({cause!s:.80})"
     units = np.frombuffer(table, "<u4", size // 4, offset=4)
-    leaf = units >> 31 == 1
-    offsets = (units >> 10) << ((units & 0x200) >> 6)
+    leaf = units >> 31 == 1  # the unit holds a value and has no children
+    offsets = (units >> 10) << ((units & 0x200) >> 6)  # darts-clone: bit 9 shifts far offsets by 8 more
     # Blocks have 256 units: a place inside the array stays there whatever byte is read next.
     if (((np.arange(len(units), dtype=np.uint32) ^ offsets) >= len(units)) & ~leaf).any():
         return "its trie reaches outside"
-    starts = units[leaf] & 0x7FFFFFFF
+    starts = units[leaf] & 0x7FFFFFFF  # where in the texts each replacement begins
     if len(starts) and starts.max() >= len(texts):
         return "its trie points behind the texts"
     bytes_ = np.frombuffer(texts, np.uint8)
-    if len(starts) and ((bytes_[starts] & 0xC0) == 0x80).any():
+    if len(starts) and ((bytes_[starts] & 0xC0) == 0x80).any():  # a continuation byte of UTF-8
         return "its trie points into a character"
-    ends = np.flatnonzero(bytes_ == 0)
+    ends = np.flatnonzero(bytes_ == 0)  # every text is ended by a zero
     if len(bytes_) and (not len(ends) or np.diff(ends, prepend=-1, append=len(bytes_)).max() > _LONGEST_REPLACEMENT):
         return "its texts are too long"
     return None
@@ -191,4 +192,4 @@ def is_piece(value: Any) -> bool:
 
 def is_id(value: Any) -> bool:
     """Whether a value can be a token's id."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31  # True is an int in Python

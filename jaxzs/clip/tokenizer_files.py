@@ -74,8 +74,8 @@ class Style:
         )
 
 
-_SIGLIP = Style(None, "</s>", "<unk>", "</s>", "siglip", fixed=True)
-_GEMMA = Style(None, "<eos>", "<unk>", "<pad>", "lower", fixed=True)
+_SIGLIP = Style(None, "</s>", "<unk>", "</s>", "siglip", fixed=True)  # padded with the end token
+_GEMMA = Style(None, "<eos>", "<unk>", "<pad>", "lower", fixed=True)  # Gemma's class would put <bos> first
 _XLM = Style("<s>", "</s>", "<unk>", "<pad>")
 _STYLES = {
     "CLIP": Style(),
@@ -83,8 +83,8 @@ _STYLES = {
     "T5": _SIGLIP,  # what open_clip's conversions of SigLIP 1 call it
     "Siglip2": _GEMMA,
     "Gemma": _GEMMA,
-    "Bert": Style("[CLS]", "[SEP]", "[UNK]", "[PAD]", fixed=True),
-    "XLMRoberta": _XLM,
+    "Bert": Style("[CLS]", "[SEP]", "[UNK]", "[PAD]", fixed=True),  # CLIPA's
+    "XLMRoberta": _XLM,  # MetaCLIP 2's
 }
 
 
@@ -155,12 +155,15 @@ def _read_sentencepiece(file: Path) -> Pipeline:
         model = rescued(lambda: import_protobuf().ModelProto.FromString(content), CheckpointError, no_clip(file))
     if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
         raise CheckpointError(f"{no_clip(file)}: a SentencePiece model of another kind than Unigram")
+    # SentencePiece's remove_extra_whitespaces: blanks at the ends go, runs of blanks become one.
     steps: list[dict[str, Any]] = [
         {"type": "Strip", "strip_left": True, "strip_right": True},
         {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
     ]
     if charsmap := model.normalizer_spec.precompiled_charsmap:
+        # Before those two, as it makes blanks of other white space.
         steps.insert(0, {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
+    # A blank belongs to the word behind it, and the first word gets one too: the pieces are "▁a", "▁photo".
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     return {
         "version": "1.0",
@@ -219,6 +222,7 @@ def packaged_pipeline() -> tuple[Path, Pipeline]:
     # GPT-2's order of the bytes: those that print stand for themselves and come first.
     printing = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = [*map(chr, printing), *(chr(256 + n) for n in range(256 - len(printing)))]
+    # 256 letters, each again as the end of a word, 48,894 merges, start and end: OpenAI's 49,408 ids.
     tokens = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), START, END]
     return file, clip_pipeline({token: number for number, token in enumerate(tokens)}, merges)
 
@@ -253,6 +257,7 @@ def clip_pipeline(vocab: Mapping[str, int], merges: list[tuple[str, str]], unkno
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
+                # Inverted: what matches is a word, what lies between is removed.
                 {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True},
                 byte_level,
             ],
@@ -263,7 +268,7 @@ def clip_pipeline(vocab: Mapping[str, int], merges: list[tuple[str, str]], unkno
             "dropout": None,
             "unk_token": unknown,
             "continuing_subword_prefix": "",
-            "end_of_word_suffix": WORD_END,
+            "end_of_word_suffix": WORD_END,  # GPT-2 marks the beginning of words instead
             "fuse_unk": False,
             "byte_fallback": False,
             "vocab": dict(vocab),
@@ -309,7 +314,7 @@ def add_tokens(folder: Path, pipeline: Pipeline, settings: Mapping[str, Any], st
     listed += [_added(token, vocab[token]) for token in specials if token in vocab and is_id(vocab[token])]
     merged: dict[str, dict[str, Any]] = {}
     for token in listed:
-        first = merged.setdefault(token["content"], token)
+        first = merged.setdefault(token["content"], token)  # the file listed first rules the flags
         if first["id"] != token["id"]:
             raise CheckpointError(
                 f"{folder}: the added token {token['content']!r:.80} has id {first['id']} in one file and "
@@ -348,7 +353,7 @@ def _json_tokens(folder: Path) -> Iterator[dict[str, Any]]:
     """Of `added_tokens.json`: {"<word>": 49408}."""
     file = folder / "added_tokens.json"
     for content, number in (read_json(file, CheckpointError) if file.is_file() else {}).items():
-        yield _checked(file, _added(content, number, special=False, normalized=True))
+        yield _checked(file, _added(content, number, special=False, normalized=True))  # as transformers adds words
 
 
 def _checked(file: Path, token: Any) -> dict[str, Any]:

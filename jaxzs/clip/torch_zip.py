@@ -27,7 +27,7 @@ _STORAGES = {
     "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }  # fmt: skip
 _MAX_PICKLE = 64 * 2**20  # that of the largest CLIP takes 0.2 MB
-_MAX_NODES = 100_000
+_MAX_NODES = 100_000  # the largest CLIP has 1,300 leaves
 _MAX_DEPTH = 24
 
 
@@ -77,7 +77,7 @@ def open_torch(path: Path) -> dict[str, tuple[tuple[int, ...], str, Callable[[],
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # whatever a damaged pickle makes of the few constructors
         raise CheckpointError(f"{path}: the pickle of its tensors is damaged: {str(error)[:200]}") from error
-    buffer = np.memmap(path, np.uint8, "r")
+    buffer = np.memmap(path, np.uint8, "r")  # a page is read when a tensor in it is
     leaves = {}
     for name, tensor in tensors.items():
         start = _start(buffer, entries.get(f"{root}/data/{tensor.storage.key}"), tensor, f"{path}: {name[:200]!r}")
@@ -116,13 +116,14 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> Storage:
+        # The kind of the storage, its entry, a device, which is of no account here, and the number of elements.
         match pid:
             case ("storage", str(kind), str(key), str(), int(count)) if kind in _STORAGES and key.isalnum():
                 return Storage(np.dtype(_STORAGES[kind]), key, count)
         raise CheckpointError(f"its pickle names a storage that torch does not write: {pid!r:.100}")
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:  # *_: gradients and hooks
     if not isinstance(storage, Storage) or len(shape) != len(strides) or len(shape) > 8:
         raise CheckpointError("its pickle describes a tensor as torch does not")
     return Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
@@ -130,10 +131,10 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
 
 _KNOWN: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,  # a Parameter is its data
     ("collections", "OrderedDict"): OrderedDict,
     **{("torch.jit._pickle", f"build_{kind}list"): (lambda x: x) for kind in ("int", "double", "bool", "tensor")},
-    ("torch.jit._pickle", "restore_type_tag"): lambda value, _: value,
+    ("torch.jit._pickle", "restore_type_tag"): lambda value, _: value,  # the tag is a type of TorchScript's
     **{("torch", name): name for name in _STORAGES},
 }
 
@@ -143,7 +144,7 @@ def _tensors(tree: Any) -> Iterator[tuple[str, Tensor]]:
     seen: set[int] = set()
     waiting: list[tuple[str, Any, int]] = [("", tree, 0)]
     while waiting:
-        name, node, depth = waiting.pop()
+        name, node, depth = waiting.pop()  # a stack of its own: no nesting can exhaust Python's
         if isinstance(node, Tensor):
             yield name, node
             continue
@@ -163,11 +164,13 @@ def _start(buffer: np.ndarray, entry: zipfile.ZipInfo | None, tensor: Tensor, wh
     storage, size = tensor.storage, tensor.storage.dtype.itemsize
     if entry is None or entry.file_size != storage.length * size:
         raise CheckpointError(f"{what}: its storage {storage.key} is missing, or not of the length that is claimed")
+    # The farthest element that the strides reach, none of them being negative.
     last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
     if min((*tensor.strides, *tensor.shape, tensor.offset)) < 0 or (0 not in tensor.shape and last >= storage.length):
         raise CheckpointError(f"{what} reaches outside its storage")
     if int(np.prod(tensor.shape, dtype=object)) > storage.length:  # strides of 0 would make much of little
         raise CheckpointError(f"{what} claims more elements than are stored")
+    # The data begin behind the local header, whose extra field may be longer than the one of the directory.
     head = bytes(buffer[entry.header_offset : entry.header_offset + 30])
     start = entry.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
     if len(head) < 30 or start + entry.file_size > len(buffer):
@@ -181,6 +184,7 @@ def _reader(buffer: np.ndarray, start: int, tensor: Tensor) -> Callable[[], np.n
     def read() -> np.ndarray:
         flat = buffer[start : start + tensor.storage.length * dtype.itemsize].view(dtype)[tensor.offset :]
         strides = [stride * dtype.itemsize for stride in tensor.strides]
+        # It checks nothing itself: `_start` has.
         return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
 
     return read

@@ -89,7 +89,7 @@ def read_checkpoint(
     parts = _stored_parts(config, stored, towers)
     names = {name for part in parts for name in part.names}
     unread = {name for part in _stored_parts(config, stored, layout.TOWERS) for name in part.names} - names
-    prefix = layout.wrapper(stored, names)
+    prefix = layout.wrapper(stored, names)  # "module." of a model trained in parallel, for one
     inside = {name.removeprefix(prefix): leaf for name, leaf in stored.items() if name.startswith(prefix)}
     inside = {name: leaf for name, leaf in inside.items() if name not in unread}  # of the tower not asked for
     outside = [name for name in stored if not name.startswith(prefix)]
@@ -100,6 +100,7 @@ def read_checkpoint(
     leaves, unusable = {}, []
     for leaf_path, shape in wanted.items():
         part, i = holder[leaf_path]
+        # A fused array is taken apart once for each of its leaves, which are views of the file (not so folded norms).
         array = part.split(*(inside[name].read() for name in part.names))[i].reshape(shape)
         array = _cast(array, dtype)
         if not _is_usable(array):
@@ -182,7 +183,7 @@ def _read_huggingface(file: Path, towers: Sequence[str]) -> CLIPConfig:
                 command="`jaxzs extract` needs no more than the vision tower; for all else name the full checkpoint",
             )
         values = {
-            "model_type": str(values["model_type"]).split("_")[0],
+            "model_type": str(values["model_type"]).split("_")[0],  # "clip_vision_model" -> "clip"
             "projection_dim": values.get("projection_dim", CLIPConfig.projection_dim),
             f"{held[0]}_config": values,
         }
@@ -247,6 +248,7 @@ def weight_file(path: str | Path) -> Path:
         return path
     if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such file or folder")
+    # Weights of the layout whose configuration is read come first: beside it may lie another model.
     both = (OPEN_CLIP_FILES, WEIGHT_FILES) if _is_open_clip(path) else (WEIGHT_FILES, OPEN_CLIP_FILES)
     for name in (*both[0], *both[1], "model.pt"):
         if (path / name).is_file():
@@ -371,7 +373,7 @@ def _printable(name: str) -> str:
 
 def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
     if dtype is None:
-        dtype = np.float32 if array.dtype == np.float64 else array.dtype
+        dtype = np.float32 if array.dtype == np.float64 else array.dtype  # JAX has no float64 by default
     with np.errstate(over="ignore"):  # float16 that overflows is reported as not finite
         return array.astype(jnp.dtype(dtype), copy=False)
 
@@ -410,6 +412,7 @@ def write_checkpoint(
     if format not in FORMATS:
         raise CheckpointError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     leaves = dict(flatten(params))
+    # A tree in memory through the audit of files; nothing of it is read there.
     held = {name: StoredLeaf(np.shape(leaf), str(leaf.dtype), lambda: np.empty(())) for name, leaf in leaves.items()}
     _audit("params", _wanted(config, layout.TOWERS), layout.flax_parts(config, "/"), held, (), layout.TOWERS)
     file, values = "config.json", config.to_hf()
@@ -460,6 +463,7 @@ def _write_safetensors(file: Path, leaves: Mapping[str, Any], parts: Sequence[la
         arrays = part.join(*(np.asarray(leaves[path]) for path in part.paths))
         for name, array in zip(part.names, arrays, strict=True):
             stored[name] = np.ascontiguousarray(array).reshape(array.shape)  # which makes [1] of a number
+    # transformers refuses a file that does not say whose it is.
     save_file(stored, file, metadata={"format": "flax" if format == "safetensors-flax" else "pt"})
 
 
@@ -479,5 +483,5 @@ def fingerprint(params: Tree, config: CLIPConfig) -> str:
     for path, leaf in flatten(params):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{path} {array.dtype.name} {np.shape(leaf)}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        digest.update(array.reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
     return digest.hexdigest()
