@@ -31,8 +31,10 @@ _SUBMODULES = (
     "report",
     "zeroshot",
 )
+# Names of the front door, by the submodule that they live in.
 _FROM = {"Model": "clip", "load": "clip", "classify": "classification"}
 
+# For type checkers, which do not run `__getattr__`.
 if TYPE_CHECKING:
     from jaxzs.classification import classify
     from jaxzs.clip import Model, load

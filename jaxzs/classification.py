@@ -28,7 +28,7 @@ from jaxzs.zeroshot import DEFAULT_TEMPLATE, check_class_names, check_rows, imag
 __all__ = ["Classification", "Encoding", "Labelling", "classify", "classify_features", "encode_source"]
 
 Method = Literal["auto", "proxy", "closed_form", "gda", "stata", "transclip", "zero-shot", "learned"]
-FEW_IMAGES_PER_CLASS = 10
+FEW_IMAGES_PER_CLASS = 10  # with fewer the user is told to compare with zero-shot
 _BLOCK = 4_000_000  # similarities held at once when labels are read off
 
 
@@ -122,10 +122,12 @@ def classify(
     """
     loaded = model if isinstance(model, Model) else load(model)
     source = source_of(images)
+    # Folders are written with underscores where a sentence has blanks.
     names = tuple(name.replace("_", " ") for name in order_names(source.label_names)) if labels is None else labels
     if labels is None and not names:
         raise LabelError("what are the classes? Give labels, or a folder with one subfolder a class")
     check_class_names(names)
+    # The demo checkpoint knows few words; what it says of any other is noise.
     if not force:
         loaded.check_words(names)
     text = text_proxies(loaded, names, templates, numerics=encoding.numerics, progress=encoding.progress)
@@ -174,6 +176,7 @@ def encode_source(
     from tqdm import tqdm
 
     size, side = min(encoding.batch_size, max(1, len(source))), model.config.image_side
+    # So that there is a part to join where nothing could be read.
     features = [jnp.zeros((0, model.config.projection_dim), jnp.float32)]
     read: list[int] = []
     unreadable: list[str] = []
@@ -183,10 +186,10 @@ def encode_source(
             found = image_features(
                 model, batch.pixels, batch_size=size, numerics=encoding.numerics, encode=encoding.encode
             )
-            features.append(found[jnp.asarray(batch.mask)])
+            features.append(found[jnp.asarray(batch.mask)])  # [n,E], without filling and what could not be read
             read += batch.indices[batch.mask].tolist()
             unreadable += batch.errors
-            bar.update(len(read) + len(unreadable) - bar.n)
+            bar.update(len(read) + len(unreadable) - bar.n)  # an unreadable image is done, too
     return jnp.concatenate(features), read, unreadable
 
 
@@ -255,6 +258,7 @@ def classify_features(
     method, notes = _usable_method(labelling.method, num_images, num_classes)
     found, chose = _fitted(model, image_features, text_proxies, dataclasses.replace(labelling, method=method), shots)
     classes, scores = top_classes(image_features, found, min(labelling.top, num_classes))
+    # Features were looked at above, but the temperatures are the checkpoint's own, which may be anything.
     if not np.isfinite(scores).all():
         raise DataError(f"the scores are not finite: the checkpoint's logit scale is {model.logit_scale:.3g}")
     return Classification(classes, scores, found.head, method, notes + chose)
@@ -272,6 +276,7 @@ def _fitted(
     if labelling.method == "proxy":
         settings = proxy.Settings(gamma=labelling.gamma, solver=labelling.solver)
         proxies = proxy.fit(features, text, settings, logit_scale=model.logit_scale, key=key).proxies
+        # Vision proxies are read at four times the text's temperature: 0.04 beside 0.01 in arXiv 2310.19752.
         return adapt.Adapted(adapt.text_head(proxies, temperature=4 * temperature), None, jnp.float32(1)), ()
     found = adapt.fit(features, text, method=labelling.method, temperature=temperature, key=key, shots=shots)
     return found, () if found.choice is None else (f"chosen without labels: {found.choice.reason}",)
@@ -316,24 +321,24 @@ def check_number_of_classes(num_classes: int, width: int) -> None:
 
 def top_classes(image_features: jax.Array, found: adapt.Adapted, top: int) -> tuple[np.ndarray, np.ndarray]:
     """Best classes and their probabilities, by blocks of images: [N,E] -> ([N,k] int32, [N,k])."""
-    rows = max(1, _BLOCK // adapt.num_classes(found.head))
+    rows = max(1, _BLOCK // adapt.num_classes(found.head))  # images whose similarities fit into a block
     blocks = [
         _top_of_block(image_features[start : start + rows], _of_rows(found, slice(start, start + rows)), top)
         for start in range(0, len(image_features), rows)
     ]
     classes, scores = zip(*blocks, strict=True)
-    return np.concatenate(classes), np.concatenate(scores)
+    return np.concatenate(classes), np.concatenate(scores)  # [N,k] each
 
 
 def _of_rows(found: adapt.Adapted, rows: slice) -> adapt.Adapted:
     """The posterior of StatA and TransCLIP is of images: its part for these."""
     head = found.head
     if isinstance(head, adapt.GaussianHead) and head.posterior is not None:
-        head = head._replace(posterior=head.posterior[rows])
-    return found._replace(head=head, choice=None)
+        head = head._replace(posterior=head.posterior[rows])  # [N,C] -> [n,C]
+    return found._replace(head=head, choice=None)  # no label depends on it: one program with it and without
 
 
 @functools.partial(jax.jit, static_argnames="top")
 def _top_of_block(image_features, found, top):
-    best, classes = jax.lax.top_k(adapt.probabilities(found, image_features), top)
+    best, classes = jax.lax.top_k(adapt.probabilities(found, image_features), top)  # [n,k] each
     return classes, best

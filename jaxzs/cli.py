@@ -65,31 +65,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         terminal.say(f"jaxzs {__version__}")
         return FINISHED
+    # tyro's own flag, but each command is a parser of its own: only here are all of them known.
     if arguments[0] == "--tyro-print-completion":
         return _completion(arguments)
     name, *rest = arguments
     if name not in COMMANDS:
         return _unknown(name)
     try:
-        with _warnings_as_notices(name, quiet="--quiet" in rest):
+        with _warnings_as_notices(name, quiet="--quiet" in rest):  # options are not parsed yet
             return _run(name, rest)
     except JaxzsError as error:
         return _failed(name, error.shown(on_command_line=True))
     except SystemExit as stop:  # tyro has answered --help, or has named a wrong option
         return stop.code if isinstance(stop.code, int) else FAILED
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
-        sys.stderr.close()
+        sys.stderr.close()  # else Python tells of the broken pipe when it ends
         return FINISHED
     except KeyboardInterrupt as stop:
-        kept = stop.args[0] if stop.args else "nothing is kept"
+        kept = stop.args[0] if stop.args else "nothing is kept"  # what `Run.measured` has said
         terminal.warn(f"\njaxzs {name}: interrupted; {kept}")
         return INTERRUPTED
     except OSError as error:  # a disk that is full, a folder that may not be read
         where = f"{error.filename}: " if error.filename else ""
         return _failed(name, f"{where}{error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
+        # What jax raises without memory is a RuntimeError with this word in it.
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            raise  # a fault of ours: the traceback is wanted
         return _failed(name, "out of memory; take a smaller --batch-size, or --bfloat16")
 
 
@@ -126,6 +128,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
     from jaxzs.commands.computing import computing
 
+    # Read only now: `jaxzs --help`, and every other command, do without this one's imports.
     command = COMMANDS[name]
     module = importlib.import_module(command.module)
     options = tyro.cli(

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, Self, TypeVar
 
-_P = ParamSpec("_P")
+_P = ParamSpec("_P")  # so that type checkers see the signatures of what `renamed` wraps
 _R = TypeVar("_R")
 
 
@@ -29,6 +29,7 @@ class JaxzsError(ValueError):
     """
 
     def __init__(self, message: str, *, python: str = "", command: str = "") -> None:
+        # `str` is for whoever calls from Python; the command line asks `shown`.
         super().__init__("; ".join(filter(None, (message, python))))
         self.message, self.python, self.command = message, python, command
 
@@ -38,6 +39,7 @@ class JaxzsError(ValueError):
         >>> str(jaxzs.errors.DataError("'cat' is listed twice").within("labels.csv"))
         "labels.csv: 'cat' is listed twice"
         """
+        # Of the same class: callers catch by it, and advice is not doubled.
         return type(self)(f"{where}: {self.message}", python=self.python, command=self.command)
 
     def shown(self, *, on_command_line: bool) -> str:
@@ -91,6 +93,7 @@ def renamed(**spellings: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         @functools.wraps(function)
         def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            # Before Python's own TypeError, which would name no remedy.
             for old in kwargs.keys() & spellings.keys():
                 raise ConfigError(f"{function.__name__} has no argument {old} any more; write {spellings[old]}")
             return function(*args, **kwargs)

@@ -52,7 +52,7 @@ def read_features(path: Path, name: str | None = None) -> Labelled:
     try:
         with np.load(path, allow_pickle=False) as stored:
             x, y, z = (stored[key] for key in ("image_features", "labels", "text_features"))
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = hashlib.sha256(path.read_bytes()).hexdigest()  # two files of one name are not one data set
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except (KeyError, ValueError) as error:
@@ -76,6 +76,7 @@ def drawn(regime: str, labels: np.ndarray, num_classes: int, seed: int) -> np.nd
     """
     kind, _, size = regime.partition(":")
     rng = np.random.default_rng(seed)
+    # Drawn in every regime, so that the images of a seed are drawn from one state whatever the regime.
     order = rng.permutation(num_classes)
     available = np.bincount(labels, minlength=num_classes)
     try:
@@ -84,13 +85,14 @@ def drawn(regime: str, labels: np.ndarray, num_classes: int, seed: int) -> np.nd
         elif kind == "balanced":
             wanted = np.full(num_classes, _positive(size))
         elif kind == "imbalanced":
-            falling = float(_positive(size)) ** -np.linspace(0, 1, num_classes)
+            falling = float(_positive(size)) ** -np.linspace(0, 1, num_classes)  # [C], from 1 down to 1/size
             wanted = np.zeros(num_classes, int)
+            # The largest class gets what the poorest one has in the data: only then can every ratio be met.
             wanted[order] = np.maximum(np.round(falling * available[available > 0].min(initial=10**9)), 1)
         elif kind == "present":
             classes, _, each = size.partition("x")
             wanted = np.zeros(num_classes, int)
-            wanted[order[: _positive(classes)]] = _positive(each) if each else available.max()
+            wanted[order[: _positive(classes)]] = _positive(each) if each else available.max()  # or all there are
         else:
             raise ValueError
     except ValueError as error:
@@ -99,7 +101,7 @@ def drawn(regime: str, labels: np.ndarray, num_classes: int, seed: int) -> np.nd
         ) from error
     mask = np.zeros(len(labels), bool)
     for c in range(num_classes):
-        mask[rng.permutation(np.flatnonzero(labels == c))[: wanted[c]]] = True
+        mask[rng.permutation(np.flatnonzero(labels == c))[: wanted[c]]] = True  # fewer where there are fewer
     return mask
 
 
@@ -117,8 +119,8 @@ def probabilities(
     x, z, temperature = data.image_features, data.text_features, data.temperature
     if method == "uniform":  # InMaP as published, gamma 0
         result = proxy.fit(x, z, logit_scale=1 / temperature, mask=mask)
-        head, chose = adapt.text_head(result.proxies, temperature=4 * temperature), ""
-        return np.asarray(jax.nn.softmax(adapt.scores(head, x), axis=-1)), chose
+        head, chose = adapt.text_head(result.proxies, temperature=4 * temperature), ""  # InMaP's: four times the text's
+        return np.asarray(jax.nn.softmax(adapt.scores(head, x), axis=-1)), chose  # [N,C]
     shots = None if told is None or method == "zero-shot" else adapt.Shots(x, told)
     key = jax.random.key(seed)
     found = adapt.fit(x, z, method=method, temperature=temperature, key=key, shots=shots, mask=mask)
@@ -140,9 +142,9 @@ def measure(data: Labelled, method: Method, regime: str, seed: int, shots: int =
 def _told(labels: np.ndarray, mask: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels of the shots, -1 elsewhere [N], and the images that are left [N]: one of each class at least."""
     told, mask = np.full(len(labels), -1, np.int32), mask.copy()
-    rng = np.random.default_rng(1000 + seed)
+    rng = np.random.default_rng(1000 + seed)  # other numbers than the regime of the same seed draws
     for c in np.unique(labels[mask]) if shots else ():
-        own = rng.permutation(np.flatnonzero(mask & (labels == c)))[:-1][:shots]
+        own = rng.permutation(np.flatnonzero(mask & (labels == c)))[:-1][:shots]  # the last one stays to be measured
         told[own], mask[own] = c, False
     return told, mask
 
@@ -151,7 +153,7 @@ def results(data: Labelled, method: str, regime: str, p: np.ndarray, labels: np.
     """The figures of probabilities [n,C] and labels [n], in percent."""
     right = p.argmax(axis=1) == labels
     of_class = [right[labels == c].mean() for c in np.unique(labels)]
-    rank = (p > p[np.arange(len(p)), labels][:, None]).sum(axis=1)
+    rank = (p > p[np.arange(len(p)), labels][:, None]).sum(axis=1)  # [n], classes above the label's own
     figures = {
         "accuracy": right.mean(),
         "mean per-class recall": np.mean(of_class),
@@ -179,6 +181,7 @@ def table(rows: list[dict[str, Any]], methods: Sequence[str]) -> str:
         return float(np.mean([r[figure] for r in rows if r["method"] == method]))
 
     lines = [[" ".join(setting), *[mean(setting, m) for m in methods]] for setting in settings]
+    # Of settings and not of rows: one with more seeds counts no more.
     lines.append(["**mean**", *[float(np.mean([mean(s, m) for s in settings])) for m in methods]])
     lines.append(["**worst run against text**", *[worst(m) for m in methods]])
     for figure in ("mean per-class recall", "acc@5", "ECE"):

@@ -46,7 +46,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # on disk before it takes the place of what is there
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private
         os.replace(temporary, path)
     except OSError as error:
@@ -95,6 +95,7 @@ def read_arrays(path: str | Path, writer: str) -> tuple[dict[str, np.ndarray], d
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> str:
+    # Sorted, because a header that is read back need not keep the order it was written in.
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
@@ -116,7 +117,7 @@ def cache_folder() -> Path | None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # it cannot be read without being set
     os.umask(mask)
     return mask
 

@@ -17,9 +17,9 @@ def _weights(labels: jax.Array, num_rows: int, mask: jax.Array | None) -> jax.Ar
 
 def _hits(scores: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """Whether fewer than k classes come before the label, ties going to the lower class: [N] bool."""
-    own = jnp.take_along_axis(scores, labels[:, None].astype(jnp.int32), axis=-1)
-    classes = jnp.arange(scores.shape[-1], dtype=jnp.int32)[None, :]
-    before = (scores > own) | ((scores == own) & (classes < labels[:, None].astype(jnp.int32)))
+    own = jnp.take_along_axis(scores, labels[:, None].astype(jnp.int32), axis=-1)  # [N,1]
+    classes = jnp.arange(scores.shape[-1], dtype=jnp.int32)[None, :]  # [1,C]
+    before = (scores > own) | ((scores == own) & (classes < labels[:, None].astype(jnp.int32)))  # [N,C]
     return jnp.sum(before, axis=-1) < k
 
 
@@ -39,7 +39,7 @@ def top_k_accuracy(scores: jax.Array, labels: jax.Array, k: int = 1, mask: jax.A
         raise ConfigError(f"k is {k}; expected 1 to the number of classes, {scores.shape[1]}")
     weights = _weights(labels, scores.shape[0], mask)
     hits = jnp.sum(jnp.where(_hits(scores, labels, k), weights, 0))
-    return hits / jnp.maximum(jnp.sum(weights), 1)
+    return hits / jnp.maximum(jnp.sum(weights), 1)  # with every row masked 0, not NaN
 
 
 def accuracy(predictions: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -78,6 +78,7 @@ def per_class_accuracy(
     counts = jnp.zeros((num_classes,), jnp.float32).at[labels].add(weights)
     hits = jnp.zeros((num_classes,), jnp.float32).at[labels].add(hit)
     absent = counts == 0
+    # NaN and not 0: nothing was asked of a class without rows.
     per_class = jnp.where(absent, jnp.float32(jnp.nan), hits / jnp.where(absent, 1, counts))
     return per_class, counts.astype(jnp.int32)
 
@@ -108,5 +109,5 @@ def mean_per_class_accuracy(
     """
     per_class, counts = per_class_accuracy(predictions, labels, num_classes, mask)
     present = counts > 0
-    total = jnp.sum(jnp.where(present, per_class, jnp.float32(0)))
+    total = jnp.sum(jnp.where(present, per_class, jnp.float32(0)))  # their NaN must not enter the sum
     return total / jnp.maximum(jnp.sum(present, dtype=jnp.float32), 1)

@@ -79,6 +79,7 @@ def partition_spec(
     used: list[str | None] = []
     for name, length in zip(axes, shape, strict=True):
         target = rules.get(name) if name is not None else None
+        # Not on this mesh, taken by an axis before, or not to be divided evenly: the array is whole along this axis.
         fits = target in mesh.axis_names and target not in used and length % mesh.shape[target] == 0
         used.append(target if fits else None)
     return PartitionSpec(*used)
@@ -139,6 +140,7 @@ def shard_rows(rows: Any, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     """
     host = np.asarray(rows)
     padded, mask = pad_rows(host, padded_length(len(host), mesh.shape[DATA]))
+    # By callback and not `device_put`: each process fills only the devices that it has.
     place = lambda x: jax.make_array_from_callback(  # noqa: E731
         x.shape, sharding(mesh, ("images", *[None] * (x.ndim - 1)), x.shape), lambda index: x[index]
     )
@@ -154,7 +156,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
     def place(x: Any) -> jax.Array:
         host = np.asarray(x)
-        where = NamedSharding(mesh, PartitionSpec())
+        where = NamedSharding(mesh, PartitionSpec())  # no axis is divided
         return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
     return jax.tree.map(place, tree)
@@ -172,7 +174,7 @@ def map_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     >>> scaled(np.float32(2), np.ones((mesh.size, 1), np.float32)).shape == (mesh.size, 1)
     True
     """
-    whole, divided = PartitionSpec(), PartitionSpec(mesh.axis_names)
+    whole, divided = PartitionSpec(), PartitionSpec(mesh.axis_names)  # rows over both axes of the mesh together
 
     def run(shared: Any, *rows: Any) -> Any:
         return jax.shard_map(
@@ -214,6 +216,7 @@ def initialize(
             "give all of coordinator_address, num_processes and process_id, or none of them where the "
             "cluster says so itself (TPU pod, SLURM, Open MPI)"
         )
+    # A script and the command that it calls may both ask.
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
     try:
@@ -248,8 +251,10 @@ def process_rows(num_rows: int, mesh: Mesh) -> tuple[int, int, int]:
     total = padded_length(num_rows, mesh.shape[DATA])
     where = sharding(mesh, ("images",), (total,))
     held = where.addressable_devices_indices_map((total,)).values()
+    # Devices along "model" hold the same rows.
     pieces = {index[0].indices(total)[:2] for index in held if index is not None}
     first, end = min(start for start, _ in pieces), max(stop for _, stop in pieces)
+    # A gap between them holds rows of other processes, and one range could not name what to read.
     if sum(stop - start for start, stop in pieces) != end - first:
         raise ConfigError(
             "the devices of this process do not hold neighbouring rows; order the devices of the mesh by "
@@ -272,7 +277,7 @@ def rows_of_processes(local_rows: np.ndarray, num_rows: int, mesh: Mesh) -> tupl
     30
     """
     first, end, total = process_rows(num_rows, mesh)
-    expected = max(0, min(end, num_rows) - first)
+    expected = max(0, min(end, num_rows) - first)  # the last processes may hold nothing but filling
     if len(local_rows) != expected:
         raise DataError(
             f"process {jax.process_index()} brings {len(local_rows)} rows, its part of {num_rows} are the "
@@ -297,11 +302,12 @@ def gather(x: jax.Array) -> np.ndarray:
     >>> float(parallel.gather(rows).sum())
     120.0
     """
+    # What is whole on every device is read from one of them here; only a divided array must travel.
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x.addressable_data(0) if x.is_fully_replicated else x)
     from jax.experimental import multihost_utils
 
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))  # tiled: the global shape, no axis of processes
 
 
 def same_everywhere(x: np.ndarray) -> bool:
@@ -314,7 +320,7 @@ def same_everywhere(x: np.ndarray) -> bool:
         return True
     from jax.experimental import multihost_utils
 
-    return bool((np.asarray(multihost_utils.process_allgather(x)) == x[None]).all())
+    return bool((np.asarray(multihost_utils.process_allgather(x)) == x[None]).all())  # [processes,...] against [1,...]
 
 
 def barrier(name: str) -> None:

@@ -82,11 +82,11 @@ def text_features(
         input_ids, _ = model.tokenizer(
             texts[start : start + batch_size], pad_to=model.config.text.max_position_embeddings
         )
-        input_ids = input_ids[:, : _longest(input_ids, model)]
+        input_ids = input_ids[:, : _longest(input_ids, model)]  # [B,T]
         count = len(input_ids)
         input_ids = _fill_up(input_ids, min(batch_size, len(texts)))
         encoded = encode_text(model.params, input_ids, model.config, numerics=numerics)
-        features.append(encoded[:count])
+        features.append(encoded[:count])  # [B,E], without the rows that fill up
     encoded = jnp.concatenate(features)
     check_rows(encoded, "text")
     return normalize(encoded)
@@ -138,11 +138,13 @@ def text_proxies(
 
     texts, per_class = fill_templates(class_names, templates), len(templates)
     _check_ids(model, class_names, texts[::per_class])
+    # Whole classes to a batch: the mean over templates then stays inside of one.
     step = per_class * min(max(1, batch_size // per_class), len(class_names))
     proxies = []
     bar = tqdm(total=len(class_names), unit="class", desc="encode texts", disable=None if progress else True)
     for start in range(0, len(texts), step):
         batch = texts[start : start + step]
+        # The last batch is filled up with its first text; the means of that are cut off below.
         features = text_features(model, batch + batch[:1] * (step - len(batch)), batch_size=step, numerics=numerics)
         means = features.reshape(step // per_class, per_class, -1).mean(axis=1)  # [C,M,E] -> [C,E]
         proxies.append(normalize(means)[: len(batch) // per_class])
@@ -158,7 +160,7 @@ def _check_ids(model: Model, class_names: Sequence[str], texts: Sequence[str]) -
     input_ids, _ = model.tokenizer(texts, pad_to=model.config.text.max_position_embeddings)
     named: dict[bytes, str] = {}
     for name, row in zip(class_names, input_ids, strict=True):
-        if named.setdefault(row.tobytes(), name) != name:
+        if named.setdefault(row.tobytes(), name) != name:  # equal names are the caller's own wish
             raise LabelError(
                 f"class names {named[row.tobytes()]!r} and {name!r} are one text for this checkpoint, the same tokens: "
                 "its images could not be told apart; rename one, or leave it out"
@@ -177,10 +179,10 @@ def check_proxies(proxies: jax.Array, class_names: Sequence[str] | None = None) 
     """
     names = list(class_names or map(str, range(len(proxies))))
     check_rows(proxies, "proxy", [f"class {name!r}" for name in names])
-    rows = np.asarray(normalize(proxies))
+    rows = np.asarray(normalize(proxies))  # [C,E]
     # Along a random direction, equal rows are neighbours; every pair need not be looked at.
     order = np.argsort(rows @ np.random.default_rng(0).standard_normal(rows.shape[1]), kind="stable")
-    apart = np.abs(rows[order[1:]] - rows[order[:-1]]).max(axis=1, initial=0)
+    apart = np.abs(rows[order[1:]] - rows[order[:-1]]).max(axis=1, initial=0)  # [C-1]
     for place in np.flatnonzero(apart <= _SAME):
         one, other = sorted(order[place : place + 2])
         if names[one] != names[other]:
@@ -204,7 +206,7 @@ def check_rows(rows: jax.Array, what: str, names: Sequence[str] = ()) -> None:
         return
     first = int(unfit[0])
     name = f"the {what} of {names[first]}" if names else f"the features of {what} {first}"
-    if np.isfinite(lengths[first]):
+    if np.isfinite(lengths[first]):  # then it is too short
         raise DataError(f"{name} has length {lengths[first]:.3g}: no image can be compared with it")
     verb = "is" if names else "are"
     raise DataError(
@@ -234,12 +236,12 @@ def image_features(
     if len(pixels) == 0:
         raise DataError("there are no images to encode")
     encode = encode or functools.partial(encode_image, model.params, config=model.config, numerics=numerics)
-    batch_size = min(batch_size, len(pixels))
+    batch_size = min(batch_size, len(pixels))  # a few images are not filled up to a full batch
     features = []
     for start in range(0, len(pixels), batch_size):
         batch = pixels[start : start + batch_size]
         filled = _fill_up(batch, batch_size)
-        features.append(encode(filled)[: len(batch)])
+        features.append(encode(filled)[: len(batch)])  # [B,E], without the rows that fill up
     encoded = jnp.concatenate(features)
     check_rows(encoded, "image")
     return normalize(encoded)
@@ -258,7 +260,8 @@ def similarity(image_features: jax.Array, proxies: jax.Array) -> jax.Array:
             f"image features {tuple(image_features.shape)} and proxies {tuple(proxies.shape)} must "
             "be [N,E] and [C,E] of one E: were they made by the same checkpoint?"
         )
-    return jnp.matmul(normalize(image_features), normalize(proxies).T, precision=jax.lax.Precision.HIGHEST)
+    # Full precision: accelerators round operands by default, and classes that are nearly equal would change places.
+    return jnp.matmul(normalize(image_features), normalize(proxies).T, precision=jax.lax.Precision.HIGHEST)  # [N,C]
 
 
 def predict(image_features: jax.Array, proxies: jax.Array) -> jax.Array:

@@ -60,8 +60,7 @@ def loss(
     counted = jnp.logical_and(present, jnp.where(second, weighs[1], weighs[0]))  # [B]
     _check_members(logits, labels, counted, competing)
     # Rows that do not count get harmless logits before anything is computed: 0 x NaN and 0 x inf are NaN.
-    # [B,C], no share of the softmax for the others.
-    logits = jnp.where(competing[None], logits.astype(jnp.float32), -jnp.inf)
+    logits = jnp.where(competing[None], logits.astype(jnp.float32), -jnp.inf)  # [B,C]
     logits = jnp.where(counted[:, None], logits, 0.0)  # [B,C]
     C = logits.shape[1]
     # Inside of a trace labels cannot be checked: one outside of the classes gives NaN, not another class's loss.

@@ -23,11 +23,12 @@ def convergence(data: str, method: str, result: ProxyResult, labels: str = "") -
     """
     objective, norm = np.asarray(result.objective), np.asarray(result.gradient_norm)
     total = float(result.passes)
-    steps, first = len(objective) - 1, 0.0
+    steps, first = len(objective) - 1, 0.0  # "reference": entry i is after pass i
     if steps != total:  # "fast": starts with a pass, and repeats its last entry after an early stop
         changed = np.flatnonzero(np.diff(objective) != 0)
         steps, first = int(changed[-1]) + 1 if len(changed) else 0, min(1.0, total)
     passes = np.linspace(first, total, steps + 1)
+    # Evenly on a logarithmic axis; the first places coincide and count once.
     chosen = np.unique(np.round(np.geomspace(1, steps + 1, _POINTS)).astype(int) - 1)
     return Convergence(
         data,
@@ -43,12 +44,14 @@ def evaluated(data: str, method: str, runs: Sequence[Evaluation], protocol: str)
     """What the paper reports of some runs: harmonic mean in TRZSL, accuracy elsewhere; mean and deviation."""
     values = [100 * run.headline for run in runs]
     kind = "accuracy" if runs[0].harmonic_mean is None else "harmonic mean"
+    # Over these runs themselves, not an estimate for others.
     deviation = float(np.std(values)) if len(values) > 1 else None
     return Figure(data, method, kind, float(np.mean(values)), protocol, deviation)
 
 
 def pseudolabels(data: str, method: str, records: Sequence[Record], protocol: str = "") -> tuple[Pseudolabels, ...]:
     """K and accuracy of the pseudolabels of each iteration, means over runs; none where they are not known."""
+    # Labels alone have K = 0; a pool whose labels are unknown has no accuracy.
     known = [record for record in records if None not in record.pseudolabel_accuracy and record.k[0]]
     if not known:
         return ()
@@ -68,11 +71,11 @@ def per_class(
 ) -> PerClass:
     """Accuracy of each class that has test images: zero_shot [N] and predictions [R,N] are classes, labels [N]."""
     labels = np.asarray(labels)
-    present = np.unique(labels[labels >= 0])
+    present = np.unique(labels[labels >= 0])  # -1: not known
 
     def percent(found: Any) -> tuple[float, ...]:
-        runs = np.atleast_2d(found)
-        return tuple(100 * float((runs[:, labels == c] == c).mean()) for c in present)
+        runs = np.atleast_2d(found)  # [R,N]
+        return tuple(100 * float((runs[:, labels == c] == c).mean()) for c in present)  # over images and runs alike
 
     names = tuple(class_names[c] for c in present)
     return PerClass(data, method, names, percent(zero_shot), percent(predictions), protocol)

@@ -28,10 +28,11 @@ MOST_BYTES = 48 * 2**20  # of all pictures; then the page says how many images h
 _SIDES = ((1_500, 192), (5_000, 128), (10**9, 96))  # for at most so many images: longer side of a thumbnail in pixels
 _PIXELATED = 64  # images up to this side are kept as they are
 _MOST_CLASSES = 40  # of a confusion matrix; of more the pairs that are confused most are listed
-_MOST_PAIRS = 30
+_MOST_PAIRS = 30  # of classes, those that are confused most
 _MOST_MAPS = 4  # heat maps of one image
-_THREADS = 4
+_THREADS = 4  # that decode pictures
 _FIGURE = ("data", "method", "figure", "value", "protocol")  # of `report.Figure`
+# Controls, line separators, marks of writing direction, and bytes that are no text.
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Of a heat map: yellow to red, as opaque as the score is high.
 _COLD, _HOT = np.array([255, 214, 70], np.float32), np.array([214, 40, 40], np.float32)
@@ -93,7 +94,7 @@ def write_page(path: str | Path, record: Mapping[str, Any], *, maps: Maps | None
         confusion=_confusion(classes, items),
         figures=[{key: _clean(figure.get(key, "")) for key in _FIGURE} for figure in record.get("figures") or ()],
         sections=_sections(record),
-        missing=sum(not one["i"] for one in pictures),
+        missing=sum(not one["i"] for one in pictures),  # gone since the run, or beyond the room
         measure=_measure(items),
         payload={"classes": list(map(_clean, classes)), "colours": _colours(items), "items": pictures},
         known=any(item.truth >= 0 for item in items),
@@ -109,10 +110,10 @@ def _template() -> Any:
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxzs.report", "page_files"),
-        autoescape=True,
+        autoescape=True,  # names come from strangers
         trim_blocks=True,
         lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined,  # a misspelt name is an error, not an empty place
     )
     return environment.get_template("page.html")
 
@@ -122,6 +123,7 @@ def _clean(value: Any) -> str:
 
     def shown(match: re.Match[str]) -> str:
         number = ord(match[0])
+        # A byte of a file name that is no UTF-8 stands as a lone surrogate from U+DC80.
         return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else f"\\u{number:04x}"
 
     return _UNSHOWN.sub(shown, str(value))
@@ -137,6 +139,7 @@ def _items(record: Mapping[str, Any]) -> tuple[list[str], list[_Item]]:
     def number(name: Any) -> int:
         return numbers.setdefault(str(name), len(numbers))
 
+    # The record's classes keep their numbers; labels that it does not list get the next ones.
     for name in record.get("class_names") or ():
         number(name)
     try:
@@ -149,7 +152,7 @@ def _items(record: Mapping[str, Any]) -> tuple[list[str], list[_Item]]:
 
 def _item(row: Mapping[str, Any], number: Any) -> _Item:
     covered = row.get("covered") or {}
-    found = row["top"] if "top" in row else row["tags"]
+    found = row["top"] if "top" in row else row["tags"]  # a classification, or tags
     labels: list[tuple[int, float | None]] = [
         (number(one["label"]), float(one["score"])) if isinstance(one, Mapping) else (number(one), covered.get(one))
         for one in found
@@ -200,6 +203,7 @@ def _class_table(classes: Sequence[str], items: Sequence[_Item]) -> dict[str, An
     given = collections.Counter(c for item in items for c, _ in item.labels[: item.answers])
     true = collections.Counter(item.truth for item in items if item.truth >= 0)
     right = collections.Counter(item.truth for item in items if item.truth >= 0 and not _wrong(item))
+    # Precision is of images whose true class is known; the others are neither right nor wrong.
     of_known = collections.Counter(item.labels[0][0] for item in items if item.truth >= 0 and item.labels)
     most = max(given.values(), default=1)
     rows = [
@@ -207,7 +211,7 @@ def _class_table(classes: Sequence[str], items: Sequence[_Item]) -> dict[str, An
             "number": c,
             "name": _clean(classes[c]),
             "given": given[c],
-            "share": round(100 * given[c] / most, 1),
+            "share": round(100 * given[c] / most, 1),  # of the longest bar
             "true": true[c],
             "recall": f"{100 * right[c] / true[c]:.1f}" if true[c] else "",
             "precision": f"{100 * right[c] / of_known[c]:.1f}" if of_known[c] else "",
@@ -225,8 +229,9 @@ def _confusion(classes: Sequence[str], items: Sequence[_Item]) -> dict[str, Any]
     present = sorted({c for pair in pairs for c in pair})
     wrong = [(pair, n) for pair, n in pairs.most_common() if pair[0] != pair[1]]
     listed = [(_clean(classes[t]), _clean(classes[p]), n, t, p) for (t, p), n in wrong[:_MOST_PAIRS]]
-    if len(present) > _MOST_CLASSES:
+    if len(present) > _MOST_CLASSES:  # a matrix that nobody could read
         return {"names": [], "rows": [], "pairs": listed}
+    # A class that was only predicted has a row, too, of zeros.
     totals = {t: sum(pairs[t, p] for p in present) for t in present}
     rows = [
         (t, _clean(classes[t]), [(p, pairs[t, p], round(100 * pairs[t, p] / max(1, totals[t]))) for p in present])
@@ -261,9 +266,10 @@ def _sections(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]
 
 def _pictures(items: Sequence[_Item], maps: Maps) -> list[dict[str, Any]]:
     """What the script is given of each image, with pictures as long as there is room."""
-    side = next(side for most, side in _SIDES if len(items) <= most)
+    side = next(side for most, side in _SIDES if len(items) <= most)  # smaller pictures of more images
     found: list[dict[str, Any]] = []
     room = MOST_BYTES
+    # Left as soon as the room is used up: only a block ahead has been decoded for nothing.
     for item, (picture, layers) in zip(items, _in_threads(items, maps, side), strict=False):
         size = len(picture) + sum(len(layer) for _, layer in layers)
         room -= size
@@ -277,6 +283,7 @@ def _pictures(items: Sequence[_Item], maps: Maps) -> list[dict[str, Any]]:
 def _in_threads(items: Sequence[_Item], maps: Maps, side: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Thumbnails in order, a few read ahead."""
     with ThreadPoolExecutor(_THREADS) as pool:
+        # Block by block: `map` over everything would decode all images at once, whoever waits for them.
         for start in range(0, len(items), 8 * _THREADS):
             block = items[start : start + 8 * _THREADS]
             yield from pool.map(lambda item: _picture(item, maps.get(item.path, ()), side), block)
@@ -299,12 +306,13 @@ def _picture(item: _Item, maps: Sequence[tuple[str, np.ndarray]], side: int) -> 
         image = to_rgb(open_image(item.path))
     except JaxzsError:
         return "", []
-    small = max(image.size) <= _PIXELATED
-    image.thumbnail((side, side))
+    small = max(image.size) <= _PIXELATED  # JPEG would blur digits and icons, and save nothing
+    image.thumbnail((side, side))  # never enlarges
     picture = _encoded(image, "PNG") if small else _encoded(image, "JPEG", quality=75, optimize=True)
     layers = [(_clean(label), _encoded(_heat(scores), "PNG")) for label, scores in maps[:_MOST_MAPS]]
     if item.mask:
         try:
+            # Labels are numbers of classes: nothing lies between two of them.
             mask = open_image(item.mask).resize(image.size, Image.Resampling.NEAREST)
         except JaxzsError:
             return picture, layers
@@ -317,6 +325,7 @@ def _heat(scores: np.ndarray) -> Image.Image:
     from PIL import Image
 
     low, high = float(scores.min()), float(scores.max())
+    # A flat map has no range to divide by, and stays transparent.
     level = ((scores - low) / (high - low) if high > low else np.zeros_like(scores)).astype(np.float32)[..., None]
     colours = _COLD + (_HOT - _COLD) * level  # [rows,columns,3]
     return Image.fromarray(np.concatenate([colours, 175 * level], axis=-1).astype(np.uint8), "RGBA")
@@ -328,7 +337,7 @@ def _coloured(mask: Image.Image) -> Image.Image:
 
     labels = np.asarray(mask if mask.mode in ("P", "L") else mask.convert("L"))
     coloured = np.array(mask.convert("RGBA"))
-    coloured[..., 3] = np.where(labels == 0, 0, 190)
+    coloured[..., 3] = np.where(labels == 0, 0, 190)  # [rows,columns]
     return Image.fromarray(coloured, "RGBA")
 
 

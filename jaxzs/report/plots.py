@@ -22,6 +22,7 @@ def plot_figures(path: str | Path, figures: Sequence[Figure], published: Sequenc
     methods = list(dict.fromkeys(one.method for one in figures))
     series = list(dict.fromkeys((one.figure, one.protocol) for one in (*figures, *published)))
     for number, of in enumerate(series):
+        # Series lie side by side, within 0.6 of the row of their method.
         shift = 0.6 * ((number + 0.5) / len(series) - 0.5)
         for shown, hollow in ((figures, False), (published, True)):
             own = [one for one in shown if (one.figure, one.protocol) == of]
@@ -37,7 +38,7 @@ def plot_figures(path: str | Path, figures: Sequence[Figure], published: Sequenc
                 color=colour,
                 markerfacecolor="white" if hollow else colour,
                 markersize=8 if hollow else 5,
-                zorder=1 if hollow else 2,
+                zorder=1 if hollow else 2,  # what was measured lies above what was published
                 label=label,
             )
     axes.set_yticks(range(len(methods)), methods)
@@ -54,7 +55,7 @@ def plot_per_class(path: str | Path, result: PerClass) -> None:
     order = sorted(range(len(result.classes)), key=lambda c: result.zero_shot[c])
     gain = [result.accuracy[c] - result.zero_shot[c] for c in order]
     named = len(order) <= _NAMED_CLASSES
-    figure, axes = _canvas(max(4.0, 0.35 * len(order) + 2) if named else 12.0, 3.6)
+    figure, axes = _canvas(max(4.0, 0.35 * len(order) + 2) if named else 12.0, 3.6)  # inches
     axes.bar(range(len(order)), gain, color=[GAIN if g >= 0 else LOSS for g in gain])
     axes.axhline(0, color="black", linewidth=0.8)
     if named:
@@ -76,16 +77,17 @@ def plot_convergence(path: str | Path, curves: Sequence[Convergence]) -> None:
     labels = list(dict.fromkeys(curve.labels for curve in curves))
     methods = list(dict.fromkeys(curve.method for curve in curves))
     for curve in curves:
+        # The lowest itself would be at minus infinity on this axis.
         gaps = [max(value - lowest[curve.labels], _OBJECTIVE_NOISE) for value in curve.objective]
         number = methods.index(curve.method)
         axes.plot(
-            [max(passes, 0.5) for passes in curve.passes],
+            [max(passes, 0.5) for passes in curve.passes],  # a place for pass 0
             gaps,
             color=_COLOURS[labels.index(curve.labels) % len(_COLOURS)],
             linestyle=_LINES[number % len(_LINES)],
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=4,
-            markevery=[0, len(gaps) - 1],
+            markevery=[0, len(gaps) - 1],  # its two ends
             linewidth=1.4,
             label=", ".join(filter(None, (curve.labels, curve.method))),
         )
@@ -131,7 +133,7 @@ def _canvas(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure as Canvas
 
     figure = Canvas(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # it attaches itself to the figure
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
@@ -142,4 +144,5 @@ def _save(figure: Any, path: str | Path) -> None:
     from jaxzs.files import atomic_path
 
     with atomic_path(path) as temporary:
+        # The version of matplotlib stays out: equal results are equal bytes.
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

@@ -51,9 +51,11 @@ def published_beside(
     model, data: of the record. A checkpoint is the same when its name on the hub, or its folder's name, ends alike
     ("openai/clip-vit-base-patch32"); a test set where its number of images is the published one, if that is known.
     """
+    # The last part of a hub id, or of a folder of either system.
     name = str((model or {}).get("name", "")).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     images = (data or {}).get("images")
     for one in all_published():
+        # All but the number itself.
         same = dataclasses.replace(one.figure, value=figure.value, deviation=figure.deviation)
         if same == figure and one.model == name and one.images in (None, images):
             return one

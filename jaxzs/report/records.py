@@ -35,7 +35,7 @@ from jaxzs.report.results import Results
 if TYPE_CHECKING:
     from jaxzs.clip import Model
 
-SCHEMA = 1
+SCHEMA = 1  # of what is written; 0 is what came before there was one
 _RECORDED = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy", "pillow")
 _REQUIRED: dict[str, tuple[type, ...]] = {
     "command": (str,),
@@ -88,7 +88,7 @@ def environment() -> dict[str, Any]:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue
+            continue  # an optional package
     return {
         "versions": versions,
         "device": jax.devices()[0].device_kind,
@@ -156,6 +156,7 @@ def write_record(
         **environment(),
     }
     record = json_values(record)
+    # What could not be read back is not written.
     parse_record(record, Path(path or "record"))
     if path is not None:
         write_json(path, record)
@@ -164,6 +165,7 @@ def write_record(
 
 def json_values(value: Any) -> Any:
     """Tuples as lists, paths as text, null for numbers that are not finite: what reading the JSON gives back."""
+    # NaN and infinities are no JSON, though Python writes them: other readers would refuse the file.
     return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
 
 
@@ -201,6 +203,7 @@ def parse_record(raw: Any, path: Path) -> Record:
     missing = [name for name in _REQUIRED if name not in raw]
     if missing:
         raise RecordError(f"{path} is not the record of a run: it lacks {', '.join(missing)}")
+    # Before there was a schema, other keys could hold anything.
     for name, kinds in (_REQUIRED | (_OPTIONAL if schema else {})).items():
         if name in raw and not isinstance(raw[name], kinds):
             wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
@@ -222,13 +225,13 @@ def parse_record(raw: Any, path: Path) -> Record:
         seconds=raw["seconds"],
         results=dataclasses.replace(shapes.joined(found), metrics=raw["metrics"]),
         cells=cells,
-        raw=raw,
+        raw=raw,  # with what a command adds of its own
     )
 
 
 def git_revision() -> str | None:
     """Revision of the checkout that jaxzs runs from; None for an installed package."""
-    folder = Path(__file__).parents[1]
+    folder = Path(__file__).parents[1]  # the package
     if not (folder.parent / ".git").exists():
         return None
     try:

@@ -111,6 +111,7 @@ class Results:
         return {"metrics": dict(self.metrics), **lists}
 
 
+# The keys of the JSON, in their order there.
 SHAPES: dict[str, type] = {
     "figures": Figure,
     "per_class": PerClass,
@@ -142,6 +143,7 @@ def parse(values: Mapping[str, Any], where: str) -> Results:
 
 def _parse_one(shape: type[_Shape], value: Any, where: str) -> _Shape:
     parsed = from_json(shape, value, where, RecordError)
+    # All lists of a shape go along one axis: classes, passes or iterations.
     lists = [entry for entry in vars(parsed).values() if isinstance(entry, tuple)]
     if len(set(map(len, lists))) > 1:
         raise RecordError(f"{where}: its lists differ in length")

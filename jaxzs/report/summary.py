@@ -67,6 +67,7 @@ def report_text(records: Sequence[Record], rows: Sequence[Row], pictures: Sequen
         sources = dict.fromkeys((row.published.paper, row.published.table) for row in own if row.published)
         parts += [f"Published: {paper}; {table}." for paper, table in sources]
         parts += [f"![{title}]({name})" for title, name in pictures if title.startswith(f"{data}: ")]
+    # Data sets of which there are curves but no numbers have no table.
     named = {data for data, _ in _by_data(rows)}
     rest = [(title, name) for title, name in pictures if title.split(": ")[0] not in named]
     parts += [f"![{title}]({name})" for title, name in rest]
@@ -79,6 +80,7 @@ def draw(records: Sequence[Record], rows: Sequence[Row], folder: Path) -> list[t
     drawn: list[tuple[str, str]] = []
 
     def name(title: str) -> Path:
+        # Titles that differ in signs only have one slug: it is numbered.
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
         taken, number = {kept for _, kept in drawn}, 1
         while (file := f"{slug}{'' if number == 1 else f'-{number}'}.png") in taken:
@@ -87,6 +89,7 @@ def draw(records: Sequence[Record], rows: Sequence[Row], folder: Path) -> list[t
         return folder / file
 
     for data, own in _by_data(rows):
+        # A single dot compares nothing.
         if len({(row.figure.method, row.record.path) for row in own}) > 1:
             plots.plot_figures(name(f"{data}: accuracy by method"), *_told_apart(own))
     for record in records:
@@ -107,6 +110,7 @@ def _told_apart(rows: Sequence[Row]) -> tuple[list[Figure], list[Figure]]:
         places.setdefault(row.figure.method, set()).add(row.record.path)
 
     def named(figure: Figure, row: Row) -> Figure:
+        # Two dots of one name in a row could not be told apart.
         several = len(places[figure.method]) > 1
         own = f"{figure.method} ({row.record.path.stem})" if several else figure.method
         return dataclasses.replace(figure, method=own)
@@ -128,12 +132,14 @@ def _groups(curves: Sequence[Any]) -> list[list[Any]]:
 def _figures_table(rows: Sequence[Row]) -> str:
     """Methods down; kinds of numbers across, each with its published column where there is one."""
     columns = list(dict.fromkeys((row.figure.figure, row.figure.protocol) for row in rows))
+    # The same method in several records: model and record tell the lines apart.
     several = len({row.record.path for row in rows}) > 1
     lines: dict[tuple[str, ...], dict[tuple[str, str], Row]] = {}
     for row in rows:
         where = (_model(row.record), str(row.record.path)) if several else ()
         key: tuple[str, ...] = (row.figure.method, *where)
         lines.setdefault(key, {})[row.figure.figure, row.figure.protocol] = row
+    # A column of published numbers only where there is one.
     compared = [c for c in columns if any(c in own and own[c].published for own in lines.values())]
     header = ["method", *(["model", "record"] if several else [])]
     for column in columns:

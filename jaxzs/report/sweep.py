@@ -60,7 +60,7 @@ class Sweep:
         self.command, self.settings, self.model, self.data = command, settings, model, data
         self.notify = notify
         self._model = None if model is None else model_entry(model)
-        self._before = self._existing() if skip_existing else None
+        self._before = self._existing() if skip_existing else None  # read before the first cell is written over it
         self.cells: dict[str, Any] = {}
         # Of an equal record also the cells stay that this run does not ask for.
         whole = {"settings": json_values(settings), "model": self._model, "data": data}
@@ -81,6 +81,7 @@ class Sweep:
         """
         own = identity({**self.settings, **(settings or {})}, self._model, data or self.data)
         kept = self._before.cells.get(key) if self._before else None
+        # A cell is known by what it was made with, not by its name.
         if kept is not None and kept["identity"] == own:
             self.notify(f"{key}: kept from {self.path}")
             self.cells[key] = kept
@@ -97,7 +98,7 @@ class Sweep:
         if data is not None:
             cell["data"] = dict(data)
         self.cells[key] = json_values({**cell, **found.as_json()})
-        self._write(Results())
+        self._write(Results())  # who stops the sweep loses no finished cell
         return shapes.parse(self.cells[key], key)  # the same whether it was computed or kept
 
     def finish(self, results: Results | None = None, **more: Any) -> dict[str, Any]:

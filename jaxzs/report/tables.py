@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxzs.files import atomic_path
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for the beginning of one
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 2) -> str:
@@ -22,7 +22,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits:
     """
     cells = [[_cell(value, digits) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    widths = [max(width, 4) for width in widths]
+    widths = [max(width, 4) for width in widths]  # room for the rule below the header
+    # A column goes to the right where all of it are numbers.
     right = [bool(rows) and all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
     line = lambda row: (  # noqa: E731
         "| "

@@ -27,7 +27,7 @@ def measured() -> Iterator[dict[str, float]]:
     def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith(_COMPILING):
             now = time.perf_counter()
-            spans.append((now - duration_secs, now))
+            spans.append((now - duration_secs, now))  # told when it ends, with its length
 
     monitoring.register_event_duration_secs_listener(listen)
     seconds: dict[str, float] = {}
@@ -40,6 +40,7 @@ def measured() -> Iterator[dict[str, float]]:
         unregister = getattr(monitoring, "unregister_event_duration_listener", None)
         if unregister is not None:
             unregister(listen)
+        # What began before the block does not count, and what overlaps counts once.
         compiling = _covered((max(first, start), min(last, end)) for first, last in spans)
         seconds["compile"] = round(compiling, 3)
         seconds["run"] = round(end - start - compiling, 3)
