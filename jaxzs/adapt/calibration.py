@@ -26,12 +26,13 @@ PASSES = 8  # each narrows the interval to 1/7 of its length: to 2e-6 of a facto
 
 def confidences(rows: Rows, head: AnyHead, scales: jax.Array) -> jax.Array:
     """Sums over a block of the highest probability with scores times each scale [K]: [K]."""
-    scores = scores_of(head, rows.features)
+    scores = scores_of(head, rows.features)  # [B,C], once for all scales
 
     def one(scale: jax.Array) -> jax.Array:
-        highest = jnp.max(jax.nn.softmax(scores * scale, axis=-1), axis=-1)
+        highest = jnp.max(jax.nn.softmax(scores * scale, axis=-1), axis=-1)  # [B]
         return jnp.sum(jnp.where(rows.mask, highest, jnp.float32(0)))
 
+    # One scale after the other: [K,B,C] at once would be K times the memory of a block.
     return jax.lax.map(one, scales)
 
 
@@ -45,9 +46,10 @@ def matching_scale(reduce: Reduce, head: AnyHead, target: jax.Array) -> jax.Arra
     """The scale at which the mean confidence is `target` [1]: []; the nearest where no scale reaches it."""
 
     def narrow(_: Any, interval: jax.Array) -> jax.Array:
+        # In logarithms: a temperature has no natural size. Confidence grows with the scale, so that one side is kept.
         grid = jnp.linspace(interval[0], interval[1], STEPS)
-        below = jnp.sum(mean_confidence(reduce, head, jnp.exp(grid)) < target)
-        place = jnp.clip(below, 1, STEPS - 1)
+        below = jnp.sum(mean_confidence(reduce, head, jnp.exp(grid)) < target)  # []
+        place = jnp.clip(below, 1, STEPS - 1)  # no scale reaches the target: the end that is nearest
         return jnp.stack([grid[place - 1], grid[place]])
 
     interval = jnp.log(jnp.array([SMALLEST, LARGEST], jnp.float32))
@@ -78,7 +80,9 @@ def calibrate(
     0.7
     """
     target = number(confidence, "confidence", 0, 1)
+    # `over_images` wants a text [C,E] for the width of the images; `_to_confidence` does not look at it.
     prior = head.prior.weights if isinstance(head, GaussianHead) else head.weights
+    # Scores come from the parameters; the posterior [N,C] of the fitted images would be copied along for nothing.
     bare = head._replace(posterior=None) if isinstance(head, GaussianHead) else head
     return scaled(head, over_images(_to_confidence, image_features, prior, (bare, target), mask=mask))
 
@@ -109,7 +113,7 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels)
     if p.ndim != 2 or y.shape != p.shape[:1]:
         raise DataError(f"probabilities {p.shape} and labels {y.shape} must be [N,C] and [N]")
-    sure, right = p.max(axis=1), p.argmax(axis=1) == y
-    places = np.clip((sure * bins).astype(int), 0, bins - 1)
+    sure, right = p.max(axis=1), p.argmax(axis=1) == y  # [N], [N]
+    places = np.clip((sure * bins).astype(int), 0, bins - 1)  # [N]; a confidence of 1 is of the last bin
     found = [(places == b) for b in range(bins)]
     return [(float(m.mean()), float(sure[m].mean()), float(right[m].mean())) for m in found if m.any()]

@@ -86,8 +86,10 @@ def chosen(reduce: Reduce, text: jax.Array, settings: Checked, _: Any = ()) -> C
     num_images, num_classes = reduce(count), text.shape[0]
     losses = held_out_losses(Task(reduce, num_images, num_classes, text), settings)  # [S,G]
     enough = num_images >= 2 * num_classes
+    # Losses are added up: a clear split counts more than one in which all balances are alike.
     best = jnp.array(GAMMAS, jnp.float32)[jnp.argmin(jnp.sum(losses, axis=0))]
-    votes = jnp.sum(jax.nn.one_hot(jnp.argmin(losses, axis=-1), len(GAMMAS), dtype=jnp.int32), axis=0)
+    votes = jnp.sum(jax.nn.one_hot(jnp.argmin(losses, axis=-1), len(GAMMAS), dtype=jnp.int32), axis=0)  # [G]
+    # Of 40 images of 60 classes the closed form of such a choice fell to 55 %, the text has 95.
     return Choice(jnp.where(enough, best, 1), jnp.where(enough, votes, 0))
 
 
@@ -169,15 +171,18 @@ def fit(
     if method == "stata" or method == "transclip":
         head: AnyHead = _gaussian(method, image_features, text_proxies, own, mask)
     else:
+        # With labels there is nothing to choose: "gda" takes them, the closed form does not.
         if shots is not None:
             method = "gda"
             dim = np.shape(text_proxies)
             shots = check_shots(shots, *dim) if len(dim) == 2 else shots  # type: ignore[assignment]
+        # The solver of the vision proxies; gamma is chosen by the closed form in any case.
         settings = _settings(own, "fast" if method == "proxy" else "closed_form")
         folds = partial(random_splits, key) if method in ("auto", "proxy", "closed_form") else None
         numbers = own, settings, shots
         head, choice = over_images(by_rule, image_features, text_proxies, numbers, method, mask=mask, folds=folds)
     bare = head._replace(posterior=None) if isinstance(head, GaussianHead) else head
+    # After the fit, by passes of its own: the text's confidence on these images is the target.
     scale = over_images(_calibrating, image_features, text_proxies, (own, bare), mask=mask)
     return Adapted(scaled(head, scale), choice if method == "auto" else None, scale)
 
@@ -194,6 +199,7 @@ def probabilities(adapted: Adapted, image_features: ArrayLike) -> jax.Array:
     """
     head = adapted.head
     if isinstance(head, GaussianHead) and head.posterior is not None:
+        # Its logarithm stands for scores, and is scaled as they are. Some entries are 0, those of padding all.
         return jax.nn.softmax(jnp.log(jnp.maximum(head.posterior, 1e-37)) * adapted.scale, axis=-1)
     return jax.nn.softmax(scores(head, image_features), axis=-1)
 
@@ -210,10 +216,12 @@ def by_rule(
     vision = partial(_vision, reduce, text, settings, choice.gamma)
     if method in ("proxy", "closed_form"):
         return vision(), choice
+    # Below 1 the text names too few classes too often (see above); at 1 absent classes must keep their text.
     return either(reduce, choice.gamma < 1, vision, anchored), choice
 
 
 def _anchored(reduce: Reduce, text: jax.Array, temperature: jax.Array, shots: Any) -> Head:
+    # The defaults of `anchored_gda`: 10 rounds instead of 5 change nothing measurable.
     numbers = Numbers(temperature, jnp.float32(1), jnp.float32(1))
     return anchored_rounds(reduce, text, (numbers, jnp.int32(5), shots))
 
@@ -221,7 +229,7 @@ def _anchored(reduce: Reduce, text: jax.Array, temperature: jax.Array, shots: An
 def _vision(reduce: Reduce, text: jax.Array, settings: Checked, gamma: jax.Array) -> Head:
     """Vision proxies of `proxy.fit` as a head."""
     task = Task(reduce, reduce(count), text.shape[0], text)
-    result = whole_method(task, dataclasses.replace(settings, gamma=gamma))
+    result = whole_method(task, dataclasses.replace(settings, gamma=gamma))  # proxies [C,E]
     return linear(result.proxies, settings.temperature)
 
 
@@ -238,6 +246,7 @@ def _gaussian(
         if callable(image_features):
             raise ConfigError('"transclip" needs all features in memory; for chunks use "auto" or "stata"')
         return transclip(image_features, text_proxies, temperature=temperature, mask=mask)
+    # A graph needs all images at once; 3 neighbours as in the paper.
     neighbours = 0 if callable(image_features) else 3
     return stata(image_features, text_proxies, temperature=temperature, neighbours=neighbours, mask=mask)
 
@@ -245,4 +254,5 @@ def _gaussian(
 def _settings(temperature: ArrayLike, solver: Any) -> Checked:
     own = number(temperature, "temperature")
     solver = "closed_form" if solver == "auto" else solver
+    # tau_i = 4 tau_t: similarities among images are larger than those of images and texts.
     return in_float32(Settings(label_temperature=own, temperature=4 * own, solver=solver), PAPER_LOGIT_SCALE)

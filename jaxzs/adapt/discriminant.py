@@ -53,15 +53,15 @@ def winners_of(labels: jax.Array, mask: jax.Array) -> jax.Array:
 
 def round_sums(rows: Rows, head: Head) -> tuple[jax.Array, jax.Array, jax.Array]:
     """R^T X [C,E], column sums of R [C] and winners [C] of a block, R = softmax(scores of `head`)."""
-    labels = probabilities(head, rows)
-    return *labelled_sums(rows, labels), winners_of(labels, rows.mask)
+    labels = probabilities(head, rows)  # [B,C]
+    return *labelled_sums(rows, labels), winners_of(labels, rows.mask)  # [C,E], [C], [C]
 
 
 def shot_sums(features: jax.Array, labels: jax.Array, num_classes: int) -> Labelled:
     """The sums of checked shots: features [M,E] normalised, labels [M] (-1: does not count)."""
     hard = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)  # [M,C]; -1 is a row of zeros
     sums = sums_of(Rows(labels >= 0, features=features), hard)
-    return Labelled(sums, sums.mass)
+    return Labelled(sums, sums.mass)  # of hard labels both counts are the same
 
 
 def discriminant(means: jax.Array, scatter: jax.Array, ridge: jax.Array) -> Head:
@@ -74,9 +74,9 @@ def discriminant(means: jax.Array, scatter: jax.Array, ridge: jax.Array) -> Head
     flat = trace <= 0
     # relative to its trace, so that float32 holds it whatever the number of images
     scatter = scatter / jnp.where(flat, 1, trace) + ridge * jnp.eye(dim, dtype=jnp.float32)
-    factor = jnp.linalg.cholesky(jnp.where(flat, jnp.eye(dim, dtype=jnp.float32), scatter))
+    factor = jnp.linalg.cholesky(jnp.where(flat, jnp.eye(dim, dtype=jnp.float32), scatter))  # [E,E]
     solved = jax.scipy.linalg.cho_solve((factor, True), means.T).T * (dim / jnp.where(flat, 1, trace))
-    weights = jnp.where(flat, 0, solved)
+    weights = jnp.where(flat, 0, solved)  # [C,E]
     return Head(weights, -0.5 * jnp.sum(weights * means, axis=-1))
 
 
@@ -84,14 +84,17 @@ def anchored_means(observed: jax.Array, found: Labelled, text: jax.Array, anchor
     """Class means [C,E], pulled to the text moved over the modality gap where few images are of the class."""
     sums, winners = found
     number = jnp.maximum(sums.num_images, 1)
+    # Texts and images lie in different cones: unshifted, 290 classes of ImageNet fall from 72.2 to 56.8 %.
     gap = sums.total / number - jnp.matmul(sums.mass, text, precision=EXACT.precision) / number  # [E]
+    # By images won and not by mass: crumbs of probability from all images must not make a mean of an absent class.
     trust = (winners / jnp.maximum(winners + anchor, 1e-12))[:, None]
     return trust * observed + (1 - trust) * (text + gap[None, :])
 
 
 def scatter_around(means: jax.Array, sums: LabelSums) -> jax.Array:
     """sum_ic R_ic (x_i - mu_c)(x_i - mu_c)^T for any means: [E,E]."""
-    cross = EXACT.by_class(sums.labelled, means)
+    cross = EXACT.by_class(sums.labelled, means)  # [E,E] sum over classes
+    # Of the sums alone, X - mu[y] is never formed. For the classes' own means the three terms are -mu^T diag(n) mu.
     return sums.gram - cross - cross.T + EXACT.by_class(means * sums.mass[:, None], means)
 
 
@@ -106,15 +109,17 @@ def anchored_head(found: Labelled, text: jax.Array, numbers: Numbers, *, around_
     sums = found.sums
     chex.assert_equal_shape([text, sums.labelled])  # [C,E]; at trace time, so for nothing
     chex.assert_shape([sums.mass, found.winners], text.shape[:1])
-    observed = sums.labelled / jnp.maximum(sums.mass, 1e-30)[:, None]
-    means = anchored_means(observed, found, text, numbers.anchor)
+    observed = sums.labelled / jnp.maximum(sums.mass, 1e-30)[:, None]  # [C,E]
+    means = anchored_means(observed, found, text, numbers.anchor)  # [C,E]
     scatter = scatter_around(means, sums)
     least = NOTHING * sums.num_images
     scatter = jnp.where(jnp.trace(scatter) > least, scatter, 0)
     if not around_anchors:
+        # Around the observed means, as in `gda`; around the anchored ones accuracy is 0.2 points less on average.
         tight = scatter_around(observed, sums)
         scatter = jnp.where(jnp.trace(tight) > least, tight, scatter)  # where each image is its class
     size = jnp.clip(sums.num_images, 1, MOST)
+    # P = E (n S + tr(S) I)^-1, S the covariance and n the number of images, but at most MOST.
     added = discriminant(means, scatter * (size / jnp.maximum(sums.num_images, 1)), 1 / size)
     return jax.tree.map(lambda prior, own: prior + numbers.weight * own, linear(text, numbers.temperature), added)
 
@@ -122,16 +127,18 @@ def anchored_head(found: Labelled, text: jax.Array, numbers: Numbers, *, around_
 def anchored_rounds(reduce: Reduce, text: jax.Array, numbers: tuple[Numbers, jax.Array, Any], _: Any = ()) -> Head:
     """Labels from the head, the head from labels, in turn. With shots, theirs stay as they are."""
     own, rounds, shots = numbers
-    known = None if shots is None else shot_sums(shots[0], shots[1], text.shape[0])
+    known = None if shots is None else shot_sums(shots[0], shots[1], text.shape[0])  # labels that no round changes
+    # X^T X and the sum of X do not depend on labels: one pass, before the rounds.
     fixed = reduce(feature_sums)
 
     def one(_: Any, head: Head) -> Head:
-        labelled, mass, winners = reduce(round_sums, head)
+        labelled, mass, winners = reduce(round_sums, head)  # [C,E], [C], [C]
         found = Labelled(LabelSums(labelled, mass, *fixed), winners)
         if known is not None:
             found = jax.tree.map(jnp.add, found, known)
         return anchored_head(found, text, own, around_anchors=False)
 
+    # Begins with the text's labels; each round is one pass over the images.
     return reduce.loops.fori_loop(0, rounds, one, linear(text, own.temperature))
 
 
@@ -220,6 +227,7 @@ def few_shot(
 @jax.jit
 def _few_shot(text: jax.Array, shots: tuple[jax.Array, jax.Array], numbers: Numbers) -> Head:
     text = normalize(text)
+    # One shot a class is its own mean: only around the anchored means is there any spread.
     return anchored_head(shot_sums(*shots, text.shape[0]), text, numbers, around_anchors=True)
 
 
@@ -263,9 +271,10 @@ def gda(
 def _gda(text: jax.Array, shots: tuple[jax.Array, jax.Array], numbers: Numbers) -> Head:
     text = normalize(text)
     sums, _ = shot_sums(*shots, text.shape[0])
-    means = sums.labelled / jnp.maximum(sums.mass, 1)[:, None]
-    own = published(means, sums)
+    means = sums.labelled / jnp.maximum(sums.mass, 1)[:, None]  # [C,E]
+    own = published(means, sums)  # [C,E], [C]
     prior = linear(text, numbers.temperature)
+    # log prior of balanced classes; changes no prediction, kept to have the published scores.
     uniform = -jnp.log(jnp.float32(text.shape[0]))
     return Head(prior.weights + numbers.weight * own.weights, prior.bias + numbers.weight * (own.bias + uniform))
 
@@ -273,6 +282,7 @@ def _gda(text: jax.Array, shots: tuple[jax.Array, jax.Array], numbers: Numbers) 
 def published(means: jax.Array, sums: LabelSums) -> Head:
     """The discriminant with the official shrinkage, tr(cov) beside (M-1) cov."""
     scatter = scatter_around(means, sums)
+    # One shot a class: what is left is rounding, and its inverse would be noise of any size.
     scatter = jnp.where(jnp.trace(scatter) > NOTHING * sums.num_images, scatter, 0)
     return discriminant(means, scatter, 1 / jnp.maximum(sums.num_images - 1, 1))
 
@@ -312,8 +322,10 @@ def em_rounds(reduce: Reduce, text: jax.Array, numbers: tuple[jax.Array, jax.Arr
     def one(_: Any, head: Head) -> Head:
         labelled, mass, _winners = reduce(round_sums, head)
         sums = LabelSums(labelled, mass, *fixed)
+        # A class without images keeps its text.
         means = jnp.where(mass[:, None] < 1e-3, text, labelled / jnp.maximum(mass, 1e-30)[:, None])
         own = published(means, sums)
+        # One image more for each class, else the prior of an absent one is -inf for good.
         counted = jnp.log((mass + 1) / jnp.sum(mass + 1)) if kind == "count" else jnp.zeros_like(mass)
         return Head(start.weights + own.weights, own.bias + counted)
 

@@ -50,6 +50,7 @@ def save_head(path: str | Path, kept: KeptHead) -> None:
     >>> adapt.load_head("digits.safetensors", model).class_names
     ('one', 'two')
     """
+    # A head that could not be read again is not written.
     _check(kept, str(path))
     values = {
         "format": FORMAT,
@@ -101,11 +102,13 @@ def _arrays(head: AnyHead) -> dict[str, np.ndarray]:
 
 def _head(arrays: dict[str, np.ndarray], form: Any, logit_scale: float) -> AnyHead:
     if form == PROXIES:
+        # Files of proxies hold no temperature: it is that of `proxy.fit`, 4 over the logit scale.
         return linear(normalize(jnp.asarray(arrays["proxies"])), jnp.float32(VISION / logit_scale))
     if form != FORMAT:
         raise ValueError(f"its format is {form!r}")
     own = {name: jnp.asarray(array) for name, array in arrays.items()}
     prior = Head(own["weights"], own["bias"])
+    # A linear head; the posterior of a Gaussian one was of other images and is not in the file.
     if "means" not in own:
         return prior
     return GaussianHead(prior, own["means"], own["variances"], own["share"][0], None)
@@ -114,7 +117,7 @@ def _head(arrays: dict[str, np.ndarray], form: Any, logit_scale: float) -> AnyHe
 def _check(kept: KeptHead, where: str) -> None:
     arrays, named = _arrays(kept.head), len(kept.class_names)
     dim = width(kept.head)
-    wanted = {"bias": (named,), "share": (1,)}
+    wanted = {"bias": (named,), "share": (1,)}  # all others are [C,E]
     for name, array in arrays.items():
         expected = wanted.get(name, (named, dim))
         if array.shape != expected:

@@ -52,7 +52,7 @@ class Moments(NamedTuple):
 def moments(rows: Rows, labels: jax.Array) -> Moments:
     """All sums of one block with labels [B,C], rows of padding 0."""
     labelled, mass = labelled_sums(rows, labels)
-    squared = EXACT.by_class(labels, jnp.square(rows.features))
+    squared = EXACT.by_class(labels, jnp.square(rows.features))  # [C,E]
     return Moments(labelled, squared, mass, winners_of(labels, rows.mask), count(rows))
 
 
@@ -68,8 +68,9 @@ def text_moments(rows: Rows, text: jax.Array, temperature: jax.Array) -> Moments
 
 def deviations(found: Moments, means: jax.Array) -> jax.Array:
     """sum_i z_ic (x_ie - mu_ce)^2: [C,E]; never [N,C,E]."""
+    # The square written out, so that sums over images suffice for any means.
     around = found.squared - 2 * means * found.labelled + found.mass[:, None] * jnp.square(means)
-    return jnp.maximum(around, 0)
+    return jnp.maximum(around, 0)  # a sum of squares that rounding has made negative
 
 
 # StatA
@@ -78,7 +79,7 @@ def deviations(found: Moments, means: jax.Array) -> jax.Array:
 def stata_start(first: Moments, text: jax.Array, numbers: Numbers) -> GaussianHead:
     """Means are the text, and all classes share one diagonal variance around it."""
     shared = jnp.sum(deviations(first, text), axis=0) / jnp.maximum(first.num_images, 1)  # [E]
-    variances = jnp.broadcast_to(jnp.maximum(shared, SMALLEST)[None, :], text.shape)
+    variances = jnp.broadcast_to(jnp.maximum(shared, SMALLEST)[None, :], text.shape)  # [C,E]
     return GaussianHead(linear(text, numbers.temperature), text, variances, jnp.float32(LIKELIHOOD), None)
 
 
@@ -86,10 +87,12 @@ def stata_start(first: Moments, text: jax.Array, numbers: Numbers) -> GaussianHe
 def stata_update(head: GaussianHead, found: Moments, start: GaussianHead, numbers: Numbers) -> GaussianHead:
     """Means and variances of the labels, pulled to the text as far as images of the class are missing (equation 9)."""
     text, initial = start.means, start.variances
+    # By winners as published: many small probabilities are no image.
     images = jnp.where(numbers.soft, found.mass, found.winners)
-    trust = (images / (numbers.anchor + images + 1e-12))[:, None]
+    trust = (images / (numbers.anchor + images + 1e-12))[:, None]  # [C,1] beta_c
     mass = jnp.maximum(found.mass, 1e-30)[:, None]
-    means = normalize(trust * normalize(found.labelled / mass) + (1 - trust) * text)
+    means = normalize(trust * normalize(found.labelled / mass) + (1 - trust) * text)  # [C,E]
+    # The second part is the spread of the anchor as seen from the new mean: var_0 + (Z - mu)^2.
     variances = trust * deviations(found, means) / mass + (1 - trust) * (initial + jnp.square(text - means))
     return head._replace(means=means, variances=jnp.maximum(variances, SMALLEST))
 
@@ -147,6 +150,7 @@ def stata(
         if neighbours:
             raise ConfigError("chunks of features have no graph of neighbours: neighbours=0")
         return over_images(stata_rounds, image_features, text_proxies, numbers)
+    # z is then a function of the Gaussians: sums by blocks, no labels [N,C] until the end.
     if neighbours == 0:
         head = over_images(stata_rounds, image_features, text_proxies, numbers, mask=mask)
         return _with_posterior(head, *checks.features_and_proxies(image_features, text_proxies, mask))
@@ -157,6 +161,7 @@ def stata(
 def _stata(x: jax.Array, text: jax.Array, mask: jax.Array, numbers: Numbers, neighbours: int) -> GaussianHead:
     """StatA with the graph: labels [N,C] of all images are kept."""
     rows, text = prepare(Rows(mask, features=x)), normalize(text)
+    # var_0 is the spread of the images around the text, weighted by the text's labels.
     start = stata_start(text_moments(rows, text, numbers.temperature), text, numbers)
     update = lambda head, found: stata_update(head, found, start, numbers)  # noqa: E731
     return _transduce(rows, start, update, numbers, neighbours)
@@ -194,17 +199,20 @@ def transclip_start(rows: Rows, text: jax.Array, temperature: jax.Array) -> Gaus
     """Means of the images that the text is surest of, in each class; variance 1/E."""
     prior, dim = linear(text, temperature), text.shape[1]
     sure = jnp.where(rows.mask[:, None], log_odds(scores_of(prior, rows.features)), -jnp.inf)
+    # By log-odds: several of the surest have p = 1 in float32, and could not be told apart.
     best, index = jax.lax.top_k(sure.T, min(QUERIES, sure.shape[0]))  # [C,8]
     # shares of the 8: of a class that the text sees nowhere all probabilities are below float32
     shares = jnp.exp(jax.nn.log_sigmoid(best) - jax.nn.log_sigmoid(best[:, :1]))
+    # [C,8] shares of features [C,8,E] -> [C,E]
     means = normalize(jnp.einsum("ck,cke->ce", shares, rows.features[index], precision=EXACT.precision))
     return GaussianHead(prior, means, jnp.full(text.shape, 1 / dim), jnp.float32(LIKELIHOOD), None)
 
 
 def log_odds(scores: jax.Array) -> jax.Array:
     """log p - log (1 - p) of p = softmax(scores) [N,C]: tells apart what float32 rounds to 1."""
-    log_p = jax.nn.log_softmax(scores, axis=-1)
-    leading = jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1], dtype=jnp.bool_)
+    log_p = jax.nn.log_softmax(scores, axis=-1)  # [N,C]
+    leading = jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1], dtype=jnp.bool_)  # [N,C]
+    # log (1 - p) of the leading class as the sum of the others: 1 - p itself would be 0.
     others = jax.nn.logsumexp(jnp.where(leading, -jnp.inf, log_p), axis=-1, keepdims=True)
     return log_p - jnp.where(leading, others, jnp.log1p(-jnp.exp(log_p)))
 
@@ -230,8 +238,9 @@ def _transclip(x: jax.Array, text: jax.Array, mask: jax.Array, numbers: Numbers,
 
 def _transduce(rows: Rows, start: GaussianHead, update: Any, numbers: Numbers, neighbours: int) -> GaussianHead:
     """Labels of all images and the Gaussians in turn, ending with labels: one more update of those."""
+    # Once: features stay as they are, only labels and Gaussians move.
     graph = graph_of(rows.features, rows.mask, neighbours) if neighbours else None
-    log_prior = jax.nn.log_softmax(scores_of(start.prior, rows.features), axis=-1)
+    log_prior = jax.nn.log_softmax(scores_of(start.prior, rows.features), axis=-1)  # [N,C]
 
     def labels_of(head: GaussianHead, labels: jax.Array) -> jax.Array:
         own = scores_of(head, rows.features)  # what the labels would be without neighbours
@@ -239,12 +248,15 @@ def _transduce(rows: Rows, start: GaussianHead, update: Any, numbers: Numbers, n
             return _softmax(rows, own)
 
         def agree(_: Any, labels: jax.Array) -> jax.Array:
+            # t / 50 of the official code, whose 50 / (2k) beside the graph becomes 1 / (2k).
             return _softmax(rows, own + numbers.laplacian / (2 * neighbours) * spread(graph, labels))
 
+        # Jacobi steps: all images from the labels before, so that their order does not matter.
         return jax.lax.fori_loop(0, INNER, agree, labels)
 
     def one(_: Any, state: tuple[GaussianHead, jax.Array]) -> tuple[GaussianHead, jax.Array]:
         head, labels = state
+        # Labels first, then their Gaussians: 10 iterations are 11 updates of labels and 10 of Gaussians, as there.
         labels = labels_of(head, labels)
         return update(head, moments(rows, labels)), labels
 

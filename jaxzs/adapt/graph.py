@@ -72,22 +72,24 @@ def graph_of(x: jax.Array, mask: jax.Array, neighbours: int, block_size: int = B
     num_blocks = -(-num_rows // size)
     padding = num_blocks * size - num_rows
     blocks = jnp.pad(x, ((0, padding), (0, 0))).reshape(num_blocks, size, -1)  # [.,B,E]
-    counts = jnp.pad(mask, (0, padding)).reshape(num_blocks, size)
+    counts = jnp.pad(mask, (0, padding)).reshape(num_blocks, size)  # [.,B] padding is no neighbour
     places = jnp.arange(num_blocks * size, dtype=jnp.int32).reshape(num_blocks, size)
 
     def of_rows(rows: tuple[jax.Array, jax.Array]) -> Graph:
         own, own_places = rows
-        best = jnp.full((size, neighbours), -jnp.inf)
+        best = jnp.full((size, neighbours), -jnp.inf)  # [B,k] so far
         nobody = jnp.zeros((size, neighbours), jnp.int32)
 
         def with_columns(found: tuple[jax.Array, jax.Array], columns: tuple[jax.Array, ...]):
             others, other_places, counted = columns
             similarity = EXACT.logits(own, others)  # [B,B]
+            # By place, not as the first of the sorted: of duplicates the image itself need not come first.
             usable = counted[None, :] & (itself | (own_places[:, None] != other_places[None, :]))
             similarity = jnp.where(usable, similarity, -jnp.inf)
             return _merged(found, similarity, other_places), None
 
         (similarity, index), _ = jax.lax.scan(with_columns, (best, nobody), (blocks, places, counts))
+        # [B,k]; a missing neighbour is image 0 with weight 0, so that gathers need no mask.
         there = jnp.isfinite(similarity)
         return Graph(jnp.where(there, index, 0), jnp.where(there, similarity, 0))
 
@@ -101,17 +103,18 @@ def _merged(
     """The running k best with a block [B,B] of columns more; of equals the ones found before stay."""
     best, index = found
     neighbours = best.shape[1]
-    new, at = jax.lax.top_k(similarity, min(neighbours, similarity.shape[1]))
-    both = jnp.concatenate([best, new], axis=1)
+    new, at = jax.lax.top_k(similarity, min(neighbours, similarity.shape[1]))  # [B,k]
+    both = jnp.concatenate([best, new], axis=1)  # [B,2k], the older ones first
     names = jnp.concatenate([index, places[at]], axis=1)
-    best, at = jax.lax.top_k(both, neighbours)
+    best, at = jax.lax.top_k(both, neighbours)  # stable: of equals the earlier place
     return best, jnp.take_along_axis(names, at, axis=1)
 
 
 def spread(graph: Graph, values: jax.Array) -> jax.Array:
     """(A + A^T) values for the links A [N,N] of the graph, values [N,C]: a gather and a scatter."""
-    gathered = jnp.einsum("nk,nkc->nc", graph.similarity, values[graph.index], precision=EXACT.precision)
+    gathered = jnp.einsum("nk,nkc->nc", graph.similarity, values[graph.index], precision=EXACT.precision)  # A v [N,C]
     sent = graph.similarity[:, :, None] * values[:, None, :]  # [N,k,C]
+    # A^T v [N,C]: what others who name this image send to it.
     received = jnp.zeros_like(values).at[graph.index].add(sent)
     return gathered + received
 

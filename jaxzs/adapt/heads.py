@@ -113,16 +113,17 @@ def num_classes(head: AnyHead) -> int:
 def scores_of(head: AnyHead, x: jax.Array) -> jax.Array:
     """`scores` of normalised features [N,E]."""
     if isinstance(head, GaussianHead):
-        likelihood = log_likelihood(x, head.means, head.variances)
+        likelihood = log_likelihood(x, head.means, head.variances)  # [N,C]
         return scores_of(head.prior, x) + head.share * likelihood
-    return EXACT.logits(x, head.weights) + head.bias[None, :]
+    return EXACT.logits(x, head.weights) + head.bias[None, :]  # [N,C]
 
 
 def log_likelihood(x: jax.Array, means: jax.Array, variances: jax.Array) -> jax.Array:
     """-1/2 sum_e ((x - mu)^2 / var + log var): [N,E], [C,E], [C,E] -> [N,C], as one product, never [N,C,E]."""
     inverse = 1 / variances
-    constant = jnp.sum(jnp.square(means) * inverse + jnp.log(variances), axis=-1)
+    constant = jnp.sum(jnp.square(means) * inverse + jnp.log(variances), axis=-1)  # [C]
     both = jnp.concatenate([jnp.square(x), x], axis=-1)  # [N,2E]
+    # (x - mu)^2 / var = x^2 / var - 2 x mu / var + constant: [N,2E] by [C,2E] -> [N,C].
     squared = EXACT.logits(both, jnp.concatenate([inverse, -2 * means * inverse], axis=-1))
     return -0.5 * (squared + constant[None, :])
 
@@ -135,6 +136,7 @@ def probabilities(head: AnyHead, rows: Rows) -> jax.Array:
 def scaled(head: AnyHead, scale: ArrayLike) -> AnyHead:
     """All scores times `scale`: the same classes, other probabilities."""
     if isinstance(head, GaussianHead):
+        # Means and variances stay: the likelihood is scaled by its share.
         prior = jax.tree.map(lambda leaf: leaf * scale, head.prior)
         return head._replace(prior=prior, share=head.share * scale)
     return Head(head.weights * scale, head.bias * scale)

@@ -59,6 +59,7 @@ def over_images(
         return _over_chunks(method, image_features, text_proxies, numbers, choices, mask, folds)
     x, text, rows_mask = checks.features_and_proxies(image_features, text_proxies, mask)
     rows = Rows(rows_mask, features=x, fold=None if folds is None else folds(x.shape[0]))
+    # Of the settings only the size of blocks and the sharding are used.
     blocks = for_rows(in_float32(DEFAULTS), rows, text.shape[0])
     return _compiled(rows, text, numbers, blocks, method=method, choices=choices)
 
@@ -66,6 +67,7 @@ def over_images(
 @partial(jax.jit, static_argnames=("method", "choices"))
 def _compiled(rows: Rows, text: jax.Array, numbers: Any, blocks: Checked, *, method: Method, choices: Hashable) -> Any:
     def run(rows: Rows, text: jax.Array, numbers: Any) -> Any:
+        # Inside `where_rows_lie` each device has its own rows, and sums end in an all-reduce.
         reduce = Blocks(rows, blocks.block_size, blocks.row_axes)
         return method(reduce, normalize(text), numbers, choices)
 
@@ -82,6 +84,7 @@ def _over_chunks(
     folds: Callable[[int], jax.Array] | None,
 ) -> Any:
     """The same pass by pass: the loops of the method run in Python, their sums are compiled."""
+    # A mask [N] has no place in chunks of sizes that only their maker knows.
     if mask is not None:
         raise ConfigError("chunks of features take no mask: leave the rows out of the chunks")
     text = checks.text(text_proxies, np.shape(text_proxies)[-1] if np.ndim(text_proxies) else 0)
@@ -93,8 +96,9 @@ def _over_chunks(
 
 def either(reduce: Reduce, first: Any, function: Callable[[], Any], other: Callable[[], Any]) -> Any:
     """`function()` where `first` [] holds, else `other()`; both may ask for passes over the images."""
+    # Passes over chunks run in Python, where a condition is a value; compiled, it may be traced.
     if reduce.loops is COMPILED:
-        return jax.lax.cond(first, function, other)
+        return jax.lax.cond(first, function, other)  # one of the two runs; under vmap both
     return function() if bool(first) else other()
 
 
@@ -123,5 +127,6 @@ def check_shots(shots: Shots, num_classes: int, dim: int) -> tuple[jax.Array, ja
             raise LabelError("no shot has a label; expected at least one in 0..C-1")
     labels = jnp.asarray(labels).astype(jnp.int32)
     checks.directions(features, "shot_features", labels >= 0)
+    # NaN in rows that do not count would get through a product with 0.
     features = jnp.where(labels[:, None] >= 0, features.astype(jnp.float32), jnp.float32(0))
     return normalize(features), jnp.maximum(labels, -1)

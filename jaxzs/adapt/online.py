@@ -132,15 +132,19 @@ def _onzeta(stream: Stream, settings: OnZeta, state: OnZetaState | None) -> Stre
 
     def one(state: OnZetaState, image: tuple[jax.Array, jax.Array]) -> tuple[OnZetaState, jax.Array]:
         x, counts = image  # [E], []
-        number = (state.seen + 1).astype(jnp.float32)
+        number = (state.seen + 1).astype(jnp.float32)  # of the image, from 1 on
+        # [C] the text's label; potentials rho multiply it by exp(rho).
         by_text = jax.nn.softmax(EXACT.logits(x[None], text)[0] / options.temperature + state.potentials)
         pressure = options.marginal_rate / jnp.sqrt(number) * (by_text - options.marginal / num_classes)
+        # [C], by the proxies before this image moves them.
         by_proxies = jax.nn.softmax(EXACT.logits(x[None], state.proxies)[0] / options.vision_temperature)
+        # Proxies earn their weight with the images seen, beta at the horizon and no more beyond.
         share = options.mix * jnp.sqrt(jnp.minimum(number / options.horizon, 1))
         step = options.rate / jnp.sqrt(number) / options.vision_temperature
-        moved = state.proxies - step * (by_proxies - by_text)[:, None] * x[None, :]
+        moved = state.proxies - step * (by_proxies - by_text)[:, None] * x[None, :]  # [C,E]
         new = OnZetaState(
             moved / jnp.sqrt(jnp.sum(jnp.square(moved), axis=-1, keepdims=True)),
+            # Never below 0, as published: each class is to have its share at least, not exactly.
             jnp.maximum(state.potentials - pressure, 0),
             state.seen + 1,
         )
@@ -220,6 +224,7 @@ def _tda(stream: Stream, settings: TDA, state: TDAState | None) -> Streamed:
 
     def one(state: TDAState, image: tuple[jax.Array, jax.Array]) -> tuple[TDAState, jax.Array]:
         x, counts = image
+        # Update before the prediction, as published: the image may be in its own cache.
         new = tda_update(state, x, text, settings)
         return _if_counted(counts, new, state, jax.nn.softmax(tda_scores(new, x, text, settings)))
 
@@ -233,7 +238,9 @@ def tda_update(state: TDAState, x: jax.Array, text: jax.Array, settings: TDA) ->
     p = jnp.exp(log_p)
     entropy = -jnp.sum(p * jnp.maximum(log_p, -1e30))
     doubt = entropy / jnp.log2(jnp.float32(len(text)))  # nats over bits, as in the official code
+    # Neither sure nor hopeless: such images say which classes theirs is not.
     doubtful = (doubt > CERTAIN) & (doubt < DOUBTFUL)
+    # Entropy inf is sorted to the end and falls out: the cache stays as it is.
     negative = _put(state.negative, jnp.argmax(p), jnp.where(doubtful, entropy, jnp.inf), x, p)
     return TDAState(_put(state.positive, jnp.argmax(p), entropy, x, p), negative)
 
@@ -253,7 +260,7 @@ def _put(cache: Cache, place: jax.Array, entropy: jax.Array, x: jax.Array, p: ja
         return jnp.concatenate([row[place], new[None]])  # [k+1,...]
 
     own = jax.tree.map(insert, cache, Cache(x, entropy, p))
-    kept = jnp.argsort(own.entropies, stable=True)[:-1]
+    kept = jnp.argsort(own.entropies, stable=True)[:-1]  # [k]
     return jax.tree.map(lambda row, new: row.at[place].set(new[kept]), cache, own)
 
 
@@ -261,11 +268,12 @@ def tda_scores(state: TDAState, x: jax.Array, text: jax.Array, settings: TDA) ->
     """Scores [C] of an image [E]: text, attracted by the positive cache and repelled by the negative one."""
 
     def near(cache: Cache, sharpness: jax.Array) -> jax.Array:
-        similarity = jnp.einsum("cke,e->ck", cache.keys, x, precision=EXACT.precision)
+        similarity = jnp.einsum("cke,e->ck", cache.keys, x, precision=EXACT.precision)  # [C,k]
         return jnp.where(jnp.isfinite(cache.entropies), jnp.exp(-sharpness * (1 - similarity)), 0)
 
     attract = jnp.sum(near(state.positive, settings.positive_sharpness), axis=-1)  # [C]
     possible = (state.negative.values > NOT_CLEAR) & (state.negative.values < 1)  # [C,k,C]
+    # [C,k,1] by [C,k,C] -> [C]: an image in doubt speaks against every class it may be of.
     repel = jnp.sum(
         near(state.negative, settings.negative_sharpness)[:, :, None] * possible.astype(jnp.float32), axis=(0, 1)
     )
@@ -338,18 +346,19 @@ def _stata(stream: Stream, settings: StatA, seen: jax.Array) -> Streamed:
     num_rows, size = len(stream.mask), min(settings.batch, len(stream.mask))
     num_batches = -(-num_rows // size)
     padding = num_batches * size - num_rows
-    features = jnp.pad(stream.features, ((0, padding), (0, 0))).reshape(num_batches, size, -1)
-    masks = jnp.pad(stream.mask, (0, padding)).reshape(num_batches, size)
+    features = jnp.pad(stream.features, ((0, padding), (0, 0))).reshape(num_batches, size, -1)  # [.,B,E]
+    masks = jnp.pad(stream.mask, (0, padding)).reshape(num_batches, size)  # [.,B]
     of_batch = jnp.int32(settings.iterations), jnp.bool_(False)
     numbers = gaussian.Numbers(settings.temperature, settings.laplacian, settings.anchor, *of_batch)
 
     def one(seen: jax.Array, batch: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x, mask = batch
+        # Nothing goes from batch to batch but the count, so a stream sorted by class cannot mislead it.
         posterior = gaussian._stata(x, stream.text, mask, numbers, settings.neighbours).posterior
         return seen + jnp.sum(mask, dtype=jnp.int32), posterior
 
     seen, posteriors = jax.lax.scan(one, seen, (features, masks))
-    return Streamed(posteriors.reshape(num_batches * size, -1)[:num_rows], seen)
+    return Streamed(posteriors.reshape(num_batches * size, -1)[:num_rows], seen)  # [N,C]
 
 
 # All

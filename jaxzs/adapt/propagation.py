@@ -76,20 +76,23 @@ def _zlap(
 
 def links_of(x: jax.Array, text: jax.Array, mask: jax.Array, power: jax.Array, neighbours: int, rescale: bool) -> Links:
     """Weights of the links; that of an image to itself is 0."""
+    # The image is one of its own k, as published: 5 means 4 others.
     images = graph_of(x, mask, neighbours, itself=True)
-    best, classes = jax.lax.top_k(EXACT.logits(x, text), min(neighbours, text.shape[0]))
+    best, classes = jax.lax.top_k(EXACT.logits(x, text), min(neighbours, text.shape[0]))  # [N,k]
     texts = Graph(classes, jnp.where(mask[:, None], best, 0))
     if rescale:
         images, texts = rescaled(images, texts, mask)
-    own = images.index == jnp.arange(len(x), dtype=images.index.dtype)[:, None]
+    own = images.index == jnp.arange(len(x), dtype=images.index.dtype)[:, None]  # [N,k]
+    # W has a zero diagonal; negative cosines are no links.
     weights = jnp.where(own | ~mask[:, None], 0, jnp.maximum(images.similarity, 0))
+    # The power sharpens links to texts, whose cosines hardly differ.
     powers = jnp.where(mask[:, None], jnp.maximum(texts.similarity, 0) ** power, 0)
     return Links(Graph(images.index, weights), Graph(texts.index, powers))
 
 
 def rescaled(images: Graph, texts: Graph, mask: jax.Array) -> Links:
     """All kept similarities, of images to themselves too, brought to [0, 1] together."""
-    everything = jnp.concatenate([images.similarity, texts.similarity], axis=-1)
+    everything = jnp.concatenate([images.similarity, texts.similarity], axis=-1)  # [N,2k]
     counted = mask[:, None] & (everything != 0)
     low = jnp.min(jnp.where(counted, everything, jnp.inf))
     high = jnp.max(jnp.where(counted, everything, -jnp.inf))
@@ -100,8 +103,9 @@ def propagate(links: Links, num_classes: int, alpha: jax.Array) -> jax.Array:
     """(I - alpha S)^-1 [C+N,C] applied to one-hot texts, the rows of images [N,C]; S = D^-1/2 (W + W^T) D^-1/2."""
     images, texts = links
     ones = jnp.ones((images.index.shape[0], 1), jnp.float32)
-    degree = spread(images, ones)[:, 0] + jnp.sum(texts.similarity, axis=-1)
-    text_degree = jnp.zeros((num_classes,), jnp.float32).at[texts.index].add(texts.similarity)
+    degree = spread(images, ones)[:, 0] + jnp.sum(texts.similarity, axis=-1)  # [N] row sums of W + W^T
+    text_degree = jnp.zeros((num_classes,), jnp.float32).at[texts.index].add(texts.similarity)  # [C]
+    # A node without links: 1 for 0, as published; its row of S is zeros anyhow.
     by_image = jax.lax.rsqrt(jnp.where(degree > 0, degree, 1))
     by_text = jax.lax.rsqrt(jnp.where(text_degree > 0, text_degree, 1))
     images = Graph(images.index, images.similarity * by_image[:, None] * by_image[images.index])
@@ -110,9 +114,12 @@ def propagate(links: Links, num_classes: int, alpha: jax.Array) -> jax.Array:
 
     def step(_: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         of_texts, of_images = state  # [C,C], [N,C]
+        # [N,k] links by [N,k,C] labels of those texts -> [N,C].
         to_images = jnp.einsum("nk,nkc->nc", texts.similarity, of_texts[texts.index], precision=EXACT.precision)
+        # Links are stored in the image's row alone; the way back is a scatter. [C,C]
         to_texts = jnp.zeros_like(of_texts).at[texts.index].add(texts.similarity[:, :, None] * of_images[:, None, :])
         return alpha * to_texts + sources, alpha * (spread(images, of_images) + to_images)
 
     nothing = jnp.zeros((images.index.shape[0], num_classes), jnp.float32)
+    # The series of the inverse, all classes at once, in place of conjugate gradients for each of them.
     return jax.lax.fori_loop(0, ITERATIONS, step, (sources, nothing))[1]

@@ -29,4 +29,5 @@ def proxies(
     [0, 0, 1, 1]
     """
     found = proxy.fit(image_features, text_proxies, settings, logit_scale=logit_scale, mask=mask, key=key)
+    # tau_i, at which the proxies were learned, and not the tau_t of the text.
     return text_head(found.proxies, temperature=in_float32(settings, logit_scale).temperature)
