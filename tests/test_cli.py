@@ -140,7 +140,7 @@ def test_classify_with_a_tuned_prompt(modality, pictures, tiny_checkpoint, tmp_p
     assert "method zero-shot" in printed
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     pixels = model.preprocess([np.asarray(Image.open(row["path"])) for row in results])
-    expected = jax.nn.softmax(prompt.classify(model, tuned, pixels), axis=-1).max(axis=1)
+    expected = jax.nn.softmax(prompt.image_logits(model, tuned, pixels), axis=-1).max(axis=1)
     scores = [row["score"] for row in results]
     # Cosines of float32 features agree to 1e-6; the logit scale of 14 and the large test weights amplify that.
     np.testing.assert_allclose(scores, expected, rtol=0, atol=3e-5)

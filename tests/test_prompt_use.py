@@ -100,7 +100,7 @@ def test_prompts_that_are_not_finite_are_refused(model, tmp_path):
 def test_classify_is_the_features_of_both_towers(model, images):
     tuned = tuned_of(model, MODALITIES[2])
     pixels = model.preprocess(list(images[0][:5]))
-    logits = prompt.classify(model, tuned, pixels, batch_size=2)
+    logits = prompt.image_logits(model, tuned, pixels, batch_size=2)
     text, visual = prompt.joint_prefixes(tuned.prompts)
     ids = prompt.placeholder_ids(model.tokenize(NAMES)[0], 2, model.config.text)
     expected = clip.logits_per_image(
@@ -109,7 +109,7 @@ def test_classify_is_the_features_of_both_towers(model, images):
         model.params["logit_scale"],
     )
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
-    other = prompt.classify(model, tuned, pixels, class_names=["arrow", "circle"])
+    other = prompt.image_logits(model, tuned, pixels, class_names=["arrow", "circle"])
     np.testing.assert_allclose(other[:, 1], logits[:, 0], rtol=1e-5, atol=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_command_tunes_saves_and_reports(tmp_path, images, model, capsys):
     for r, seed in enumerate((1, 2)):
         tuned = prompt.load_prompt(tmp_path / f"p-seed{seed}.safetensors", model)
         assert tuned.class_names == NAMES
-        logits = prompt.classify(model, tuned, model.preprocess(list(images[0])))
+        logits = prompt.image_logits(model, tuned, model.preprocess(list(images[0])))
         assert (logits.argmax(1) == images[1]).mean() == pytest.approx(last[r]["accuracy"])
     assert not list(tmp_path.glob("*.state.*"))
 
@@ -303,8 +303,8 @@ def test_a_second_use_compiles_nothing(model, images):
     """The weights are arguments of the program, and the program is the module's, not the call's."""
     pixels = model.preprocess(list(images[0][:4]))
     first = tuned_of(model, MODALITIES[1])
-    prompt.classify(model, first, pixels)
+    prompt.image_logits(model, first, pixels)
     programs = inference._encode_image, inference._class_features
     before = [program._cache_size() for program in programs]
-    prompt.classify(model, tuned_of(model, MODALITIES[1], seed=1), pixels)
+    prompt.image_logits(model, tuned_of(model, MODALITIES[1], seed=1), pixels)
     assert [program._cache_size() for program in programs] == before

@@ -249,7 +249,7 @@ prompt.save_prompt(file, prompt.TunedPrompt(visual, first_seed, tuple(names), te
 
 tuned = prompt.load_prompt(file, model)
 few = [test[i] for i in range(8)]
-logits = prompt.classify(model, tuned, model.preprocess([item.image for item in few]))
+logits = prompt.image_logits(model, tuned, model.preprocess([item.image for item in few]))
 figure, axes = plt.subplots(1, 8, figsize=(9, 1.5), layout="constrained")
 for axis, item, best in zip(axes, few, logits.argmax(1), strict=True):
     axis.imshow(item.image, cmap="gray_r", interpolation="bicubic")

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxzs.prompt.evaluation import Evaluation, evaluate
 from jaxzs.prompt.files import TunedPrompt, load_prompt, save_prompt
-from jaxzs.prompt.inference import PromptedEncoders, classify, nearest_tokens, prompted_encoders
+from jaxzs.prompt.inference import PromptedEncoders, image_logits, nearest_tokens, prompted_encoders
 from jaxzs.prompt.joint import JointPrompt, joint_prefixes
 from jaxzs.prompt.modality import Frozen, Modality, Task, class_logits
 from jaxzs.prompt.objective import balance_weights, loss
@@ -31,6 +31,8 @@ def __getattr__(name: str) -> Any:
     """`RobinHood` and its functions live in `jaxzs.report` now; the old spelling still finds them."""
     if name in ("RobinHood", "plot_robin_hood", "robin_hood"):
         return getattr(importlib.import_module("jaxzs.report"), name)
+    if name == "classify":  # it gave logits: to classify is to give labels, as `jaxzs.classify` does
+        raise AttributeError("prompt.classify is prompt.image_logits now")
     raise AttributeError(f"module 'jaxzs.prompt' has no attribute {name!r}")
 
 
@@ -56,13 +58,13 @@ __all__ = [
     "VisualPrompt",
     "balance_weights",
     "class_logits",
-    "classify",
     "constant_images",
     "evaluate",
     "fit",
     "freeze",
     "growing_schedule",
     "image_features",
+    "image_logits",
     "joint_prefixes",
     "load_prompt",
     "loss",

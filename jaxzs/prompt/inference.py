@@ -20,7 +20,7 @@ from jaxzs.zeroshot import check_proxies
 
 
 @renamed(compute_dtype="numerics=clip.Numerics(compute_dtype)")
-def classify(
+def image_logits(
     model: Model,
     tuned: TunedPrompt,
     pixels: np.ndarray,
@@ -40,7 +40,7 @@ def classify(
     >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
     >>> tuned = prompt.TunedPrompt(modality, prompts, ("one", "two"), "a photo of a {}", model.fingerprint)
     >>> pixels = model.preprocess(data.open_image("photos/one/0.png"))
-    >>> prompt.classify(model, tuned, pixels, class_names=["one", "two", "zero"]).shape
+    >>> prompt.image_logits(model, tuned, pixels, class_names=["one", "two", "zero"]).shape
     (1, 3)
     """
     encoders = prompted_encoders(model, tuned, class_names, numerics=numerics)
@@ -77,7 +77,7 @@ def prompted_encoders(
 ) -> PromptedEncoders:
     """Text proxies and image encoder under a tuned prompt, to be used like those of the bare model.
 
-    So proxies can be learned on top of a tuned prompt. class_names, errors: as in `classify`.
+    So proxies can be learned on top of a tuned prompt. class_names, errors: as in `image_logits`.
 
     >>> model, modality = jaxzs.load("demo"), prompt.TextPrompt(length=4)
     >>> prompts = modality.init(jax.random.key(0), model.config)  # or one run of what `prompt.fit` returns
