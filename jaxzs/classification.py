@@ -209,7 +209,8 @@ class Classification(NamedTuple):
     """Labels of N images.
 
     classes [N,k] int32: most similar first. scores [N,k]: probabilities, 0 to 1, calibrated where a head was fitted.
-    head: what gave them. method: the one really used. notes: what the user should know, also what was chosen and why.
+    head: what gave them. method: the one really used. notes: warnings for the user. chosen: by which method
+    and why, where the rule has decided, else empty.
     """
 
     classes: np.ndarray
@@ -217,6 +218,7 @@ class Classification(NamedTuple):
     head: adapt.Head | adapt.GaussianHead
     method: Method
     notes: tuple[str, ...]
+    chosen: str = ""
 
 
 def classify_features(
@@ -256,30 +258,33 @@ def classify_features(
     check_rows(image_features, "image")
     check_rows(text_proxies, "proxy")
     method, notes = _usable_method(labelling.method, num_images, num_classes)
-    found, chose = _fitted(model, image_features, text_proxies, dataclasses.replace(labelling, method=method), shots)
+    found = _fitted(model, image_features, text_proxies, dataclasses.replace(labelling, method=method), shots)
     classes, scores = top_classes(image_features, found, min(labelling.top, num_classes))
     # Features were looked at above, but the temperatures are the checkpoint's own, which may be anything.
     if not np.isfinite(scores).all():
         raise DataError(f"the scores are not finite: the checkpoint's logit scale is {model.logit_scale:.3g}")
-    return Classification(classes, scores, found.head, method, notes + chose)
+    return Classification(classes, scores, found.head, method, notes, _choice_of(found))
 
 
 def _fitted(
     model: Model, features: jax.Array, text: jax.Array, labelling: Labelling, shots: adapt.Shots | None
-) -> tuple[adapt.Adapted, tuple[str, ...]]:
-    """The head, and what was chosen."""
+) -> adapt.Adapted:
+    """The head, and what the rule chose."""
     if labelling.method == "learned":
         if labelling.head is None:
             raise DataError('method "learned" has no head', python="Labelling(head=adapt.load_head(...).head)")
-        return adapt.Adapted(labelling.head, None, jnp.float32(1)), ()
+        return adapt.Adapted(labelling.head, None, jnp.float32(1))
     key, temperature = jax.random.key(labelling.seed), 1 / model.logit_scale
     if labelling.method == "proxy":
         settings = proxy.Settings(gamma=labelling.gamma, solver=labelling.solver)
         proxies = proxy.fit(features, text, settings, logit_scale=model.logit_scale, key=key).proxies
         # Vision proxies are read at four times the text's temperature: 0.04 beside 0.01 in arXiv 2310.19752.
-        return adapt.Adapted(adapt.text_head(proxies, temperature=4 * temperature), None, jnp.float32(1)), ()
-    found = adapt.fit(features, text, method=labelling.method, temperature=temperature, key=key, shots=shots)
-    return found, () if found.choice is None else (f"chosen without labels: {found.choice.reason}",)
+        return adapt.Adapted(adapt.text_head(proxies, temperature=4 * temperature), None, jnp.float32(1))
+    return adapt.fit(features, text, method=labelling.method, temperature=temperature, key=key, shots=shots)
+
+
+def _choice_of(found: adapt.Adapted) -> str:
+    return "" if found.choice is None else f"chosen without labels: {found.choice.reason}"
 
 
 def _usable_method(method: Method, num_images: int, num_classes: int) -> tuple[Method, tuple[str, ...]]:
@@ -293,12 +298,12 @@ def _usable_method(method: Method, num_images: int, num_classes: int) -> tuple[M
     if num_images < num_classes:
         return method, (
             f"{num_images} images for {num_classes} classes: fewer images than classes, learned "
-            "proxies may be worse than zero-shot (--method zero-shot)",
+            "proxies may be worse than zero-shot",
         )
     if num_images < FEW_IMAGES_PER_CLASS * num_classes:
         return method, (
             f"{num_images} images for {num_classes} classes: with fewer than about "
-            f"{FEW_IMAGES_PER_CLASS} images a class, compare with --method zero-shot",
+            f"{FEW_IMAGES_PER_CLASS} images a class, compare with the method zero-shot",
         )
     return method, ()
 

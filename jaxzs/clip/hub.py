@@ -25,6 +25,7 @@ _SMALL_FILES = (
     "vocab.json",
     "merges.txt",
     "spiece.model",
+    "vocab.txt",  # of BERT
     "README.md",
     "model_card.json",
 )

@@ -108,7 +108,7 @@ def run(options: ClassifyOptions) -> int:
         _add_truth(rows, classes, truth)
     run.write_table(options.out, *_table(rows))
     run.settings = {"method": found.method}
-    for note in found.notes:
+    for note in filter(None, (*found.notes, found.chosen)):
         run.notice(f"note: {note}")
     results = _results(run, classes, found, (features, text), truth)
     record = run.record(results, class_names=list(classes.names), templates=list(classes.templates), rows=rows)

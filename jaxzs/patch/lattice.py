@@ -38,7 +38,7 @@ def build(features: np.ndarray) -> Lattice:
 
     Raises `DataError` when the points lie too far apart for the numbers that corners are given.
 
-    >>> lattice = build(np.array([[0.0, 0.0], [0.1, 0.0], [9.0, 9.0]]))
+    >>> lattice = build(np.array([[0.1, 0.2], [0.12, 0.21], [9.0, 9.0]]))
     >>> lattice.weights.shape, lattice.corners[0].tolist() == lattice.corners[1].tolist()
     ((3, 3), True)
     """
