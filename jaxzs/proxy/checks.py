@@ -26,7 +26,7 @@ def concrete(x: Any) -> bool:
 
 def matrix(x: Any, name: str, axes: str) -> jax.Array:
     """A floating-point array of rank 2 with at least one row and column, at most as wide as float32 on the host."""
-    if not isinstance(x, jax.Array):
+    if not isinstance(x, jax.Array):  # what is on devices stays there
         x = _on_host(x, name)
     if x.ndim != 2:
         raise DataError(f"{name} has shape {x.shape}; expected two axes {axes}")
@@ -123,6 +123,7 @@ def between(value: Any, name: str, low: float, high: float) -> jax.Array:
         array = value if isinstance(value, jax.Array) else np.asarray(value)
     except (TypeError, ValueError) as error:
         raise wrong from error
+    # bool is neither; NaN lies in no range.
     real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
     if not real or array.shape != () or (concrete(array) and not low <= float(array) <= high):
         raise wrong
@@ -197,7 +198,7 @@ def similarities(similarity: Any, mask: Any, label_temperature: jax.Array) -> tu
     if concrete(s) and concrete(rows_mask) and concrete(label_temperature):
         with jax.ensure_compile_time_eval():
             logits = s.astype(jnp.float32) / label_temperature
-            too_large = ~(jnp.max(jnp.abs(logits), axis=-1) <= LARGEST_LOGIT)
+            too_large = ~(jnp.max(jnp.abs(logits), axis=-1) <= LARGEST_LOGIT)  # ~ and <=: NaN, too
             _no_row(too_large, rows_mask, "similarity / temperature holds numbers that float32 does not")
     return s, rows_mask
 

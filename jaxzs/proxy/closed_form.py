@@ -55,9 +55,9 @@ def precondition(sums: LabelSums, ridge: jax.Array) -> jax.Array:
     dim = sums.total.shape[0]
     scaled = sums.gram / jnp.maximum(jnp.trace(sums.gram), 1e-24)  # [E,E] of trace 1
     identity = jnp.eye(dim, dtype=jnp.float32)
-    factor = jnp.linalg.cholesky(scaled + ridge / dim * identity)
+    factor = jnp.linalg.cholesky(scaled + ridge / dim * identity)  # [E,E] L
     # L^-1 and one product take half the time of solving with L and then with L^T
-    inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+    inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)  # [E,E]
     return jnp.matmul(inverse.T, inverse, precision=EXACT.precision)
 
 
@@ -71,5 +71,6 @@ def closed_form(sums: LabelSums, inverse: jax.Array) -> jax.Array:
     centred = means - (sums.total / jnp.maximum(sums.num_images, 1))[None, :]
     # of a class that holds all the images only rounding errors would be left: it keeps its mean
     away = jnp.linalg.norm(centred, axis=-1, keepdims=True) > FROM_THE_MEAN
-    centred = jnp.where(away, centred, means)
+    centred = jnp.where(away, centred, means)  # [C,E]
+    # [C,E] by [E,E] -> [C,E]; of a centred mean only the direction matters.
     return normalize(jnp.matmul(normalize(centred), inverse, precision=EXACT.precision))

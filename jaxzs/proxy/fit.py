@@ -83,6 +83,7 @@ def learn_proxies(
 @jax.jit
 def learn(rows: Rows, text: jax.Array, labels: jax.Array, settings: Checked) -> ProxyResult:
     """`learn_proxies` without its checks; settings `in_float32`."""
+    # Rounded once, before any solver: afterwards only P^T X and the masses of the labels are needed.
     sums = sums_of(prepare(rows), rounded(labels.astype(jnp.float32), settings.confidence))
     return solve(Kept(rows, settings), sums, text, settings)
 

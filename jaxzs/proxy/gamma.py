@@ -21,6 +21,7 @@ IMAGES_SPLIT = 40_000  # images times splits: halves of many images differ littl
 def random_splits(key: Any, num_rows: int) -> jax.Array:
     """Several splits of the images into halves: [N,S] bool. Without a key always the same ones."""
     splits = min(max(IMAGES_SPLIT // max(num_rows, 1), FEWEST_SPLITS), MOST_SPLITS)
+    # All keys whatever the number of splits: two splits are then the first two of eight.
     keys = jax.random.split(jax.random.key(0) if key is None else checks.random_key(key), MOST_SPLITS)
     return jnp.stack([jax.random.bernoulli(k, 0.5, (num_rows,)) for k in keys[:splits]], axis=1)
 
@@ -29,9 +30,10 @@ def sums_by_half(rows: Rows, text: jax.Array | None, potentials: jax.Array, sett
     """Label sums of a block for each half and potentials [G, C]: leaves [2, ...], labelled and mass [2, G, ...]."""
 
     def half(second: jax.Array) -> LabelSums:
-        mine = rows.mask & (rows.fold == second)
+        mine = rows.mask & (rows.fold == second)  # [N]
+        # The other half becomes padding: it adds nothing to any of the sums.
         part = rows._replace(mask=mine, features=jnp.where(mine[:, None], rows.features, 0.0))
-        similarity = similarity_of(part, text)
+        similarity = similarity_of(part, text)  # [N,C]
         products, masses = jax.lax.map(
             lambda v: labelled_sums(part, rounded_labels(similarity, v, settings)), potentials
         )
@@ -48,6 +50,7 @@ def held_out_loss(
 
     def one(arguments: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         potentials, from_first, from_second = arguments
+        # Each row by the proxies of the other half, which it has not helped to fit.
         logits = jnp.where(
             rows.fold[:, None],  # a row of the second half
             EXACT.logits(rows.features, from_first),
@@ -63,7 +66,7 @@ def held_out_loss(
 @jax.jit
 def closed_forms(sums: LabelSums, ridge: jax.Array) -> jax.Array:
     """Proxies [G, C, E] of labels [G, ...] of the same images."""
-    inverse = precondition(sums, ridge)
+    inverse = precondition(sums, ridge)  # [E,E] of the images alone: one for all labels
 
     def one(labelled: jax.Array, mass: jax.Array) -> jax.Array:
         return closed_form(sums._replace(labelled=labelled, mass=mass), inverse)
@@ -94,6 +97,7 @@ def losses_by_split(
 
 def held_out_losses(task: Task, settings: Checked) -> jax.Array:
     """How badly the closed form of one half predicts the other, for each split and gamma of `GAMMAS`: [S, G]."""
+    # Labels are those of all images, for each gamma; only the proxies are of a half.
     potentials = sinkhorn(task, jnp.array(GAMMAS, jnp.float32), settings)  # [G,C]
     sums = task.reduce(sums_by_split, task.text, potentials, settings)
     halves = jax.vmap(closed_forms, in_axes=(0, None))

@@ -175,6 +175,7 @@ def pseudo_labels(
 @jax.jit
 def _pseudo_labels(rows: Rows, settings: Checked) -> jax.Array:
     prepared = prepare(rows)
+    # Not by blocks: the similarities that were given have the size of the labels that are asked for.
     task = Task(Whole(prepared), count(rows), rows.similarity.shape[1])
     gamma = held_out_gamma(task, settings) if settings.auto else settings.gamma
     potentials = sinkhorn(task, gamma[None], settings)[0]  # [C]

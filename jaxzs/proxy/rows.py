@@ -77,7 +77,7 @@ class Products:
             equation,
             a.astype(self.dtype),
             b.astype(self.dtype),
-            precision=self.precision if self.dtype == jnp.float32 else None,
+            precision=self.precision if self.dtype == jnp.float32 else None,  # 16 bits are multiplied exactly
             preferred_element_type=jnp.float32,
         )
 
@@ -99,6 +99,7 @@ def prepare(rows: Rows) -> Rows:
     """Normalised float32 features; whatever stands in padded rows becomes zeros."""
 
     def clean(x: jax.Array | None) -> jax.Array | None:
+        # NaN in padding would get through a product with 0.
         return None if x is None else jnp.where(rows.mask[:, None], x.astype(jnp.float32), 0.0)
 
     features = clean(rows.features)
@@ -132,11 +133,12 @@ class Blocks:
         num_rows, size = self.rows.mask.shape[0], self.block_size
         start = jnp.minimum(i * size, num_rows - size)  # of the last block: earlier, so that it is full
         rows = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), self.rows)
-        new = start + jnp.arange(size, dtype=start.dtype) >= i * size
+        new = start + jnp.arange(size, dtype=start.dtype) >= i * size  # [B] not in the block before
         return prepare(rows._replace(mask=rows.mask & new))
 
     def __call__(self, function: Callable[..., Any], *args: Any, log: bool = False) -> Any:
         first = jnp.zeros((), jnp.int32)
+        # The loop needs a total of the right shapes before its first block; nothing is computed for it.
         shapes = jax.eval_shape(lambda: function(self.block(first), *args))
         empty = jax.tree.map(lambda s: jnp.full(s.shape, -jnp.inf if log else 0, s.dtype), shapes)
         add = jnp.logaddexp if log else jnp.add
@@ -163,7 +165,7 @@ def where_rows_lie(function: Callable[..., Any], sharding: NamedSharding | None)
         return function
 
     def spread(rows: Rows, *args: Any) -> Any:
-        specs = (P(sharding.spec[0]), *[P()] * len(args))
+        specs = (P(sharding.spec[0]), *[P()] * len(args))  # all but the rows is on every device
         # check_vma: results are equal on all devices, since every sum over rows ends in a psum
         return jax.shard_map(function, mesh=sharding.mesh, in_specs=specs, out_specs=P(), check_vma=False)(rows, *args)
 

@@ -156,11 +156,13 @@ def for_rows(settings: Checked, rows: Rows, num_classes: int) -> Checked:
 
 def block_rows(settings: Settings, num_rows: int, num_classes: int) -> int:
     """Images in a block: as asked, or such that [block, C] holds about four million numbers."""
+    # At least 256 however many classes there are: products of a few rows are slow.
     return min(settings.block_size or max(SIMILARITIES_PER_BLOCK // num_classes, 256), num_rows)
 
 
 def _sharding_of(x: jax.Array) -> NamedSharding | None:
     """Over which devices the rows of a concrete array are spread, if they are."""
+    # A tracer does not say where its rows will lie: under `jit` the sharding must be named.
     sharding = getattr(x, "sharding", None) if checks.concrete(x) else None
     if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
         return None

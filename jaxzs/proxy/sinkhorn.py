@@ -29,7 +29,7 @@ class Task(NamedTuple):
 
 def soft_labels(similarity: jax.Array, potentials: jax.Array, label_temperature: jax.Array) -> jax.Array:
     """softmax(S / tau_t + potentials): [N, C], [C] -> [N, C]."""
-    return jax.nn.softmax(similarity / label_temperature + potentials[None, :], axis=-1)
+    return jax.nn.softmax(similarity / label_temperature + potentials[None, :], axis=-1)  # [N,C]
 
 
 def round_labels(labels: ArrayLike, confidence: ArrayLike = 0.6) -> jax.Array:
@@ -50,7 +50,7 @@ def round_labels(labels: ArrayLike, confidence: ArrayLike = 0.6) -> jax.Array:
 def rounded(labels: jax.Array, confidence: jax.Array) -> jax.Array:
     """`round_labels` without its checks."""
     sure = jnp.max(labels, axis=-1, keepdims=True) > confidence  # [N,1] strictly, as the paper
-    one_hot = jax.nn.one_hot(jnp.argmax(labels, axis=-1), labels.shape[-1], dtype=labels.dtype)
+    one_hot = jax.nn.one_hot(jnp.argmax(labels, axis=-1), labels.shape[-1], dtype=labels.dtype)  # [N,C]
     return jnp.where(sure, one_hot, labels)
 
 
@@ -59,7 +59,7 @@ def similarity_of(rows: Rows, text: jax.Array | None) -> jax.Array:
     if rows.similarity is not None:
         return rows.similarity
     assert text is not None
-    return EXACT.logits(rows.features, text)
+    return EXACT.logits(rows.features, text)  # [N,C]
 
 
 def rounded_labels(similarity: jax.Array, potentials: jax.Array, settings: Checked) -> jax.Array:
@@ -76,7 +76,7 @@ def log_masses(rows: Rows, text: jax.Array | None, potentials: jax.Array, label_
         log_labels = jax.nn.log_softmax(logits, axis=-1)  # [N,C]
         return jax.nn.logsumexp(log_labels, axis=0, where=rows.mask[:, None])  # [C]
 
-    return jax.lax.map(one, potentials)
+    return jax.lax.map(one, potentials)  # [G,C], never [G,N,C]
 
 
 def sinkhorn(task: Task, gammas: jax.Array, settings: Checked) -> jax.Array:
@@ -87,7 +87,7 @@ def sinkhorn(task: Task, gammas: jax.Array, settings: Checked) -> jax.Array:
         masses = task.reduce(log_masses, task.text, potentials, settings.label_temperature, log=True)
         return masses - jnp.log(task.num_images)
 
-    first = column_log_means(jnp.zeros((gammas.shape[0], task.num_classes), jnp.float32))
+    first = column_log_means(jnp.zeros((gammas.shape[0], task.num_classes), jnp.float32))  # [G,C]
     target = jax.nn.log_softmax(gammas[:, None] * first, axis=-1)  # q_j ~ (sum_i P_ij)^gamma
 
     def scale(_: jax.Array, potentials: jax.Array) -> jax.Array:

@@ -47,7 +47,7 @@ class ProxyResult(NamedTuple):
 
 def tangent(x: jax.Array, proxies: jax.Array) -> jax.Array:
     """Each row of x [C, E] without its part along the proxy."""
-    return x - jnp.sum(x * proxies, axis=-1, keepdims=True) * proxies
+    return x - jnp.sum(x * proxies, axis=-1, keepdims=True) * proxies  # [C,E]
 
 
 @jax.jit
@@ -59,7 +59,7 @@ def _cross_entropy(
     scale = 1 / (sums.num_images * temperature)
     # rows of P sum to 1: the labels enter by P^T X alone
     objective = total / sums.num_images - jnp.sum(sums.labelled * proxies) * scale
-    return objective, (predicted - sums.labelled) * scale
+    return objective, (predicted - sums.labelled) * scale  # [C,E] (Q - P)^T X / (n tau)
 
 
 def solve(sweeps: Sweeps, sums: LabelSums, text: jax.Array | None, settings: Checked) -> ProxyResult:
@@ -104,6 +104,7 @@ def reference(sweeps: Sweeps, sums: LabelSums, start: jax.Array, settings: Check
         return _descend(i, state, found, sums, settings.temperature)
 
     nothing = jnp.zeros((steps,), jnp.float32)
+    # A norm of infinity: the first iteration has none to compare with, and never halves.
     first = _Descent(start, jnp.float32(LEARNING_RATE), jnp.float32(jnp.inf), nothing, nothing)
     descent = sweeps.loops.fori_loop(0, steps, descend, first)
     last = evaluate_at(sweeps, descent.proxies, sums, settings.temperature)
@@ -261,7 +262,7 @@ def _first_state(point: _Point, longest: int, given: _Given) -> _FastState:
 @jax.jit
 def _move(state: _FastState, variance: jax.Array, given: _Given) -> tuple[jax.Array, jax.Array]:
     """Length t of the step [] and the proxies rownorm(W + t D) [C, E] at its end."""
-    t = state.damping * _newton_step(state.point, state.direction, variance, given)
+    t = state.damping * _newton_step(state.point, state.direction, variance, given)  # []
     return t, normalize(state.point.proxies + t * state.direction)
 
 
@@ -282,6 +283,7 @@ def _judge(state: _FastState, new: _Point, t: jax.Array, given: _Given) -> _Fast
     step, old, direction = state.step + 1, state.point, state.direction
     slope = jnp.sum(old.gradient * direction)  # [] downhill: below 0
     gain = old.objective - new.objective
+    # rownorm(W + t D) moves by D / stretch and along the proxies; of the latter the gradient here has no part.
     slope_there = jnp.sum(new.gradient * direction / stretch(direction, t)[:, None])
     accepted = (slope_there <= -SLOPE_LEFT * slope) & (gain >= -10 * given.noise)
     damped = jnp.clip(slope / (slope - jnp.maximum(slope_there, 0)), 0.1, 0.5)  # secant

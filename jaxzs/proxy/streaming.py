@@ -103,11 +103,13 @@ class _Passes:
         self.sharding = settings.sharding or NamedSharding(
             parallel.make_mesh(devices=jax.local_devices()), P(parallel.DATA)
         )
+        # A pass of its own: the shape of all chunks must be known first, and later passes rely on what is checked here.
         lengths = [len(_checked(chunk, text.shape[1])) for chunk in chunks()]
         self.num_images = int(_over_processes(np.array(sum(lengths))))
         if self.num_images == 0:
             raise DataError("the chunks hold no images")
         shards = checks.shards(self.sharding)
+        # One shape, so that one program serves all chunks.
         self.length = parallel.padded_length(max(lengths, default=1), shards)
         self.block_size = block_rows(settings, self.length // shards, text.shape[0])
 

@@ -60,6 +60,7 @@ def stretch(direction: jax.Array, t: jax.Array) -> jax.Array:
 def spread_sum(logits: jax.Array, along: jax.Array, mask: jax.Array, temperature: jax.Array) -> jax.Array:
     """Sum over images of the variance of `along` [N, C] under softmax(logits / tau): []."""
     q = jax.nn.softmax(logits / temperature, axis=-1)  # [N,C]
+    # Centred first: in float32 the mean of squares less the square of the mean would cancel.
     centred = along - jnp.sum(q * along, axis=-1, keepdims=True)  # [N,C]
     variance = jnp.sum(q * jnp.square(centred), axis=-1)  # [N]
     return jnp.sum(jnp.where(mask, variance, jnp.float32(0)))
@@ -71,9 +72,9 @@ def gradient_sums(
     """What `Sweeps.gradient` is of a block with those logits [N, C]."""
     normaliser = jax.nn.logsumexp(logits / temperature, axis=-1)  # [N]
     q = jnp.exp(logits / temperature - normaliser[:, None])  # [N,C]
-    q = jnp.where(rows.mask[:, None], q, jnp.float32(0))
+    q = jnp.where(rows.mask[:, None], q, jnp.float32(0))  # padding has a softmax, too
     total = jnp.sum(jnp.where(rows.mask, normaliser, jnp.float32(0)))
-    return total, products.by_class(q, rows.features)
+    return total, products.by_class(q, rows.features)  # [], [C,E]
 
 
 class Kept:
@@ -88,13 +89,13 @@ class Kept:
         self.rows = self.rows._replace(features=self.rows.features.astype(self.products.dtype))
 
     def start(self, proxies: jax.Array) -> jax.Array:
-        return self.products.logits(self.rows.features, proxies)
+        return self.products.logits(self.rows.features, proxies)  # [N,C]
 
     def gradient(self, cache: jax.Array, proxies: jax.Array) -> tuple[jax.Array, jax.Array]:
         return gradient_sums(self.products, self.rows, cache, self.temperature)
 
     def along(self, direction: jax.Array) -> jax.Array:
-        return self.products.logits(self.rows.features, direction)
+        return self.products.logits(self.rows.features, direction)  # [N,C]
 
     def spread(self, line: Line) -> jax.Array:
         return spread_sum(line.cache, line.along, self.rows.mask, self.temperature)
@@ -144,5 +145,5 @@ def block_spread(
     rows: Rows, proxies: jax.Array, direction: jax.Array, temperature: jax.Array, products: Products
 ) -> jax.Array:
     """`Sweeps.spread` of one block."""
-    logits = products.logits(rows.features, proxies)
+    logits = products.logits(rows.features, proxies)  # [B,C]
     return spread_sum(logits, products.logits(rows.features, direction), rows.mask, temperature)
