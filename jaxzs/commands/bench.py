@@ -71,10 +71,12 @@ def run(options: BenchOptions) -> int:
     run = Run(options)
     model = _model(run)
     timed: dict[str, Any] = {}
+    # A part that is named twice is measured once.
     with tqdm(dict.fromkeys(options.parts), unit="part", desc="measure", disable=options.no_progress) as parts:
         for part in parts:
             parts.set_postfix_str(part)
             timed[part] = _time(_MEASURED[part](model, options), options.rounds)
+    # Seconds of one call of each part, not of all its rounds.
     run.seconds = {when: sum(of[when] for of in timed.values()) for when in ("compile", "run")}
     record = run.record(Results(timed), device_memory=_device_memory())
     run.write(record, options.out)
@@ -109,7 +111,7 @@ def _model(run: Run) -> _Model:
 def _image(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs import clip
 
-    pixels = _normal((options.batch_size, *_image_shape(model.config)))
+    pixels = _normal((options.batch_size, *_image_shape(model.config)))  # [B,S,S,3]
     encode = functools.partial(clip.encode_image, model.params, pixels, model.config, numerics=options.numerics)
     return _Measured(encode, options.batch_size, "image")
 
@@ -117,7 +119,7 @@ def _image(model: _Model, options: BenchOptions) -> _Measured:
 def _text(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs import clip
 
-    ids = _token_ids(model.config, options.batch_size)
+    ids = _token_ids(model.config, options.batch_size)  # [B,T]
     encode = functools.partial(clip.encode_text, model.params, ids, model.config, numerics=options.numerics)
     return _Measured(encode, options.batch_size, "text")
 
@@ -129,10 +131,11 @@ def _proxy(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs import proxy
     from jaxzs.clip import normalize
 
-    text = normalize(_normal((options.classes, model.config.projection_dim)))
-    of_class = jnp.arange(options.images) % options.classes
-    spread = normalize(_normal((options.images, model.config.projection_dim), seed=1))
-    features = normalize(text[of_class] + 2.0 * spread)
+    text = normalize(_normal((options.classes, model.config.projection_dim)))  # [C,E]
+    of_class = jnp.arange(options.images) % options.classes  # [N]
+    spread = normalize(_normal((options.images, model.config.projection_dim), seed=1))  # [N,E]
+    # A cosine of about 0.45 with the own proxy: as far apart as features of photos are.
+    features = normalize(text[of_class] + 2.0 * spread)  # [N,E]
     return _Measured(functools.partial(proxy.fit, features, text), options.images, "image")
 
 
@@ -144,13 +147,14 @@ def _prompt(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs import prompt
 
     config = model.config
-    modality = prompt.TextPrompt(min(16, config.text.max_position_embeddings - 6))
-    bare = np.asarray(_token_ids(config, _PROMPT_CLASSES, length=6))
-    template = _normal((_PROMPT_CLASSES, config.projection_dim))
+    modality = prompt.TextPrompt(min(16, config.text.max_position_embeddings - 6))  # beside a name of 6 tokens
+    bare = np.asarray(_token_ids(config, _PROMPT_CLASSES, length=6))  # [C,6]
+    template = _normal((_PROMPT_CLASSES, config.projection_dim))  # [C,E]
     ids = jnp.asarray(prompt.placeholder_ids(bare, modality.length, config.text))
     frozen = prompt.Frozen(model.params, ids, template, template)
-    images = _normal((_PROMPT_STEPS * _PROMPT_BATCH, config.projection_dim), seed=1)
+    images = _normal((_PROMPT_STEPS * _PROMPT_BATCH, config.projection_dim), seed=1)  # [N,E], encoded already
     labels = np.arange(len(images)) % _PROMPT_CLASSES
+    # One epoch of one chunk: exactly the steps that are counted.
     optimisation = prompt.Optimisation(
         epochs=1, warmup_epochs=0, batch_size=_PROMPT_BATCH, steps_per_chunk=_PROMPT_STEPS
     )
@@ -161,14 +165,14 @@ def _prompt(model: _Model, options: BenchOptions) -> _Measured:
     tune = functools.partial(
         prompt.fit, prompt.Task(modality, config, options.numerics), frozen, prompt.Pool(images, labels), [split], plan
     )
-    return _Measured(lambda: tune().prompts, _PROMPT_STEPS, "step")
+    return _Measured(lambda: tune().prompts, _PROMPT_STEPS, "step")  # waiting for them waits for the training
 
 
 def _tag(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs import clip, patch
 
-    pixels = _normal((options.batch_size, *_image_shape(model.config)))
-    texts = _normal((_TAG_NAMES, model.config.projection_dim), seed=1)
+    pixels = _normal((options.batch_size, *_image_shape(model.config)))  # [B,S,S,3]
+    texts = _normal((_TAG_NAMES, model.config.projection_dim), seed=1)  # [C,E], background names included
     tag = functools.partial(
         patch.tag,
         model.params,
@@ -213,7 +217,7 @@ def _token_ids(config: CLIPConfig, count: int, length: int = _TEXT_LENGTH) -> An
     # Below the end token, which the first published configurations find as the largest id.
     highest = max(2, min(text.vocab_size, text.eos_token_id) - 2)
     ids = np.random.default_rng(0).integers(1, highest, (count, length)).astype(np.int32)
-    ids[:, -1] = text.eos_token_id if text.eos_token_id != 2 else text.vocab_size - 1
+    ids[:, -1] = text.eos_token_id if text.eos_token_id != 2 else text.vocab_size - 1  # 2 stands there by mistake
     return ids
 
 
@@ -224,14 +228,14 @@ def _time(measured: _Measured, rounds: int) -> dict[str, Any]:
     seconds = []
     for _ in range(1 + rounds):
         start = time.perf_counter()
-        jax.block_until_ready(measured.call())
+        jax.block_until_ready(measured.call())  # jax returns before the work is done
         seconds.append(time.perf_counter() - start)
-    usual = statistics.median(seconds[1:])
+    usual = statistics.median(seconds[1:])  # without the first call, which compiles
     return {
         "unit": measured.unit,
         "per_second": measured.units / usual,
         "run": usual,
-        "compile": max(0.0, seconds[0] - usual),
+        "compile": max(0.0, seconds[0] - usual),  # a noisy clock gives no less than nothing
     }
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     Encoder = Callable[[np.ndarray], jax.Array]
 
 
+# Fewer than the library's: "learned" follows from --proxies, "closed_form" from auto.
 _Asked = Literal["auto", "proxy", "gda", "stata", "transclip", "zero-shot"]
 
 
@@ -85,13 +86,14 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
 def run(options: ClassifyOptions) -> int:
     """Classify and print; returns 0, or 1 when some images could not be read."""
     _check_options(options)
-    if options.stream:
+    if options.stream:  # without an end, hence without a record
         return label_as_they_come(options)
     from jaxzs.classification import check_number_of_classes, classify_features, paths_of, rows_of
 
     run = Run(options)
     with run.measured(kept=lambda: _kept(options)):
         source = run.open_images()
+        # Before the model: what is wrong with the names is told before seconds of loading.
         given = options.class_names()
         model = run.load_model()
         learned = _learned(options, model)
@@ -107,7 +109,7 @@ def run(options: ClassifyOptions) -> int:
     if truth is not None:
         _add_truth(rows, classes, truth)
     run.write_table(options.out, *_table(rows))
-    run.settings = {"method": found.method}
+    run.settings = {"method": found.method}  # the one really used, in place of the one asked for
     for note in filter(None, (*found.notes, found.chosen)):
         run.notice(f"note: {note}")
     results = _results(run, classes, found, (features, text), truth)
@@ -136,11 +138,11 @@ def _truth_of(run: Run, classes: _Classes, read: Sequence[int]) -> np.ndarray | 
     """The true class of each image that was read [N], -1 where it is not known; None where none is."""
     import numpy as np
 
-    if classes.truth == ():
+    if classes.truth == ():  # there are folders, but named for something else
         run.notice("note: no subfolder is named as a class; no accuracy")
     if not classes.truth:
         return None
-    return np.array([-1 if (place := classes.truth[number]) is None else place for number in read])
+    return np.array([-1 if (place := classes.truth[number]) is None else place for number in read])  # [N]
 
 
 def _add_truth(rows: Sequence[dict[str, Any]], classes: _Classes, truth: np.ndarray) -> None:
@@ -182,14 +184,16 @@ def _text(
     from jaxzs.prompt import TunedPrompt, prompted_encoders
 
     options = run.options
+    # A head that was kept: its weights stand for the text, which is not encoded again.
     if learned is not None and not isinstance(learned, TunedPrompt):
         head = learned.head
-        weights = jnp.asarray((head.prior if isinstance(head, GaussianHead) else head).weights)
+        weights = jnp.asarray((head.prior if isinstance(head, GaussianHead) else head).weights)  # [C,E]
         zeroshot.check_proxies(weights, classes.names)
         return weights, None
     if not options.force:
         model.check_words(classes.names)
     if learned is not None:
+        # [C,E], and its own encoder of images.
         return prompted_encoders(model, learned, classes.names, numerics=options.numerics)
     text = zeroshot.text_proxies(
         model, classes.names, classes.templates, numerics=options.numerics, progress=not options.quiet
@@ -207,7 +211,7 @@ def _check_options(options: ClassifyOptions) -> None:
             raise DataError(f"--stream labels batches by StatA and takes no {', '.join(also)}; leave these out")
     if options.gamma != "auto":
         try:
-            valid = 0 <= float(options.gamma) <= 1
+            valid = 0 <= float(options.gamma) <= 1  # False for NaN
         except ValueError:
             valid = False
         if not valid:
@@ -270,6 +274,7 @@ def _classes(
     elif learned is not None:
         names = learned.class_names
     elif found:
+        # Two folders may be one name, such as hot_dog and "hot dog".
         names = tuple(dict.fromkeys(folder.replace("_", " ") for folder in found))
         run.notice(f"class names taken from the subfolders: {', '.join(names)}")
     else:
@@ -289,6 +294,7 @@ def _truth(
     try:
         pairing = match_names(names, found, by_position=run.options.by_position)
     except LabelError as error:
+        # Where only some folders are classes, somebody meant them; where none is, there is merely no accuracy.
         if run.options.by_position or any(place is not None for place in match_places(names, found)):
             advice = "to classify without an accuracy, name the images by a pattern, such as FOLDER/*/*.jpg"
             raise LabelError(error.message, python=str(error), command=f"{error.command}; {advice}") from error
@@ -305,7 +311,7 @@ def _of_dataset(
     if folders is None:
         return None
     places = {folder: info.place(folder) for folder in found}
-    if set(places.values()) == {None}:
+    if set(places.values()) == {None}:  # named for something else
         return ()
     info.names_for(found)  # says which of them are strangers
     return tuple(None if folder is None else places[folder] for folder in folders)
@@ -331,7 +337,8 @@ def _stored(
 
     from jaxzs.features import Extraction, extract
 
-    assert options.store is not None
+    assert options.store is not None  # `_encode` has seen to it
+    # Any number of images may be unreadable: this command tells of them, and goes on.
     choices = Extraction(numerics=options.numerics, batch_size=options.batch_size, max_skipped=len(source))
     kept = extract(model, source, options.store, choices, progress=not options.quiet).arrays()
     return jnp.asarray(kept.features), kept.indices.tolist(), kept.skipped
@@ -361,7 +368,7 @@ def _results(
     metrics: dict[str, Any] = {"images": len(found.classes), "classes": len(classes.names)}
     if truth is None:
         return Results(metrics)
-    known = truth >= 0
+    known = truth >= 0  # [N]
     if not known.any():
         return Results(metrics | {"known": 0})
     metrics |= {"known": int(known.sum()), **measures(found.classes[known], truth[known], classes.shown)}
@@ -376,7 +383,7 @@ def _results(
         for name, own in predicted.items()
     ]
     per_class = []
-    if len(predicted) > 1:
+    if len(predicted) > 1:  # something to compare with
         of = predicted["zero-shot"], predicted[method], truth, protocol
         per_class = [curves.per_class(data, method, classes.shown, *of)]
     return Results(metrics, tuple(figures), tuple(per_class))
@@ -448,6 +455,7 @@ def _shots(run: Run, model: Model, classes: _Classes, encode: Encoder | None) ->
     features, read, unreadable = encode_source(model, source, choices)
     for reason in unreadable:
         run.notice(f"note: {reason}")
+    # What could not be read has no features, and its label goes with it.
     return Shots(features, np.array([labels[number] for number in read], np.int32))
 
 
@@ -463,6 +471,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Header and cells: a line an image, with the truth where it is known, and all its classes."""
     truth = ["truth"] if "truth" in rows[0] else []
     header = ["path", "label", "score", *truth]
+    # The best class is in front already; the others carry their rank.
     header += [f"{name}_{rank}" for rank in range(2, len(rows[0]["top"]) + 1) for name in ("label", "score")]
     cells = [
         [*(row[name] for name in ("path", "label", "score", *truth)), *(v for e in row["top"][1:] for v in e.values())]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxzs.commands.options import ComputeOptions
 
 _WORTH_KEEPING = 0.1  # seconds of compiling; jax's own 1 would leave out most programs of a small model
-_MOST_BYTES = 2**30
+_MOST_BYTES = 2**30  # of all programs together; then the oldest go
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def computing(options: Any) -> Iterator[None]:
     """The device that is asked for, and the compile cache, around a command that computes."""
     from jaxzs.commands.options import ComputeOptions
 
-    if not isinstance(options, ComputeOptions):
+    if not isinstance(options, ComputeOptions):  # a command that only reads and writes files
         yield
         return
     if options.device is not None:
@@ -43,7 +43,7 @@ def _use(device: str, *, check: bool) -> None:
     """Raise `ConfigError` where jax has no such device. Several processes find each other before they look."""
     import jax
 
-    before = _set({"jax_platforms": device})
+    before = _set({"jax_platforms": device})  # of effect only before the first computation
     if not check:
         return
     try:
@@ -53,7 +53,7 @@ def _use(device: str, *, check: bool) -> None:
         reason = str(error).partition("\n")[0] or type(error).__name__
         remedy = {"gpu": "; for GPUs pip install 'jaxzs[cuda]'", "tpu": "; for TPUs pip install 'jaxzs[tpu]'"}
         raise ConfigError(f"--device {device}: jax finds none here ({reason}){remedy.get(device, '')}") from error
-    if found != device:
+    if found != device:  # jax had begun before
         _set(before)
         raise ConfigError(f"--device {device}: this process computes on {found} already")
 
@@ -65,6 +65,7 @@ def compile_cache(options: ComputeOptions) -> Iterator[None]:
     Not with --no-cache, not where the user has a cache of their own (`JAX_COMPILATION_CACHE_DIR`) or has forbidden it,
     nor where none can be kept safely. A cache costs or saves time, never the result.
     """
+    # What the user has told jax itself is left alone.
     folder = None if options.no_cache or _is_set("cache_dir") or not _is_set("enable") else private_folder()
     if folder is None:
         yield
@@ -78,6 +79,7 @@ def compile_cache(options: ComputeOptions) -> Iterator[None]:
     compilation_cache.reset_cache()  # whether there is one is otherwise decided once a process
     try:
         with warnings.catch_warnings():
+            # A cache that cannot be read or written costs seconds, nothing else.
             warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
             yield
     finally:
@@ -115,17 +117,18 @@ def private_folder() -> Path | None:
     try:
         for made in (root, folder.parent, folder):
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Programs are executed, so nobody else may write here; the folder above may be one that is shared.
             if made != root:
                 _check_private(made)
         _prune(folder)
-    except OSError:
+    except OSError:  # then nothing is kept
         return None
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def _check_private(folder: Path) -> None:
     """Raise `OSError` unless it is a folder of this user that nobody else can write to."""
-    status = folder.lstat()
+    status = folder.lstat()  # of a link itself, not of where it leads
     others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or others:
         raise PermissionError(f"{folder} is not this user's alone")
@@ -135,7 +138,7 @@ def _machine() -> str:
     """Name for the kind of processor: programs for one may not run on another that shares the home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")  # x86, Arm
     except OSError:
         features = platform.processor()
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"
@@ -143,11 +146,11 @@ def _machine() -> str:
 
 def _prune(folder: Path) -> None:
     """Programs that were kept first go where all of them take too much room."""
-    kept = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
+    kept = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)  # oldest first
     total = sum(file.stat().st_size for file in kept)
     for file in kept:
         if total <= _MOST_BYTES:
             return
         total -= file.stat().st_size
         if file.is_file():
-            file.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)  # another run may have been here before

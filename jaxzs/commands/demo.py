@@ -66,7 +66,7 @@ def real_digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
+    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target  # 0 to 16 as scanned
 
 
 class Classified(NamedTuple):
@@ -90,13 +90,15 @@ def classify_digits(images: np.ndarray) -> Classified:
     model = load("demo")
     classes = model.card["classes"]["digits"]
     clock.lap("load")
-    features = zeroshot.image_features(model, model.preprocess(list(images)))
+    features = zeroshot.image_features(model, model.preprocess(list(images)))  # [N,E]
+    # Waited for: its seconds would be counted for the next stage.
     jax.block_until_ready(features)
     clock.lap("encode images")
-    text = zeroshot.text_proxies(model, classes, model.card["templates"]["digits"])
+    text = zeroshot.text_proxies(model, classes, model.card["templates"]["digits"])  # [C,E]
     predictions = {"zero-shot": np.asarray(zeroshot.predict(features, text))}
     clock.lap("text proxies")
     curves = []
+    # 1 takes the class balance that the text predicts, 0 a uniform one, which these digits very nearly have.
     for name, gamma in (("proxies, plain", 1.0), ("proxies, Sinkhorn", 0.0)):
         learned = proxy.fit(features, text, proxy.Settings(gamma=gamma), logit_scale=model.logit_scale)
         predictions[name] = np.asarray(zeroshot.predict(features, learned.proxies))
@@ -166,9 +168,9 @@ def draw(
 
     before, after = predictions[METHODS[0]], predictions[METHODS[-1]]
     changed = np.flatnonzero(before != after)
-    shown = np.random.default_rng(0).permutation(changed)[:40]
+    shown = np.random.default_rng(0).permutation(changed)[:40]  # four rows of ten
     figure = Figure(figsize=(11, 8.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # it attaches itself to the figure
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.75, 1))
     top, bottom = parts
     top.suptitle(
@@ -178,7 +180,7 @@ def draw(
     axes: Any = top.subplots(4, 10)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, index in zip(axes.flat, shown, strict=False):
+    for axis, index in zip(axes.flat, shown, strict=False):  # fewer may have changed
         axis.imshow(images[index], cmap="gray_r", interpolation="bicubic")
         right, lost = after[index] == labels[index], before[index] == labels[index]
         colour = "tab:green" if right else "tab:red" if lost else "tab:gray"
@@ -187,7 +189,7 @@ def draw(
     axis = bottom.subplots()
     for offset, name in zip((-0.27, 0, 0.27), METHODS, strict=True):
         axis.bar(np.arange(10) + offset, per_class[name], width=0.26, label=name)
-    axis.set(xticks=range(10), ylabel="accuracy, %", ylim=(0, 118), xlabel="digit")
+    axis.set(xticks=range(10), ylabel="accuracy, %", ylim=(0, 118), xlabel="digit")  # room for the legend above 100
     axis.set_title("green: now right, red: now wrong, grey: wrong both times", fontsize=9)
     axis.legend(ncols=3, loc="upper center", frameon=False)
     axis.spines[["top", "right"]].set_visible(False)

@@ -62,9 +62,11 @@ def run(options: EvaluateOptions) -> int:
     from jaxzs.report import Sweep
     from jaxzs.report.records import json_values
 
+    # Always with zero-shot, which the table compares every method with.
     methods = tuple(dict.fromkeys(("zero-shot", *options.method)))
     rows: list[dict[str, Any]] = []
     for model, data in _pairs(options):
+        # Hub ids have slashes, names of files have none.
         where = data.name if model is None else f"{model.name}-{data.name}".replace("/", "-")
         settings = {"temperature": data.temperature, "templates": list(options.templates)}
         sweep = Sweep(
@@ -113,7 +115,7 @@ def _check(options: EvaluateOptions) -> None:
     if not options.data:
         raise DataError("no data given: --data NAME=FOLDER, NAME=STORE or NAME=FILE.npz, one or several")
     for one in options.data:
-        name, _, place = one.partition("=")
+        name, _, place = one.partition("=")  # at the first "=": places may have one, too
         if not name or not place:
             raise ConfigError(f"--data {one!r}: expected NAME=PLACE, such as pets=photos/pets")
         if not Path(place).exists():
@@ -125,7 +127,7 @@ def _check(options: EvaluateOptions) -> None:
         if shots < 0:
             raise ConfigError(f"--shots {shots}: expected 0 or more")
     for regime in options.regime:
-        drawn(regime, np.zeros(1, int), 1, 0)
+        drawn(regime, np.zeros(1, int), 1, 0)  # raises for a regime that there is not
     check_output_folder(options.out)
 
 
@@ -137,7 +139,7 @@ def _pairs(options: EvaluateOptions) -> Iterator[tuple[Model | None, Labelled]]:
     models: dict[str, Model] = {}
     for one in options.data:
         name, _, place = one.partition("=")
-        if place.endswith(".npz"):
+        if place.endswith(".npz"):  # it brings its text features: no model is asked
             yield None, read_features(Path(place), name)
             continue
         for model in options.model:
@@ -154,6 +156,7 @@ def _encoded(options: EvaluateOptions, model: Model, name: str, place: str) -> L
     from jaxzs.evaluation import Labelled
     from jaxzs.features import extract, open_store
 
+    # The store itself, or the folder that `jaxzs extract` has put one into.
     is_store = (Path(place) / "store.json").exists() or any(Path(place).glob("*/store.json"))
     store = open_store(place) if is_store else extract(model, open_source(place), options.out / "features")
     if is_store and store.settings.get("weights") != model.fingerprint:
@@ -166,12 +169,12 @@ def _encoded(options: EvaluateOptions, model: Model, name: str, place: str) -> L
     if labels.ndim != 1:
         raise DataError(f"{place} has several labels an image: expected one")
     templates = read_templates(options.templates) or (zeroshot.DEFAULT_TEMPLATE,)
-    text = np.asarray(zeroshot.text_proxies(model, names, templates))
-    known = labels >= 0
+    text = np.asarray(zeroshot.text_proxies(model, names, templates))  # [C,E]
+    known = labels >= 0  # -1: without a label
     return Labelled(
         name,
-        np.asarray(kept.features, np.float32)[known],
-        labels[known],
+        np.asarray(kept.features, np.float32)[known],  # [N,E]
+        labels[known],  # [N]
         text,
         str(store.path.name),
         float(1 / model.logit_scale),

@@ -57,10 +57,11 @@ def run(options: ExtractOptions) -> int:
     from jaxzs import parallel
 
     if options.distributed:
-        parallel.initialize()
+        parallel.initialize()  # before anything else asks jax
     run = Run(options)
     with run.measured(kept=lambda: f"{options.out} keeps all finished chunks, the same command goes on from there"):
         store = _extract(run)
+    # Every process has written its part of the store; one of them tells.
     if not parallel.is_main_process():
         return FINISHED
     run.skip([reason for chunk in store.chunks() for reason in chunk.skipped])
@@ -103,6 +104,7 @@ def _extract(run: Run) -> FeatureStore:
         options.max_skipped,
     )
     progress = parallel.is_main_process() and not options.quiet
+    # A checkpoint of an image tower alone will do.
     return features.extract(run.load_model(images_only=True), source, options.out, choices, progress=progress)
 
 

@@ -26,6 +26,7 @@ def measures(classes: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> di
     for predicted, true in zip(classes[:, 0], truth, strict=True):
         counts.setdefault(names[true], collections.Counter())[names[predicted]] += 1
     recall = {name: 100 * own[name] / own.total() for name, own in counts.items()}
+    # Among no more than five classes it would be 100 % always.
     top = {} if len(names) <= 5 else {"accuracy_at_5": 100 * float((classes[:, :5] == truth[:, None]).any(1).mean())}
     return {
         "accuracy": 100 * float((classes[:, 0] == truth).mean()),
@@ -42,6 +43,7 @@ def confusion_table(metrics: Mapping[str, Any]) -> str:
 
     confusion, recall = metrics["confusion"], metrics["recall"]
     shown = sorted(recall, key=lambda name: recall[name])[:_LISTED] if len(recall) > _LISTED else list(recall)
+    # Also labels that are nobody's truth, but were given.
     labels = list(dict.fromkeys([*recall, *(label for own in confusion.values() for label in own)]))
     if len(labels) <= _SQUARE:
         header = ["truth, labelled as", *map(one_line, labels), "recall, %"]
@@ -58,6 +60,7 @@ def confusion_table(metrics: Mapping[str, Any]) -> str:
 
 
 def _most(labels: dict[str, int]) -> str:
+    # The most frequent first: `measures` has put them into that order.
     shown = [f"{one_line(label)} {count}" for label, count in list(labels.items())[:3]]
     return ", ".join([*shown, *["..."] * (len(labels) > len(shown))])
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def shown_as(metavar: str) -> Any:
     """How the help shows an option that may be left out; its text says what happens then."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")  # instead of "(default: None)"
 
 
 Text = Annotated[str | None, shown_as("TEXT")]
@@ -61,7 +61,7 @@ class OutputOptions:
     def print_record(self, record: dict[str, Any]) -> None:
         """With --json, the record."""
         if self.json:
-            terminal.say(json_format.dumps(record, indent=2, allow_nan=False))
+            terminal.say(json_format.dumps(record, indent=2, allow_nan=False))  # NaN would be no JSON
 
     @property
     def no_progress(self) -> bool | None:
@@ -132,7 +132,7 @@ class LabelOptions:
         Raises `LabelError` for more than one of them, and for names that are empty or repeated.
         """
         given = [name for name in ("labels", "labels_file", "dataset") if getattr(self, name)]
-        given += ["labels"] * (self.labels == "")
+        given += ["labels"] * (self.labels == "")  # given, though empty
         if len(given) > 1:
             named = " and ".join(map(option, given))
             raise LabelError(f"{named} are given: give only one of --labels, --labels-file and --dataset")
@@ -180,7 +180,7 @@ def read_names(path: Path) -> tuple[str, ...]:
             "`jaxzs extract --label-table`"
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")  # -sig: Windows editors begin a file with a mark
     except OSError as error:
         raise LabelError(
             f"cannot read class names from {path}: {error.strerror or error}; name a file with one class name "
@@ -223,6 +223,7 @@ def check_numbers(options: Any, *names: str, least: float = 1, most: float | Non
     """Raise `DataError` naming the first option that lies outside of a range; None lies in every range."""
     for name in names:
         value = getattr(options, name)
+        # Asked this way round, NaN lies outside, too.
         if value is not None and not (least <= value and (most is None or value <= most)):
             wanted = f"at least {least}" if most is None else f"{least} to {most}"
             raise DataError(f"{option(name)} is {value}, expected {wanted}")
@@ -251,6 +252,7 @@ def check_record_beside(out: Path | None) -> None:
     """Raise `DataError` when the .json file beside `out`, where the record will go, is something else."""
     from jaxzs.report import read_record
 
+    # The record of an earlier run may go, a file of somebody else's may not.
     if out is None or not (beside := out.with_suffix(".json")).exists() or beside == out:
         return
     try:
@@ -271,6 +273,7 @@ def check_output_folder(path: Path | None, name: str = "out") -> None:
 
 
 def _check_writable(folder: Path, what: str) -> None:
+    # The nearest folder that there is decides whether the others can be made in it.
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise DataError(f"{what} cannot be written: {there} is a file, not a folder; name another")

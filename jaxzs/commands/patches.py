@@ -65,7 +65,7 @@ class PatchOptions(OutputOptions, ModelOptions, LabelOptions):
         from jaxzs.patch import Batching
 
         return Batching(
-            batch_size=min(self.batch_size, max(1, num_images)),
+            batch_size=min(self.batch_size, max(1, num_images)),  # a few images are not filled up to a full batch
             scales=scales,
             max_patches=self.max_patches,
             resize=not self.no_resize,
@@ -122,7 +122,7 @@ class Opening:
 
     def __init__(self, run: Run, paths: Sequence[Path]) -> None:
         self.run, self.paths = run, paths
-        self.opened: list[Path] = []
+        self.opened: list[Path] = []  # by number, which only images that could be read have
 
     def __iter__(self) -> Iterator[Image.Image]:
         from jaxzs.data import open_image
@@ -151,7 +151,7 @@ def text_features(options: PatchOptions, model: Model, names: Names) -> jax.Arra
         names.foreground,
         names.background,
         names.templates,
-        distinct=options.dataset is None,
+        distinct=options.dataset is None,  # ImageNet has names twice
         cache=None if options.no_cache else cache_folder(),
         progress=not options.quiet,
     )
@@ -194,10 +194,12 @@ def learned_tags(run: Run, model: Model, paths: Sequence[Path], names: Names) ->
         return encoded_patches(model, opening, batch_size=size, on_error=opening.failed, numerics=numerics)
 
     first = iter(batches(Opening(run, paths)))
+    # Asked for by itself, because learning from nothing is an error.
     if (start := next(first, None)) is None:
         return  # nothing could be used, which is said where all commands say it
-    seen = (batch.patches[: len(batch.numbers)] for batch in itertools.chain([start], first))
+    seen = (batch.patches[: len(batch.numbers)] for batch in itertools.chain([start], first))  # without filling
     classifier = learn_patch_classifier(seen, texts)
+    # The second reading leaves out what the first could not use: it is told once.
     opening = Opening(run, [path for path in paths if str(path) not in run.unusable])
     found = tag_images_with(
         classifier,

@@ -42,10 +42,11 @@ def run(options: ReportOptions) -> int:
 
     named, found = find_records(options.results, besides=options.out)
     records, skipped = [], {}
-    for path in sorted({*named, *found}):
+    for path in sorted({*named, *found}):  # each once, also if it was named and found
         try:
             records.append(read_record(path))
         except RecordError as error:
+            # Folders hold other .json files, too: what is no record is told, but is no error.
             skipped[path] = str(error)
     if not records:
         first = f"; the first: {next(iter(skipped.values()))}" if skipped else ""
@@ -81,6 +82,7 @@ def run(options: ReportOptions) -> int:
             "written": written,
         }
     )
+    # Only what was named in full was surely meant to be a record.
     return INCOMPLETE if named & skipped.keys() else FINISHED
 
 
@@ -106,7 +108,7 @@ def find_records(places: tuple[str, ...], besides: Path) -> tuple[set[Path], set
     named: set[Path] = set()
     found: set[Path] = set()
     for place in places:
-        path = Path(place).expanduser()
+        path = Path(place).expanduser()  # a ~ in quotes comes as it is
         if path.is_dir():
             found.update(path.rglob("*.json"))
         elif path.exists():
@@ -117,5 +119,6 @@ def find_records(places: tuple[str, ...], besides: Path) -> tuple[set[Path], set
                 raise RecordError(f"no such file or folder: {place}")
             for match in matches:
                 found.update(match.rglob("*.json") if match.is_dir() else [match])
+    # What an earlier report has written there is no result.
     outside = {path for path in found if not path.resolve().is_relative_to(besides.resolve())}
     return named, outside - named

@@ -58,8 +58,9 @@ class Run:
             with measured() as seconds:
                 yield
         except KeyboardInterrupt as stop:
+            # A block inside has said already what is kept, and knows it better.
             raise KeyboardInterrupt(stop.args[0] if stop.args else kept()) from None
-        self.seconds = {**seconds, **self.seconds}
+        self.seconds = {**seconds, **self.seconds}  # what the command has set itself stays
 
     @property
     def elapsed(self) -> float:
@@ -136,11 +137,12 @@ class Run:
     def fail(self, name: str | Path, error: JaxzsError) -> None:
         """An input that could not be used."""
         reason = error.shown(on_command_line=True)
+        # Most errors name their file.
         self.unusable[str(name)] = reason if str(name) in reason else f"{name}: {reason}"
 
     def skip(self, reasons: Sequence[str]) -> None:
         """Inputs that could not be used, by reasons that name them."""
-        self.unusable.update(zip(reasons, reasons, strict=True))
+        self.unusable.update(zip(reasons, reasons, strict=True))  # a reason names its input, and is its own key
 
     def check_any(self, usable: Sized, verb: str = "used") -> None:
         """Raise `DataError` when nothing could be used."""
@@ -156,6 +158,7 @@ class Run:
             more["notices"] = self.notices
         if self.passed_over and (passed := self.passed_over.record()):
             more["passed_over"] = passed
+        # Of images also where all could be used: the empty list says so.
         if self.data:
             more["unreadable"] = list(self.unusable.values())
         record = write_record(
@@ -168,6 +171,7 @@ class Run:
             seconds=self.seconds,
             **more,
         )
+        # Not through `write_record`, which has an argument of this name.
         return record if rows is None else record | {"results": list(rows)}
 
     def write(self, record: dict[str, Any], path: Path | None) -> None:
@@ -205,13 +209,14 @@ class Run:
             self.options.say(closing)
         self.options.print_record(record)
         if not self.unusable:
+            # A folder that could not be read may have held images.
             return INCOMPLETE if self.passed_over and self.passed_over.unreadable_folders else FINISHED
         total = self.data["images"] if self.data else len(self.unusable)
         lines = [f"  {one_line(reason)}" for reason in list(self.unusable.values())[:_SHOWN]]
         if len(self.unusable) > _SHOWN:
             lines.append(f"  and {len(self.unusable) - _SHOWN} more, all named in the record")
         head = f"{len(self.unusable)} of {counted(total, 'image')} could not be used:"
-        terminal.warn("\n".join([head, *lines]))
+        terminal.warn("\n".join([head, *lines]))  # also with --quiet: something is missing from the answer
         return INCOMPLETE
 
 
@@ -237,7 +242,7 @@ def command_of(options: Any) -> str:
 def settings_of(options: Any) -> dict[str, Any]:
     """All options that a result depends on, as JSON values."""
     own = {name: value for name, value in dataclasses.asdict(options).items() if name not in _UNRECORDED}
-    return json.loads(json.dumps(own, default=str))
+    return json.loads(json.dumps(own, default=str))  # paths as texts, tuples as lists
 
 
 def command_line(options: Any) -> str:
@@ -249,8 +254,9 @@ def command_line(options: Any) -> str:
         if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         values = [str(one) for one in (value if isinstance(value, tuple) else (value,))]
+        # Types are texts here: annotations are not evaluated in modules of options.
         if "Positional" in str(field.type) or str(field.type) == "Images":
             positional += [] if value is None else values
         elif value != default and field.name not in ("json", "quiet"):
-            named += [option(field.name), *([] if value is True else values)]
+            named += [option(field.name), *([] if value is True else values)]  # a flag has no value
     return shlex.join(["jaxzs", command_of(options), *positional, *named])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jaxzs.clip import Model
     from jaxzs.patch import CRF, Segmenting
 
-_CLIP_ES_TEMPLATE = "a clean origami {}."
+_CLIP_ES_TEMPLATE = "a clean origami {}."  # CLIP-ES chose it, by the sharpness of the scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,7 @@ def run(options: SegmentOptions) -> int:
         class_names=list(names.labels),
         background_names=list(names.background),
         labels={str(c): name for c, name in enumerate(write.shown)},
+        # In the order of the paths, whatever the order they came in.
         rows=[rows[path] for path in paths if path in rows],
     )
     run.write(record, options.out / "masks.json")
@@ -142,13 +143,14 @@ def _by_activation(job: _Job) -> _Found:
     # One name at least must compete with the tags.
     names = Names(job.names.foreground, job.names.background or ("background",), _cam_templates(options))
     texts = text_features(options, job.model, names)
+    # What the tagging could not use has no tags, and is told already.
     opening = Opening(job.run, [path for path in job.paths if path in tags])
     masks = segment_images(
         job.model,
         opening,
         _InOrderOfOpening(tags, opening.opened),
-        texts[: len(names.foreground)],
-        texts[len(names.foreground) :],
+        texts[: len(names.foreground)],  # [F,E]
+        texts[len(names.foreground) :],  # [C-F,E]
         job.settings(),
         batching=options.batching(len(tags)),
         on_error=opening.failed,
@@ -171,12 +173,13 @@ def _by_patches(job: _Job) -> _Found:
         opening,
         text_features(options, job.model, names),
         settings,
+        # The class of each name; all names of the background are one, -1.
         classes=[*range(len(names.foreground)), *[-1] * len(names.background)],
         on_error=opening.failed,
         numerics=Numerics(options.compute_dtype),
     )
     for mask in masks:
-        yield opening.opened[mask.number], mask.present - 1, mask.labels
+        yield opening.opened[mask.number], mask.present - 1, mask.labels  # masks count classes from 1
 
 
 def _tags(job: _Job) -> dict[Path, list[int]]:
@@ -200,7 +203,7 @@ class _Writer:
     def __init__(self, folder: Path, paths: Sequence[Path], foreground: Sequence[str]) -> None:
         self.masks = picture_names(paths, folder / "masks")
         self.overlays = picture_names(paths, folder / "overlays")
-        self.shown = ["background", *foreground]
+        self.shown = ["background", *foreground]  # 0 is the background
 
     def __call__(self, path: Path, tags: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """The row of the image: its tags and the part of the image that each covers."""
@@ -217,6 +220,7 @@ class _InOrderOfOpening(Sequence):
     """Tags by the number under which an image was read: unreadable files have none."""
 
     def __init__(self, tags: dict[Path, list[int]], opened: list[Path]) -> None:
+        # `opened` grows while images are read: tags are looked up when their image is there.
         self.tags, self.opened = tags, opened
 
     def __len__(self) -> int:
@@ -242,6 +246,7 @@ def _read_tags(file: Path, paths: Sequence[Path], foreground: Sequence[str]) -> 
         raise DataError(
             f"{file} is not a file that `jaxzs tag ... --out {file.with_suffix('.json')}` writes: {error}"
         ) from error
+    # By name where folders have been moved since.
     by_name = {path.name: labels for path, labels in listed.items()}
     place = {name: c for c, name in enumerate(foreground)}
     tags = {}
@@ -252,7 +257,7 @@ def _read_tags(file: Path, paths: Sequence[Path], foreground: Sequence[str]) -> 
         unknown = [label for label in labels if label not in place]
         if unknown:
             raise LabelError(f"{file}: {path} is tagged {unknown[0]!r}, which is not among --labels")
-        tags[path] = sorted({place[label] for label in labels})
+        tags[path] = sorted({place[label] for label in labels})  # each once, in the order of the classes
     return tags
 
 

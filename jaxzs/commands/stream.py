@@ -33,15 +33,17 @@ def label_as_they_come(options: Any) -> int:
         raise LabelError("what are the classes? A stream needs --labels, --labels-file or --dataset")
     run = Run(options)
     model = run.load_model(names)
-    text = zeroshot.text_proxies(model, names, numerics=options.numerics)
+    text = zeroshot.text_proxies(model, names, numerics=options.numerics)  # [C,E]
     settings = online.StatA(temperature=1 / model.logit_scale, batch=options.batch_size)
     labelled = 0
     for paths in _batches(_arriving(options.images), options.batch_size):
         features, read = _encoded(run, model, paths)
         if not len(read):
             continue
+        # A stream of this batch alone: the statistics of StatA are those of one batch.
         (answer,) = online.stream([features], text, settings)
         for path, p in zip(read, answer.probabilities, strict=True):
+            # Flushed, because somebody at the other end of a pipe waits for the line.
             print(f"{path}\t{names[int(p.argmax())]}\t{float(p.max()):.3f}", flush=True)
         labelled += len(read)
     options.notice(f"{counted(labelled, 'image')} labelled, {counted(len(run.unusable), 'file')} not usable")
@@ -78,17 +80,17 @@ def _arriving(places: Sequence[str]) -> queue.Queue[str | None]:
         for place in places:
             if not Path(place).is_dir():
                 raise DataError(f"{place} is no folder: a stream takes folders, or - for paths on standard input")
-    arriving: queue.Queue[str | None] = queue.Queue(maxsize=10_000)
+    arriving: queue.Queue[str | None] = queue.Queue(maxsize=10_000)  # a pipe that is faster waits
     work, arguments = (_listen, (arriving,)) if places == ("-",) else (_watch, (places, arriving))
-    threading.Thread(target=work, args=arguments, daemon=True).start()
+    threading.Thread(target=work, args=arguments, daemon=True).start()  # it ends with the process
     return arriving
 
 
 def _listen(arriving: queue.Queue[str | None]) -> None:
     for line in sys.stdin:
         if line.strip():
-            arriving.put(line.rstrip("\n"))
-    arriving.put(None)
+            arriving.put(line.rstrip("\n"))  # names may end in blanks
+    arriving.put(None)  # the end
 
 
 def _watch(places: Sequence[str], arriving: queue.Queue[str | None]) -> None:
@@ -104,7 +106,7 @@ def _watch(places: Sequence[str], arriving: queue.Queue[str | None]) -> None:
             except JaxzsError:
                 present = []  # none yet
             for path in present:
-                size = os.path.getsize(path) if os.path.exists(path) else -1
+                size = os.path.getsize(path) if os.path.exists(path) else -1  # removed between two looks
                 if path not in told and sizes.get(path) == size:
                     told.add(path)
                     arriving.put(path)
@@ -120,6 +122,7 @@ def _batches(arriving: queue.Queue[str | None], size: int) -> Iterator[list[str]
         until = None
         while len(batch) < size:
             try:
+                # The first one is waited for without end, those behind it for a moment.
                 path = arriving.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
             except queue.Empty:
                 break
@@ -127,6 +130,6 @@ def _batches(arriving: queue.Queue[str | None], size: int) -> Iterator[list[str]
                 ended = True
                 break
             batch.append(path)
-            until = until or time.monotonic() + _TOGETHER
+            until = until or time.monotonic() + _TOGETHER  # counted from the first one
         if batch:
             yield batch

@@ -61,12 +61,13 @@ def run(options: TagOptions) -> int:
             for path, tagged in tags:
                 found[path] = _row(path, tagged, names.labels)
                 if options.html is not None:
+                    # Small maps are kept for the page at the end; pictures are written as they come.
                     maps[str(path)] = _maps(found[path], tagged, names.labels)
                 if pictures:
                     _draw(pictures[path], path, tagged, names.labels)
-                bar.update(len(found) + len(run.unusable) - bar.n)
+                bar.update(len(found) + len(run.unusable) - bar.n)  # an unusable image is done, too
     run.check_any(found)
-    rows = [found[path] for path in paths if path in found]
+    rows = [found[path] for path in paths if path in found]  # in the order of the paths
     per_image = sum(len(row["tags"]) for row in rows) / len(rows)
     run.write_table(options.out, _HEADER, _cells(rows))
     record = run.record(
@@ -105,12 +106,13 @@ def _check(options: TagOptions) -> None:
 
 def _row(path: Path, tagged: ImageTags, foreground: Sequence[str]) -> dict[str, Any]:
     """What is written of one image: its tags, best first, and the scores of all classes."""
-    order = sorted(range(len(foreground)), key=lambda c: -tagged.scores[c])
-    height, width = tagged.size
+    order = sorted(range(len(foreground)), key=lambda c: -tagged.scores[c])  # best first
+    height, width = tagged.size  # of the image itself, in pixels
     tags = []
     for c in order:
         if not tagged.tags[c]:
             continue
+        # Fractions of the image, rows first; what is written is left, top, right, bottom in pixels.
         top, bottom, left, right = tagged.boxes[c].tolist()
         tags.append(
             {

@@ -22,6 +22,7 @@ def warn(text: str) -> None:
 
 def _write(text: str, stream: TextIO) -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
+    # What a terminal of another encoding lacks is shown as an escape, instead of ending the command.
     print(escaped(text).encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 

@@ -107,11 +107,13 @@ def run(options: TuneOptions) -> int:
     state = options.state or options.out.with_suffix(".state.safetensors")
     with run.measured(kept=lambda: _kept(state)):
         job = _prepare(run)
+        # A test set that does not fit is told here, before hours of training.
         zero_shot = _zero_shot(job)
         if state.exists():
             run.notice(f"going on from {state}")
         run.step(f"tuning on {counted(len(job.pool.images), 'image')}")
         fitted = _fit(job, state)
+    # Prompts, then the record, then the state goes: whatever stops the run, nothing that was trained is lost.
     _save(job, fitted)
     record = run.record(
         _results(job, fitted, zero_shot),
@@ -160,8 +162,8 @@ def _prepare(run: Run) -> _Job:
         modality,
         names,
         template=options.template,
-        literal_braces=not options.filled_template,
-        distinct=options.dataset is None,
+        literal_braces=not options.filled_template,  # as the released code selects first
+        distinct=options.dataset is None,  # ImageNet has names twice
         numerics=options.numerics,
     )
 
@@ -191,6 +193,7 @@ def _fit(job: _Job, state: Path) -> Fit:
 
 
 def _check(options: TuneOptions) -> None:
+    # Equal seeds would be one run twice, written to one file.
     if not options.seeds or len(set(options.seeds)) < len(options.seeds):
         raise DataError(f"--seeds are {options.seeds}, expected distinct numbers, at least one")
     check_output_file(options.out, ".safetensors")
@@ -219,7 +222,8 @@ def _zero_shot(job: _Job) -> _ZeroShot | None:
 
     if job.test is None:
         return None
-    logits = prompt.plain_logits(job.task, job.frozen.text_features, job.frozen, job.test.images)
+    # The filled template: the braces of the released code are in the first pseudolabels only.
+    logits = prompt.plain_logits(job.task, job.frozen.text_features, job.frozen, job.test.images)  # [N,C]
     predictions = np.asarray(logits.argmax(1))
     seen = job.split.seen if job.options.paradigm == "trzsl" else None
     found = _ZeroShot(predictions, prompt.evaluate(predictions, job.test.labels, seen))
@@ -237,7 +241,7 @@ def _save(job: _Job, fitted: Fit) -> None:
     options = job.options
     for r, seed in enumerate(options.seeds):
         path = _path_of(options, seed)
-        own = jax.tree.map(lambda leaf, r=r: np.asarray(leaf)[r], fitted.prompts)
+        own = jax.tree.map(lambda leaf, r=r: np.asarray(leaf)[r], fitted.prompts)  # leaves [R,...] -> [...]
         settings = {**settings_of(options), "seed": seed}
         tuned = prompt.TunedPrompt(job.task.modality, own, job.names, options.template, job.model.fingerprint, settings)
         prompt.save_prompt(path, tuned)
@@ -260,7 +264,7 @@ def _results(job: _Job, fitted: Fit, zero_shot: _ZeroShot | None) -> Results:
     if zero_shot is None or job.test is None:
         return Results(metrics, pseudolabels=pseudolabels)
     images, labels = job.test
-    logits = prompt.score(job.task, fitted.prompts, job.frozen, images)
+    logits = prompt.score(job.task, fitted.prompts, job.frozen, images)  # [R,N,C]
     per_class = data, method, job.names, zero_shot.predictions, logits.argmax(2), labels, protocol
     return Results(
         metrics,
@@ -283,6 +287,7 @@ def _sources(run: Run) -> tuple[Source, Source | None]:
     if options.test is None and options.test_split is None:
         return source, None
     test = open_source(options.test or options.images, split=options.test_split)
+    # With only --test-split, the rest of the same images is learned from.
     if options.split is None and options.test_split is not None:
         source = _without(run, source, test)
     _tell_overlap(run, source, test)
@@ -311,6 +316,7 @@ def _tell_overlap(run: Run, source: Source, test: Source) -> None:
     if not both:
         return
     found = f"{both} of {counted(len(tested), 'test image')} are also among the images to learn from"
+    # With the labels of test images trained on, an accuracy would mean nothing.
     if run.options.paradigm != "ul":
         raise DataError(f"{found}, with labels; give --split and --test-split, or another folder as --test")
     run.notice(f"note: {found}, without their labels (transductive)")
@@ -325,7 +331,7 @@ def item_keys(source: Source) -> list[Any]:
         inner = item_keys(source.source)
         return [inner[int(number)] for number in source.indices]
     if isinstance(source, FolderSource):
-        return [os.path.realpath(source.root / file) for file in source.files]
+        return [os.path.realpath(source.root / file) for file in source.files]  # one file, whatever the path to it
     return [(source.identity, number) for number in range(len(source))]
 
 
@@ -335,7 +341,7 @@ def _classes(run: Run, source: Source) -> tuple[tuple[str, ...], tuple[int, ...]
 
     options: TuneOptions = run.options
     own, given, info = tuple(source.label_names), options.class_names(), options.dataset_info()
-    if info is not None:
+    if info is not None:  # it knows other names of its labels
         names = info.names_for(own) if own else info.class_names
         return tuple(names), tuple(range(len(names)))
     if given is None and not own:
@@ -362,9 +368,10 @@ def _renumbered(labels: np.ndarray, places: Sequence[int]) -> np.ndarray:
     """Labels as places among the class names: [N] of the data -> [N]; -1 stays."""
     import numpy as np
 
+    # What lies outside stays as it is, for the check that names the image.
     if not len(places) or labels.max(initial=-1) >= len(places):
         return labels
-    return np.where(labels < 0, labels, np.asarray(places)[labels])
+    return np.where(labels < 0, labels, np.asarray(places)[labels])  # [N]
 
 
 def _split(options: TuneOptions, labels: np.ndarray, num_classes: int) -> Split:
@@ -372,6 +379,7 @@ def _split(options: TuneOptions, labels: np.ndarray, num_classes: int) -> Split:
 
     if options.paradigm == "ul":
         known = (labels >= 0).all() and len(set(labels.tolist())) == num_classes
+        # Labels give the scan order of the released code; without them it is that of the files.
         return prompt.ul_split(len(labels), num_classes, labels if known else None)
     if options.paradigm == "ssl":
         return prompt.ssl_split(labels, num_classes, options.labels_per_class)
@@ -390,6 +398,7 @@ def _modality(options: TuneOptions) -> Modality:
 def _plan(options: TuneOptions) -> Plan:
     from jaxzs import prompt
 
+    # 5 epochs of warm-up, as published; fewer in a training that is shorter.
     optimisation = prompt.Optimisation(
         options.learning_rate, options.epochs, min(5, options.epochs - 1), options.batch_size
     )
