@@ -266,7 +266,9 @@ def _pipelined(loaded: Iterator[Batch], encode: Encode, dtype: str) -> Iterator[
 
     for batch in loaded:
         # `encode` returns at once, before the device is done; `fetch` is what waits.
-        pending.append((batch._replace(pixels=batch.pixels[:0]), *encode(batch.pixels)))
+        pending.append(
+            (batch._replace(pixels=np.empty((0, *batch.pixels.shape[1:]), np.float32)), *encode(batch.pixels))
+        )
         if len(pending) > _IN_FLIGHT:
             yield fetch()
     while pending:
