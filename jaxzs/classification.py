@@ -190,7 +190,7 @@ def encode_source(
             read += batch.indices[batch.mask].tolist()
             unreadable += batch.errors
             bar.update(len(read) + len(unreadable) - bar.n)  # an unreadable image is done, too
-    return jnp.concatenate(features), read, unreadable
+    return jnp.concatenate(features), read, unreadable  # [n,E]
 
 
 def rows_of(paths: Sequence[str], names: Sequence[str], found: Classification, top: int = 1) -> list[dict[str, Any]]:

@@ -75,8 +75,8 @@ def per_class_accuracy(
         raise DataError(f"predictions has shape {predictions.shape}; expected one axis [N]")
     weights = _weights(labels, predictions.shape[0], mask)
     hit = jnp.where(predictions == labels.astype(predictions.dtype), weights, 0)
-    counts = jnp.zeros((num_classes,), jnp.float32).at[labels].add(weights)
-    hits = jnp.zeros((num_classes,), jnp.float32).at[labels].add(hit)
+    counts = jnp.zeros((num_classes,), jnp.float32).at[labels].add(weights)  # [C]
+    hits = jnp.zeros((num_classes,), jnp.float32).at[labels].add(hit)  # [C]
     absent = counts == 0
     # NaN and not 0: nothing was asked of a class without rows.
     per_class = jnp.where(absent, jnp.float32(jnp.nan), hits / jnp.where(absent, 1, counts))

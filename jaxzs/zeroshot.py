@@ -150,7 +150,7 @@ def text_proxies(
         proxies.append(normalize(means)[: len(batch) // per_class])
         bar.update(len(batch) // per_class)
     bar.close()
-    found = jnp.concatenate(proxies)
+    found = jnp.concatenate(proxies)  # [C,E]
     check_proxies(found, class_names)
     return found
 

@@ -36,7 +36,7 @@ def run(options: DatasetsOptions) -> int:
     info = dataset_info(options.name)
     options.print_record({**dataclasses.asdict(info), "digest": info.digest})
     options.say(f"{info.title}: {info.num_classes} classes" + (", several per image" if info.multi_label else ""))
-    for of, source in info.source.items():
+    for of, source in info.source.items():  # names and templates may come from different places
         where = source.get("repository") or source.get("package")
         commit = f" at {source['commit'][:12]}" if "commit" in source else ""
         options.say(f"{of} from {where} {source['path']}{commit}")

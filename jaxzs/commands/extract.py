@@ -68,7 +68,7 @@ def run(options: ExtractOptions) -> int:
     number = store.num_items - len(run.unusable)
     run.check_any(range(number), "read")
     record = _record(run, store, number)
-    if os.access(store.path, os.W_OK):
+    if os.access(store.path, os.W_OK):  # a finished store may lie where nobody can write
         run.write(record, store.path / "extract.json")
     else:
         run.notice(f"{store.path} cannot be written: no record of this run")
@@ -104,7 +104,7 @@ def _extract(run: Run) -> FeatureStore:
         options.max_skipped,
     )
     progress = parallel.is_main_process() and not options.quiet
-    # A checkpoint of an image tower alone will do.
+    # A store holds features of images only: without a text tower a checkpoint is whole enough.
     return features.extract(run.load_model(images_only=True), source, options.out, choices, progress=progress)
 
 

@@ -50,7 +50,7 @@ class OutputOptions:
 
     def say(self, text: str = "") -> None:
         """Part of the answer, for people: on standard output, which --json keeps for the record."""
-        if not self.json:
+        if not self.json:  # the record is alone on standard output, for a program that reads it
             terminal.say(text)
 
     def notice(self, text: str) -> None:
@@ -141,6 +141,7 @@ class LabelOptions:
         elif self.labels_file is not None:
             names, where = read_names(self.labels_file), f"{self.labels_file}"
         else:
+            # Not checked: a known data set may name two classes alike.
             info = self.dataset_info()
             return None if info is None else info.class_names
         check_named(names, where)
@@ -174,7 +175,7 @@ def read_names(path: Path) -> tuple[str, ...]:
 
     Raises `LabelError` naming the file when it cannot be read or holds no list of names.
     """
-    if path.suffix.lower() in (".csv", ".tsv"):
+    if path.suffix.lower() in (".csv", ".tsv"):  # each line of it would pass for a name
         raise LabelError(
             f"{path} is a table: expected one class name a line, or a JSON list. Labels of single images are for "
             "`jaxzs extract --label-table`"
@@ -210,6 +211,7 @@ def read_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Sentences, and those of the sets that are named among them."""
     from jaxzs.data import template_set, template_set_names
 
+    # A set stands for its sentences; whatever is no set is a sentence itself.
     known = template_set_names()
     return tuple(
         text for template in templates for text in (template_set(template) if template in known else (template,))
@@ -242,7 +244,7 @@ def check_output_file(path: Path | None, *suffixes: str, name: str = "out") -> N
         raise DataError(
             f"{option(name)} {path} is a folder, expected a file; write e.g. {path / ('results' + suffixes[0])}"
         )
-    if path.suffix.lower() not in suffixes:
+    if path.suffix.lower() not in suffixes:  # the suffix decides what is written
         wanted = " or ".join(suffixes)
         raise DataError(f"{option(name)} {path}: the name must end in {wanted}")
     _check_writable(path.parent, f"{option(name)} {path}")

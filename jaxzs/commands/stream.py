@@ -69,7 +69,7 @@ def _encoded(run: Run, model: Model, paths: Sequence[str]) -> tuple[Any, list[st
         for reason in unreadable:
             run.skip([reason])
             run.notice(reason)
-    return (np.concatenate(found) if found else np.zeros((0, 1), np.float32)), read
+    return (np.concatenate(found) if found else np.zeros((0, 1), np.float32)), read  # [n,E]
 
 
 def _arriving(places: Sequence[str]) -> queue.Queue[str | None]:

@@ -122,6 +122,7 @@ def run(options: TuneOptions) -> int:
         prompts=[str(_path_of(options, seed)) for seed in options.seeds],
     )
     run.write(record, options.out)
+    # A state that stayed would end the next such run at once, and refuse one with other settings.
     state.unlink(missing_ok=True)
     return run.finish(record)
 
@@ -346,7 +347,7 @@ def _classes(run: Run, source: Source) -> tuple[tuple[str, ...], tuple[int, ...]
         return tuple(names), tuple(range(len(names)))
     if given is None and not own:
         raise LabelError(f"{options.images} does not name its classes; give --labels, --labels-file or --dataset")
-    if given is None or not own:
+    if given is None or not own:  # nothing to pair: one of both lists is all there is
         names = own if given is None else given
         return names, tuple(range(len(names)))
     pairing = match_names(given, own, by_position=options.by_position)
@@ -358,7 +359,7 @@ def _test_places(source: Source, test: Source, places: Sequence[int]) -> tuple[i
     """The class of each label of the test data, which may list them in another order."""
     from jaxzs.data import match_names
 
-    if not (source.label_names and test.label_names):
+    if not (source.label_names and test.label_names):  # numbers that name nothing are taken as they are
         return tuple(places)
     pairing = match_names(source.label_names, test.label_names)
     return tuple(places[place] for place in pairing.places)
@@ -433,7 +434,7 @@ def _show_progress(progress: Progress) -> None:
 
 
 def _show_record(options: TuneOptions, record: Record) -> None:
-    if sys.stderr.isatty() and not options.quiet:
+    if sys.stderr.isatty() and not options.quiet:  # the last step stays on the line above
         print(file=sys.stderr)
     parts = [f"iteration {record.iteration}", f"loss {_mean(record.loss):.4f}"]
     if number := record.num_pseudolabels[0]:

@@ -126,7 +126,7 @@ def read_source(
     bar.close()
     if not kept:
         raise DataError("there are no images to tune prompts on")
-    return Pool(jnp.concatenate(kept), np.array(labels, np.int64))
+    return Pool(jnp.concatenate(kept), np.array(labels, np.int64))  # [N,...], [N]
 
 
 def constant_images(
@@ -153,7 +153,7 @@ def constant_images(
         _constants(modality, params, pixels[rows], config, numerics)[:real]  # [B,...]
         for rows, real in equal_batches(len(pixels), batch_size)
     ]
-    return jnp.concatenate(parts)
+    return jnp.concatenate(parts)  # [N,...]
 
 
 def equal_batches(number: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -136,7 +136,7 @@ def ul_split(num_images: int, num_classes: int, labels: np.ndarray | None = None
     if labels is not None:
         trzsl = trzsl_split(labels, num_classes)
         # The scan order of the released code, on which the boards depend.
-        order = np.concatenate([trzsl.unlabelled, trzsl.labelled, trzsl.validation])
+        order = np.concatenate([trzsl.unlabelled, trzsl.labelled, trzsl.validation])  # [N]
     return Split("ul", num_classes, none, none, order, classes, classes)
 
 

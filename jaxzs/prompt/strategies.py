@@ -246,7 +246,7 @@ def advance(job: _Job, state: FitState) -> FitState:
     training = _training(job, state)
     if len(state.losses) < total_steps(training):
         train_state, losses = advance_training(training, state.train, len(state.losses))
-        return state._replace(train=train_state, losses=np.concatenate([state.losses, losses]))
+        return state._replace(train=train_state, losses=np.concatenate([state.losses, losses]))  # [t,R]
     return _next_iteration(job, state._replace(records=[*state.records, _record(job, state)]))
 
 
@@ -317,7 +317,7 @@ def _training(job: _Job, state: FitState) -> Training:
     items, weights, plan, iteration = [], [], job.plan, state.iteration
     for selected, split, ks in zip(state.selections, job.splits, job.ks, strict=True):
         rows, pseudo = split_pseudolabels(*selected, ks[iteration])
-        labels = np.concatenate([pseudo, job.pool.labels[split.labelled]])
+        labels = np.concatenate([pseudo, job.pool.labels[split.labelled]])  # [n], pseudolabels first
         if split.paradigm == "trzsl":  # groups by class: a pseudolabel is always one of the unseen
             second = np.isin(labels, split.candidates)
         else:

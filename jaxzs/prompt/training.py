@@ -282,7 +282,7 @@ def train(training: Training, prompts: Prompts | TrainState) -> tuple[TrainState
     losses = np.zeros((0, len(training.items)), np.float32)
     while len(losses) < total_steps(training):
         state, own = advance(training, state, len(losses))
-        losses = np.concatenate([losses, own])
+        losses = np.concatenate([losses, own])  # [t,R]
     return state, losses
 
 

@@ -328,6 +328,7 @@ def _heat(scores: np.ndarray) -> Image.Image:
     # A flat map has no range to divide by, and stays transparent.
     level = ((scores - low) / (high - low) if high > low else np.zeros_like(scores)).astype(np.float32)[..., None]
     colours = _COLD + (_HOT - _COLD) * level  # [rows,columns,3]
+    # [rows,columns,4]: the score is the opacity, too, so that a photo is seen where the tag is not.
     return Image.fromarray(np.concatenate([colours, 175 * level], axis=-1).astype(np.uint8), "RGBA")
 
 
