@@ -134,7 +134,7 @@ def _proxy(model: _Model, options: BenchOptions) -> _Measured:
     text = normalize(_normal((options.classes, model.config.projection_dim)))  # [C,E]
     of_class = jnp.arange(options.images) % options.classes  # [N]
     spread = normalize(_normal((options.images, model.config.projection_dim), seed=1))  # [N,E]
-    # A cosine of about 0.45 with the own proxy: as far apart as features of photos are.
+    # A cosine of about 0.45 with the own proxy.
     features = normalize(text[of_class] + 2.0 * spread)  # [N,E]
     return _Measured(functools.partial(proxy.fit, features, text), options.images, "image")
 
