@@ -143,7 +143,8 @@ def _pairs(options: EvaluateOptions) -> Iterator[tuple[Model | None, Labelled]]:
             yield None, read_features(Path(place), name)
             continue
         for model in options.model:
-            models.setdefault(model, load(model))
+            if model not in models:
+                models[model] = load(model)
             yield models[model], _encoded(options, models[model], name, place)
 
 
