@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxzs import clip, patch
 from jaxzs.patch import CRF, dense_crf, segment
-from jaxzs.patch.cam import class_activation_maps
+from jaxzs.patch.cam import CamTexts, class_activation_maps
 from jaxzs.report import markdown_table, write_record
 
 try:  # run as a file, or as a module of experiments
@@ -126,7 +126,7 @@ def main() -> None:
         B, K = pixels.shape[0], texts.shape[0] - BACKGROUND
         texts = jnp.broadcast_to(texts[None], (B, *texts.shape))
         present = jnp.ones((B, K), bool)
-        return class_activation_maps(params, pixels, texts, present, config, grid).maps
+        return class_activation_maps(params, pixels, CamTexts(texts, present), config, grid).maps
 
     for num_tags in options.tags:
         texts = rng.standard_normal((num_tags + BACKGROUND, config.projection_dim))

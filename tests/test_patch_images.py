@@ -96,7 +96,9 @@ def test_divided_over_devices(model, data_mesh):
     images = [photo(60, 60, seed) for seed in range(11)]  # not a multiple of the devices
     batching = Batching(batch_size=8)
     alone = list(tag_images(model, images, TEXTS, num_foreground=F, batching=batching))
-    shared = list(tag_images(model, images, TEXTS, num_foreground=F, batching=batching, mesh=data_mesh))
+    shared = list(
+        tag_images(model, images, TEXTS, num_foreground=F, batching=dataclasses.replace(batching, mesh=data_mesh))
+    )
     assert sum(int(tagged.reidentified.sum()) for tagged in alone) > 5
     for one, other in zip(alone, shared, strict=True):
         assert one.number == other.number
@@ -126,7 +128,7 @@ def test_unusable_images_are_passed_over(model):
     found = list(
         tag_images(
             model, images, TEXTS, num_foreground=F,
-            batching=Batching(batch_size=8), on_error=errors.__setitem__,
+            batching=Batching(batch_size=8, on_error=errors.__setitem__),
         )
     )  # fmt: skip
     assert [tagged.number for tagged in found] == [1]
@@ -153,7 +155,7 @@ def test_many_sizes_are_few_programs(model):
     lines: list[str] = []
     errors: dict[int, ImageError] = {}
     images = [np.full((*size, 3), number, np.uint8) for number, size in enumerate(MIXED)]
-    found = list(stacks(model, images, Batching(notice=lines.append), on_error=errors.__setitem__))
+    found = list(stacks(model, images, Batching(notice=lines.append, on_error=errors.__setitem__)))
     shapes = {stack.pixels.shape for stack in found}
     assert len(shapes) <= 5
     assert [line.split()[0] for line in lines] == ["image", *["compiling"] * len(shapes)]
@@ -207,11 +209,11 @@ def test_photos_of_any_size(model):
 def test_a_second_call_compiles_nothing(model, data_mesh):
     images = [photo(60, 60, seed) for seed in range(3)]
     for mesh in (None, data_mesh):
-        batching = Batching(batch_size=8)
-        list(tag_images(model, images, TEXTS, Tagging(votes=1), num_foreground=F, batching=batching, mesh=mesh))
+        batching = Batching(batch_size=8, mesh=mesh)
+        list(tag_images(model, images, TEXTS, Tagging(votes=1), num_foreground=F, batching=batching))
         with compilations() as compiled:
             settings = Tagging(votes=2, relative_threshold=0.4)
-            list(tag_images(model, images, TEXTS, settings, num_foreground=F, batching=batching, mesh=mesh))
+            list(tag_images(model, images, TEXTS, settings, num_foreground=F, batching=batching))
         assert not compiled
     with compilations() as compiled:
         jax.jit(lambda x: 2 * x + 17)(1.0)

@@ -13,7 +13,7 @@ import pytest
 from jaxzs.clip import normalize
 from jaxzs.errors import DataError
 from jaxzs.patch import PatchClassifier, learn_patch_classifier, tag_with
-from jaxzs.patch.learned import Bank, discriminant, kept
+from jaxzs.patch.learned import Bank, Patches, discriminant, kept
 
 FILE = Path(__file__).parent / "golden" / "patch" / "piaa.npz"
 
@@ -87,7 +87,7 @@ def test_classes_without_patches_keep_their_text():
     text = jnp.eye(3)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)) * 0.1, jnp.float32) + jnp.array([[1.0, 0, 0]])
     label = jnp.zeros(20, jnp.int32)
-    weights, bias = discriminant(x, label, jnp.ones(20), jnp.ones(20, bool), text)
+    weights, bias = discriminant(Patches(x, label, jnp.ones(20), jnp.ones(20, bool)), text)
     assert np.isfinite(weights).all()
     assert np.isfinite(bias).all()
     far = jnp.asarray(np.eye(3, dtype=np.float32)[[0] * 10 + [1] * 10 + [2]])[:, None]  # one patch of the last class

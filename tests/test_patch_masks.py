@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,7 +36,9 @@ def images():
 
 
 def masks_of(model, images, mesh=None, settings=Segmenting(), batching=Batching(batch_size=8)):  # noqa: B008
-    found = list(segment_images(model, images, TAGS, NAMES, BACKGROUND, settings, mesh=mesh, batching=batching))
+    found = list(
+        segment_images(model, images, TAGS, NAMES, BACKGROUND, settings, batching=replace(batching, mesh=mesh))
+    )
     return sorted(found, key=lambda mask: mask.number)
 
 
@@ -95,7 +98,8 @@ def test_a_second_call_compiles_nothing(model, images):
 
 @pytest.mark.parametrize("mesh", [False, True])
 def test_unknown_tags_are_refused(model, images, mesh):
-    found = segment_images(model, images[:1], [[5]], NAMES, BACKGROUND, mesh=parallel.make_mesh() if mesh else None)
+    batching = Batching(mesh=parallel.make_mesh() if mesh else None)
+    found = segment_images(model, images[:1], [[5]], NAMES, BACKGROUND, batching=batching)
     with pytest.raises(DataError, match=r"tags range from (-1|5) to 5, expected -1 to 4"):
         list(found)
 

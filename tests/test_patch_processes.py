@@ -33,11 +33,11 @@ SCRIPT = """
     random = np.random.default_rng(0)
     photo = lambda h, w: np.kron(random.integers(0, 256, (11, 11, 3)), np.ones((6, 6, 1)))[:h, :w].astype(np.uint8)
     images = [photo(int(random.integers(40, 65)), int(random.integers(40, 65))) for _ in range(11)]
-    batching = patch.Batching(batch_size=8)
-    found = list(patch.tag_images(model, images, TEXTS, num_foreground=F, batching=batching, mesh=mesh))
+    batching = patch.Batching(batch_size=8, mesh=mesh)
+    found = list(patch.tag_images(model, images, TEXTS, num_foreground=F, batching=batching))
     tags = [np.flatnonzero(one.tags).tolist() for one in sorted(found, key=lambda one: one.number)]
-    masks = list(patch.segment_images(model, images, tags, TEXTS[:F], TEXTS[F:], batching=batching, mesh=mesh))
-    dense = list(patch.segment_dense(model, images[:3], TEXTS, patch.Dense(short_side=48), mesh=mesh))
+    masks = list(patch.segment_images(model, images, tags, TEXTS[:F], TEXTS[F:], batching=batching))
+    dense = list(patch.segment_dense(model, images[:3], TEXTS, patch.Dense(short_side=48), batching=batching))
     parallel.barrier("done")
     np.savez(
         {root!r} + f"/result-{{processes}}-{{process}}.npz",

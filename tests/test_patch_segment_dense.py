@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,10 +14,11 @@ from patch_golden import CONFIG, TEXTS, compilations, params
 from jaxzs.clip.model import resize_weights
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.errors import DataError, ImageError, LabelError
-from jaxzs.patch import CRF, Dense, dense_scores, segment_dense
+from jaxzs.patch import CRF, Batching, Dense, dense_scores, segment_dense
 from jaxzs.patch.windows import _starts, labels_of_scores
 
-SETTINGS = Dense(short_side=64, batch_size=8)
+SETTINGS = Dense(short_side=64)
+EIGHT = Batching(batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_windows_cover_everything(length, window, stride):
 
 def test_scores_are_means_over_windows(model):
     """Of each patch, of all windows that hold it, computed window by window."""
-    [mask] = segment_dense(model, PHOTOS[:1], TEXTS, SETTINGS)
+    [mask] = segment_dense(model, PHOTOS[:1], TEXTS, SETTINGS, batching=EIGHT)
     pixels = model.preprocessor.normalize(PHOTOS[0])
     total, count = np.zeros((8, 10, len(TEXTS))), np.zeros((8, 10, 1))
     for y in _starts(64, 48, 24):
@@ -75,21 +77,21 @@ def test_labels_in_strips_are_labels_at_once(model, monkeypatch):
 
 
 def test_photos_of_many_sizes_are_one_program(model):
-    list(segment_dense(model, PHOTOS[:1], TEXTS, SETTINGS))
+    list(segment_dense(model, PHOTOS[:1], TEXTS, SETTINGS, batching=EIGHT))
     with compilations() as compiled:
-        masks = list(segment_dense(model, PHOTOS, TEXTS, SETTINGS))
+        masks = list(segment_dense(model, PHOTOS, TEXTS, SETTINGS, batching=EIGHT))
     assert not compiled
     assert [mask.number for mask in masks] == [0, 1, 2, 3]
     assert [mask.labels.shape for mask in masks] == [image.shape[:2] for image in PHOTOS]
-    alone = [next(segment_dense(model, [image], TEXTS, SETTINGS)) for image in PHOTOS]
+    alone = [next(segment_dense(model, [image], TEXTS, SETTINGS, batching=EIGHT)) for image in PHOTOS]
     for one, other in zip(masks, alone, strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
         assert (one.labels == other.labels).mean() > 0.995
 
 
 def test_divided_over_devices(model, data_mesh):
-    alone = list(segment_dense(model, PHOTOS, TEXTS, SETTINGS))
-    shared = list(segment_dense(model, PHOTOS, TEXTS, SETTINGS, mesh=data_mesh))
+    alone = list(segment_dense(model, PHOTOS, TEXTS, SETTINGS, batching=EIGHT))
+    shared = list(segment_dense(model, PHOTOS, TEXTS, SETTINGS, batching=replace(EIGHT, mesh=data_mesh)))
     for one, other in zip(alone, shared, strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
         assert (one.labels == other.labels).mean() > 0.995
@@ -97,29 +99,29 @@ def test_divided_over_devices(model, data_mesh):
 
 def test_several_names_of_a_class(model):
     classes = [0, 1, 1, 0, 2, -1, -1]
-    [mask] = segment_dense(model, PHOTOS[:1], TEXTS, SETTINGS, classes=classes)
-    [by_name] = segment_dense(model, PHOTOS[:1], TEXTS, SETTINGS)
+    [mask] = segment_dense(model, PHOTOS[:1], TEXTS, SETTINGS, classes=classes, batching=EIGHT)
+    [by_name] = segment_dense(model, PHOTOS[:1], TEXTS, SETTINGS, batching=EIGHT)
     np.testing.assert_array_equal(mask.labels, np.array([0, *(np.array(classes) + 1)])[by_name.labels])
     np.testing.assert_array_equal(mask.present, [label for label in np.unique(mask.labels) if label])
-    [stuff] = segment_dense(model, PHOTOS[:1], TEXTS, Dense(short_side=64, batch_size=8, background=False))
+    [stuff] = segment_dense(model, PHOTOS[:1], TEXTS, Dense(short_side=64, background=False), batching=EIGHT)
     np.testing.assert_array_equal(stuff.labels, by_name.labels - 1)
 
 
 def test_crf_keeps_to_the_labels_found(model):
-    settings = Dense(short_side=64, batch_size=8, crf=CRF(iterations=2))
-    [mask] = segment_dense(model, PHOTOS[:1], TEXTS, settings)
-    [plain] = segment_dense(model, PHOTOS[:1], TEXTS, SETTINGS)
+    settings = Dense(short_side=64, crf=CRF(iterations=2))
+    [mask] = segment_dense(model, PHOTOS[:1], TEXTS, settings, batching=EIGHT)
+    [plain] = segment_dense(model, PHOTOS[:1], TEXTS, SETTINGS, batching=EIGHT)
     assert set(np.unique(mask.labels)) <= set(np.unique(plain.labels))
 
 
 def test_unusable_images(model):
     errors: dict[int, ImageError] = {}
     images = [np.zeros((2, 200, 3), np.uint8), PHOTOS[0], np.zeros((0, 4, 3), np.uint8)]
-    found = list(segment_dense(model, images, TEXTS, SETTINGS, on_error=errors.__setitem__))
+    found = list(segment_dense(model, images, TEXTS, SETTINGS, batching=replace(EIGHT, on_error=errors.__setitem__)))
     assert [mask.number for mask in found] == [1]
     assert sorted(errors) == [0, 2]
     with pytest.raises(ImageError, match=r"image 0: .*too long and thin"):
-        list(segment_dense(model, images, TEXTS, SETTINGS))
+        list(segment_dense(model, images, TEXTS, SETTINGS, batching=EIGHT))
 
 
 @pytest.mark.parametrize(

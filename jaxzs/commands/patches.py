@@ -60,8 +60,8 @@ class PatchOptions(OutputOptions, ModelOptions, LabelOptions):
     no_resize: Flag = False
     """Refuse such images instead. Boxes and masks are in an image's own pixels either way."""
 
-    def batching(self, num_images: int, scales: tuple[float, ...] = (1.0,)) -> Batching:
-        """How so many images are put together, with a word of what is scaled and compiled on the way."""
+    def batching(self, num_images: int, scales: tuple[float, ...], opening: Opening) -> Batching:
+        """How so many images are put together, with a word of what is scaled, compiled and left out on the way."""
         from jaxzs.patch import Batching
 
         return Batching(
@@ -70,6 +70,7 @@ class PatchOptions(OutputOptions, ModelOptions, LabelOptions):
             max_patches=self.max_patches,
             resize=not self.no_resize,
             notice=self.notice,
+            on_error=opening.failed,
         )
 
 
@@ -174,8 +175,7 @@ def tagged_images(
         text_features(options, model, names),
         settings,
         num_foreground=len(names.foreground),
-        batching=options.batching(len(paths), scales),
-        on_error=opening.failed,
+        batching=options.batching(len(paths), scales, opening),
         numerics=Numerics(options.compute_dtype),
     )
     for tagged in found:
@@ -185,13 +185,13 @@ def tagged_images(
 def learned_tags(run: Run, model: Model, paths: Sequence[Path], names: Names) -> Iterator[tuple[Path, ImageTags]]:
     """Path and tags of each usable image by a classifier that these images taught: they are read twice."""
     from jaxzs.clip import Numerics
-    from jaxzs.patch import encoded_patches, learn_patch_classifier, tag_images_with
+    from jaxzs.patch import Batching, encoded_patches, learn_patch_classifier, tag_images_with
 
     options, texts = run.options, text_features(run.options, model, names)
 
     def batches(opening: Opening) -> Iterator[Encoded]:
         size, numerics = min(options.batch_size, len(paths)), Numerics(options.compute_dtype)
-        return encoded_patches(model, opening, batch_size=size, on_error=opening.failed, numerics=numerics)
+        return encoded_patches(model, opening, batching=Batching(size, on_error=opening.failed), numerics=numerics)
 
     first = iter(batches(Opening(run, paths)))
     # Asked for by itself, because learning from nothing is an error.

@@ -152,8 +152,7 @@ def _by_activation(job: _Job) -> _Found:
         texts[: len(names.foreground)],  # [F,E]
         texts[len(names.foreground) :],  # [C-F,E]
         job.settings(),
-        batching=options.batching(len(tags)),
-        on_error=opening.failed,
+        batching=options.batching(len(tags), (1.0,), opening),
         numerics=Numerics(options.compute_dtype),
     )
     for mask in masks:
@@ -163,7 +162,7 @@ def _by_activation(job: _Job) -> _Found:
 def _by_patches(job: _Job) -> _Found:
     """From dense features, without tags."""
     from jaxzs.clip import Numerics
-    from jaxzs.patch import Dense, segment_dense
+    from jaxzs.patch import Batching, Dense, segment_dense
 
     options, names = job.run.options, job.names
     settings = Dense(attention=options.attention, threshold=options.background_below, crf=job.crf)
@@ -175,7 +174,7 @@ def _by_patches(job: _Job) -> _Found:
         settings,
         # The class of each name; all names of the background are one, -1.
         classes=[*range(len(names.foreground)), *[-1] * len(names.background)],
-        on_error=opening.failed,
+        batching=Batching(batch_size=16, on_error=opening.failed),
         numerics=Numerics(options.compute_dtype),
     )
     for mask in masks:

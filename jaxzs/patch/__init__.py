@@ -1,7 +1,7 @@
 """Patch classification (TagCLIP, arXiv 2312.12828): tags, places and masks for images of any size."""
 
 from jaxzs.patch.batching import Batching, prepare_image
-from jaxzs.patch.cam import CamOutput, class_activation_maps
+from jaxzs.patch.cam import CamOutput, CamTexts, class_activation_maps
 from jaxzs.patch.crf import dense_crf
 from jaxzs.patch.dense import dense_features, dense_scores
 from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
@@ -36,6 +36,7 @@ __all__ = [
     "CRF",
     "Batching",
     "CamOutput",
+    "CamTexts",
     "Candidates",
     "Dense",
     "DenseMask",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -14,6 +16,7 @@ from jaxzs.clip.preprocess import ImagePreprocessor, to_rgb
 from jaxzs.errors import DataError, ImageError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from PIL import Image
 
 _ATTENTION_BYTES = 2 * 2**30  # of one layer's attention maps, which bounds what a batch takes
@@ -37,6 +40,8 @@ class Batching:
     max_patches: an image of more patches is scaled to fit, or refused.
     resize: whether it is scaled. Boxes and masks come back in the image's own size.
     notice: told, in a line, of images that are scaled and of shapes that are compiled, which takes seconds each.
+    mesh: devices to divide each batch over; every device works on its own rows. None: one device.
+    on_error: told the number of each image that cannot be used, which is then left out; None: it raises.
 
     >>> patch.Batching(batch_size=4, scales=(1.0, 1.5)).max_patches
     4096
@@ -51,6 +56,8 @@ class Batching:
     max_patches: int = 4096
     resize: bool = True
     notice: Callable[[str], None] | None = None
+    mesh: Mesh | None = None
+    on_error: Callable[[int, ImageError], None] | None = None
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.step) < 1:
@@ -60,6 +67,15 @@ class Batching:
         if not self.scales or not all(0 < scale <= 16 for scale in self.scales):
             raise DataError(f"scales are {self.scales}, expected numbers above 0, at most 16")
 
+    @property
+    def devices(self) -> int:
+        """How many share a batch, whose size is a multiple of them."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    def unpadded(self) -> Batching:
+        """The same, where only images of equal grids share a batch."""
+        return dataclasses.replace(self, step=1)
+
     def say(self, line: str) -> None:
         """Pass a line to whoever wants to know."""
         if self.notice is not None:
@@ -67,6 +83,9 @@ class Batching:
 
 
 DEFAULT_BATCHING = Batching()
+SIXTEEN = Batching(batch_size=16)  # windows, or photos of one size: small, and never padded
+# Keywords of earlier versions, and what is written today.
+OF_BATCHING = {name: f"batching=patch.Batching({name}=...)" for name in ("mesh", "on_error")}
 
 
 def patch_aligned_size(height: int, width: int, patch_size: int, scale: float = 1.0) -> tuple[int, int]:
@@ -176,25 +195,14 @@ class Stack(NamedTuple):
     mask: np.ndarray
 
 
-def stacks(
-    model: Model,
-    images: Iterable[Any],
-    batching: Batching,
-    *,
-    padded: bool = True,
-    multiple: int = 1,
-    on_error: Callable[[int, ImageError], None] | None = None,
-) -> Iterator[Stack]:
-    """Batches of images that share a padded grid, as soon as there are enough of them; the rest at the end.
-
-    padded: False lets only images of equal grids share a batch. multiple: of which the batch sizes are.
-    on_error: told the number of each image that cannot be used, which is then left out; without it, it raises.
-    """
-    pads = padded and batching.step > 1
+def stacks(model: Model, images: Iterable[Any], batching: Batching) -> Iterator[Stack]:
+    """Batches of images that share a padded grid, as soon as there are enough of them; the rest at the end."""
+    pads = batching.step > 1
     waiting: dict[Sides, list[Piece]] = {}
     filled: set[Sides] = set()  # grids whose full batch is compiled
-    shapes = _Shapes(model, batching, multiple)
-    for piece in _pieces(model, images, batching, on_error):
+    shapes = _Shapes(model, batching)
+    at_scales = functools.partial(_at_scales, model, batching)
+    for piece in itertools.chain.from_iterable(usable(images, at_scales, batching)):
         own = piece.grid(model.config.vision.patch_size)
         grid = _shared_grid(own, batching.step, filled) if pads else own
         waiting.setdefault(grid, []).append(piece)
@@ -212,10 +220,10 @@ def stacks(
 class _Shapes:
     """Sizes of batches, and which shapes were met before."""
 
-    def __init__(self, model: Model, batching: Batching, multiple: int) -> None:
+    def __init__(self, model: Model, batching: Batching) -> None:
         vision = model.config.vision
         self.heads, self.patch_size = vision.num_attention_heads, vision.patch_size
-        self.batching, self.multiple = batching, multiple
+        self.batching = batching
         self.met: set[tuple[Sides, int]] = set()
 
     def full(self, grid: Sides) -> int:
@@ -228,7 +236,7 @@ class _Shapes:
         return min(full, self._whole(1 << (images - 1).bit_length()))
 
     def _whole(self, size: int) -> int:
-        return self.multiple * math.ceil(size / self.multiple)
+        return self.batching.devices * math.ceil(size / self.batching.devices)
 
     def stack(self, pieces: list[Piece], grid: Sides, size: int) -> Stack:
         """The pieces as a batch; a shape that was not met before is announced, since it will be compiled."""
@@ -281,22 +289,21 @@ def merged(waiting: Mapping[Sides, list[_T]], filled: Set[Sides], max_patches: i
     return groups
 
 
-def _pieces(
-    model: Model, images: Iterable[Any], batching: Batching, on_error: Callable[[int, ImageError], None] | None
-) -> Iterator[Piece]:
+def usable(images: Iterable[Any], prepare: Callable[[int, Any], _T], batching: Batching) -> Iterator[_T]:
+    """What `prepare(number, image)` makes of each image that can be used; the others as `batching.on_error` has it."""
     for number, image in enumerate(images):
         try:
-            pieces = _at_scales(model, number, to_rgb(image), batching)
+            prepared = prepare(number, image)
         except ImageError as error:
-            if on_error is None:
+            if batching.on_error is None:
                 raise ImageError(f"image {number}: {error}") from error
-            on_error(number, error)
+            batching.on_error(number, error)
             continue
-        yield from pieces
+        yield prepared  # outside of the try: what the caller raises is no fault of the image
 
 
-def _at_scales(model: Model, number: int, rgb: Image.Image, batching: Batching) -> list[Piece]:
-    patch_size = model.config.vision.patch_size
+def _at_scales(model: Model, batching: Batching, number: int, image: Any) -> list[Piece]:
+    rgb, patch_size = to_rgb(image), model.config.vision.patch_size
     pieces = []
     for place, scale in enumerate(batching.scales):
         pixels = prepare_image(

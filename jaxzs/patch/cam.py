@@ -25,7 +25,22 @@ from jaxzs.clip.layers import (
 )  # fmt: skip
 from jaxzs.clip.model import normalize, vision_output
 from jaxzs.patch.grid import Grid, divide
-from jaxzs.patch.tower import Positions, attend_by_head, embed_images
+from jaxzs.patch.tower import Pass, attend_by_head, embed_images
+
+
+class CamTexts(NamedTuple):
+    """What competes for the patches of each image: its tags, and names for whatever else is there.
+
+    features: [B,K+M,E] text features of each image's K tags, then of M background names; L2-normalised where used.
+    present: [B,K] bool, False where an image has fewer than K tags.
+
+    >>> texts = zeroshot.text_proxies(jaxzs.load("demo"), ["circle", "square", "ground"])[None]
+    >>> patch.CamTexts(texts, jnp.array([[True, False]])).features.shape  # two tags, of which one is there
+    (1, 3, 64)
+    """
+
+    features: jax.Array
+    present: jax.Array
 
 
 class CamOutput(NamedTuple):
@@ -44,8 +59,7 @@ class CamOutput(NamedTuple):
 def class_activation_maps(
     params: Params,
     pixels: jax.Array,
-    texts: jax.Array,
-    present: jax.Array,
+    texts: CamTexts,
     config: CLIPConfig,
     grid: Grid,
     *,
@@ -57,8 +71,7 @@ def class_activation_maps(
     Args:
       params: the whole parameter tree (only the vision part is used).
       pixels: [B,H,W,3] normalised; H and W multiples of the patch size.
-      texts: [B,K+M,E] text features of each image's K tags, then of M background names; L2-normalised here.
-      present: [B,K] bool, False where an image has fewer than K tags.
+      texts: the tags of each image and the M background names, `CamTexts`.
       config: of the checkpoint.
       grid: the true grids.
       half_positions: round positions to half precision, also on the native grid, as the original does.
@@ -68,23 +81,24 @@ def class_activation_maps(
 
     >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 48, 3), np.float32)
     >>> texts = zeroshot.text_proxies(model, ["circle", "square", "ground"])[None]  # two tags, one background
+    >>> texts = patch.CamTexts(texts, present=jnp.ones((1, 2), bool))
     >>> maps = jax.jit(patch.class_activation_maps, static_argnames="config")
-    >>> cam = maps(
-    ...     model.params, pixels, texts, jnp.ones((1, 2), bool), model.config, patch.full_grid(1, 6, 6)
-    ... )
+    >>> cam = maps(model.params, pixels, texts, model.config, patch.full_grid(1, 6, 6))
     >>> cam.maps.shape, cam.probability.shape
     ((1, 2, 36), (1, 3))
     """
     vision = config.vit
-    positions: Positions = "all_half" if half_positions else "bilinear"
-    x, bias = embed_images(params, pixels, config, grid, positions, numerics)
+    task = Pass(config, "all_half" if half_positions else "bilinear", numerics)
+    x, bias = embed_images(params, pixels, grid, task)
     attention = []
     *before, last = layers_of(params["vision_model"], vision)
     for layer in before:
         x, weights = block(layer, x, vision, bias, numerics, attend_by_head)
         attention.append(weights)
     y = layer_norm(last["layer_norm1"], x, vision.layer_norm_eps)
-    allowed = jnp.pad(present, ((0, 0), (0, texts.shape[1] - present.shape[1])), constant_values=True)
+    names, present = texts
+    K, of_background = present.shape[1], names.shape[1] - present.shape[1]
+    allowed = jnp.pad(present, ((0, 0), (0, of_background)), constant_values=True)  # [B,K+M]
 
     def probability(y: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B,K+M] from what enters the last block's attention; x enters its residual and is held fixed."""
@@ -93,13 +107,13 @@ def class_activation_maps(
         z = finish_block(last, x, mixed, vision, numerics)
         tokens = vision_output(params, z, vision, numerics)[:, 1:]  # the class token is not used
         feature = normalize(_mean_of_patches(tokens, grid))
-        cosine = jnp.einsum("be,bce->bc", feature, normalize(texts), precision=jax.lax.Precision.HIGHEST)
+        cosine = jnp.einsum("be,bce->bc", feature, normalize(names), precision=jax.lax.Precision.HIGHEST)
         logits = jnp.exp(params["logit_scale"].astype(jnp.float32)) * cosine
         return jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf)), weights.mean(1)
 
     found, pull_back, weights = jax.vjp(probability, y, has_aux=True)
     # The images do not touch each other: one pull-back serves the same tag number of all of them.
-    seeds = jax.nn.one_hot(jnp.arange(present.shape[1]), found.shape[1])  # [K,K+M]
+    seeds = jax.nn.one_hot(jnp.arange(K), found.shape[1])  # [K,K+M]
     seeds = jnp.broadcast_to(seeds[:, None], (seeds.shape[0], *found.shape))
     (gradient,) = jax.vmap(pull_back)(seeds)  # [K,B,T,D]
     channels = jax.vmap(_mean_of_patches, (0, None))(gradient[:, :, 1:], grid)  # [K,B,D]

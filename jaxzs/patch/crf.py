@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +114,7 @@ def _lattice_field(probabilities: jax.Array | np.ndarray, image: np.ndarray, set
     flat = array.pad(flat, ((0, points - num), (0, labels - C)))
     present = np.arange(labels) < C
     weights = jnp.float32(settings.smooth_weight), jnp.float32(settings.bilateral_weight)
-    field = _mean_field_on(flat, present, lattices, weights, iterations=settings.iterations)
+    field = _mean_field_on(flat, present, (lattices, weights), iterations=settings.iterations)
     if isinstance(probabilities, jax.Array):
         return field[:num, :C].T.reshape(C, height, width)
     found = np.ascontiguousarray(np.asarray(field)[:num, :C].T).reshape(C, height, width)
@@ -141,28 +142,33 @@ def _features(image: np.ndarray, sigma: float, colour_sigma: float) -> np.ndarra
 def _mean_field_on(
     probabilities: jax.Array,
     present: jax.Array,
-    lattices: tuple[Lattice, ...],
-    weights: tuple[jax.Array, ...],
+    weighted: tuple[tuple[Lattice, ...], tuple[jax.Array, ...]],
     *,
     iterations: int,
 ) -> jax.Array:
-    """Mean field of pixels [N,C], of which labels only `present` [C] exist."""
+    """Mean field of pixels [N,C], of which labels only `present` [C] exist. weighted: lattices and their weights."""
     unary = jnp.where(present[None], -jnp.log(jnp.clip(probabilities, 1e-5, 1.0)), jnp.inf)  # [N,C]
-    ones = jnp.ones((len(unary), 1), jnp.float32)
-    terms = [functools.partial(blur, lattice) for lattice in lattices]
-    return _iterate(unary, terms, [jax.lax.rsqrt(term(ones) + 1e-20) for term in terms], weights, iterations)
+    terms = [Term(functools.partial(blur, lattice), weight) for lattice, weight in zip(*weighted, strict=True)]
+    return _iterate(unary, terms, iterations)
 
 
-def _iterate(
-    unary: jax.Array, terms: Sequence[Callable], norms: Sequence[jax.Array], weights: Sequence, iterations: int
-) -> jax.Array:
+class Term(NamedTuple):
+    """A way in which pixels are joined. sums: [N,C] -> [N,C], the sum over all that a pixel is joined with."""
+
+    sums: Callable[[jax.Array], jax.Array]
+    weight: jax.Array | float
+
+
+def _iterate(unary: jax.Array, terms: Sequence[Term], iterations: int) -> jax.Array:
     """Labels of pixels by their own evidence and by what those that each term joins them with hold: [N,C]."""
+    ones = jnp.ones((len(unary), 1), jnp.float32)
+    norms = [jax.lax.rsqrt(term.sums(ones) + 1e-20) for term in terms]  # [N,1], on both sides of the kernel
 
     def step(field: jax.Array, _: None) -> tuple[jax.Array, None]:
         logits = -unary
-        for weight, norm, term in zip(weights, norms, terms, strict=True):
-            logits = logits + weight * norm * term(norm * field)  # Potts: what agrees is rewarded
-        return jax.nn.softmax(logits, axis=1), None
+        for term, norm in zip(terms, norms, strict=True):
+            logits = logits + term.weight * norm * term.sums(norm * field)  # Potts: what agrees is rewarded
+        return jax.nn.softmax(logits, axis=1), None  # [N,C]
 
     return jax.lax.scan(step, jax.nn.softmax(-unary, axis=1), length=iterations)[0]
 
@@ -187,9 +193,8 @@ def _exact_field(probabilities: jax.Array, image: jax.Array, settings: CRF) -> j
         taken = values.reshape(height, width, -1)[every, every].reshape(len(sources), -1)  # [S,C]
         return float(settings.stride**2) * _kernel_product(targets, sources, taken, settings.precision)
 
-    ones = jnp.ones((height * width, 1), jnp.float32)
-    terms, weights = (smooth, bilateral), (settings.smooth_weight, settings.bilateral_weight)
-    field = _iterate(unary, terms, [jax.lax.rsqrt(term(ones) + 1e-20) for term in terms], weights, settings.iterations)
+    terms = Term(smooth, settings.smooth_weight), Term(bilateral, settings.bilateral_weight)
+    field = _iterate(unary, terms, settings.iterations)  # [N,C]
     return field.T.reshape(C, height, width)
 
 

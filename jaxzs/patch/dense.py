@@ -38,23 +38,26 @@ Attention = Literal["csa", "qq", "kk", "v", "naclip", "ordinary"]
 Positions = Literal["bicubic_offset", "bicubic"]
 
 
-def self_correlated(q, k, v, bias=None, numerics=Numerics()):
+# Attentions as `block` takes them, of q, k, v [B,H,T,D/H]; how: bias and numerics, handed on to `attend`.
+
+
+def self_correlated(q, k, v, *how):
     """Patches collect from those whose queries, and from those whose keys, are like theirs: rows sum to 2 (SCLIP)."""
-    by_queries, by_keys = queries_alone(q, k, v, bias, numerics), keys_alone(q, k, v, bias, numerics)
-    return by_queries[0] + by_keys[0], by_queries[1] + by_keys[1]
+    by_queries, by_keys = queries_alone(q, k, v, *how), keys_alone(q, k, v, *how)
+    return by_queries[0] + by_keys[0], by_queries[1] + by_keys[1]  # [B,H,T,D/H], [B,H,T,T]
 
 
-def queries_alone(q, k, v, bias=None, numerics=Numerics()):
+def queries_alone(q, k, v, *how):
     """By the likeness of queries; q comes scaled by 1/sqrt(D/H), which must count once (ClearCLIP)."""
-    return attend(q, q * q.shape[-1] ** 0.5, v, bias, numerics)
+    return attend(q, q * q.shape[-1] ** 0.5, v, *how)
 
 
-def keys_alone(q, k, v, bias=None, numerics=Numerics()):
+def keys_alone(q, k, v, *how):
     """By the likeness of keys."""
-    return attend(k * k.shape[-1] ** -0.5, k, v, bias, numerics)
+    return attend(k * k.shape[-1] ** -0.5, k, v, *how)
 
 
-def values_alone(q, k, v, bias=None, numerics=Numerics()):
+def values_alone(q, k, v, *how):
     """Every patch keeps its own value (MaskCLIP)."""
     return v, jnp.broadcast_to(jnp.eye(v.shape[2]), (*v.shape[:3], v.shape[2]))  # [B,H,T,T], not computed if unused
 
@@ -87,6 +90,14 @@ class Last(NamedTuple):
     attention: Attention
     reduced: bool
     positions: Positions
+
+
+class DenseTask(NamedTuple):
+    """What of a call is part of the program: the model's shape, its last block, and how products are computed."""
+
+    config: CLIPConfig
+    last: Last
+    numerics: Numerics
 
 
 def dense_features(
@@ -125,19 +136,13 @@ def dense_features(
     check_last(last)
     check_positive("neighbourhood", neighbourhood)
     deviation = jnp.asarray(neighbourhood, jnp.float32)
-    return _dense_features(params, jnp.asarray(pixels), deviation, task=(config, last, numerics))
+    return dense_tokens(params, jnp.asarray(pixels), deviation, task=DenseTask(config, last, numerics))
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _dense_features(params, pixels, neighbourhood, *, task):
+def dense_tokens(params: Params, pixels: jax.Array, neighbourhood: jax.Array, *, task: DenseTask) -> jax.Array:
+    """`dense_features`, unchecked, to be part of a program, too: [B,H,W,3] -> [B,P,E]."""
     config, last, numerics = task
-    return dense_tokens(params, pixels, neighbourhood, config, last, numerics)
-
-
-def dense_tokens(
-    params: Params, pixels: jax.Array, neighbourhood: jax.Array, config: CLIPConfig, last: Last, numerics: Numerics
-) -> jax.Array:
-    """`dense_features`, unchecked, to be part of a program: [B,H,W,3] -> [B,P,E]."""
     tree, vision = params["vision_model"], config.vit
     grid = pixels.shape[1] // vision.patch_size, pixels.shape[2] // vision.patch_size
     table = position_table(tree, vision, grid, last.positions)
@@ -146,19 +151,20 @@ def dense_tokens(
     for layer in before:
         x, _ = block(layer, x, vision, None, numerics)
     bias = neighbourhood_bias(grid, neighbourhood)[None, None] if last.attention == "naclip" else None  # [1,1,T,T]
-    mix = _ATTENDS[last.attention]
-    x = _reduced_block(final, x, config, bias, numerics, mix) if last.reduced else (
-        block(final, x, vision, bias, numerics, mix)[0]
-    )  # fmt: skip
-    return vision_output(params, x[:, 1:], vision, numerics)
+    if last.reduced:
+        x = _reduced_block(final, x, bias, task)
+    else:
+        x, _ = block(final, x, vision, bias, numerics, _ATTENDS[last.attention])
+    return vision_output(params, x[:, 1:], vision, numerics)  # [B,P,E]: the class token is left out
 
 
-def _reduced_block(params, x, config, bias, numerics, mix):
+def _reduced_block(params: Params, x: jax.Array, bias: jax.Array | None, task: DenseTask) -> jax.Array:
     """The last block as ClearCLIP and NACLIP have it, no residual and no MLP: [B,T,D] -> [B,T,D]."""
-    vision = config.vit
+    vision, numerics = task.config.vit, task.numerics
     y = layer_norm(params["layer_norm1"], x, vision.layer_norm_eps)
-    mixed, _ = mix(*project_qkv(params["self_attn"], y, vision.num_attention_heads, numerics), bias, numerics)
-    return dense(params["self_attn"]["out_proj"], merge_heads(mixed), numerics)
+    q, k, v = project_qkv(params["self_attn"], y, vision.num_attention_heads, numerics)  # [B,H,T,D/H]
+    mixed, _ = _ATTENDS[task.last.attention](q, k, v, bias, numerics)
+    return dense(params["self_attn"]["out_proj"], merge_heads(mixed), numerics)  # [B,T,D]
 
 
 def dense_scores(

@@ -13,12 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxzs import parallel
 from jaxzs.clip import Model
-from jaxzs.clip.layers import Numerics, Params
-from jaxzs.errors import ImageError, renamed
-from jaxzs.patch.batching import DEFAULT_BATCHING, Batching, Stack, stacks
+from jaxzs.clip.layers import Numerics
+from jaxzs.errors import renamed
+from jaxzs.patch.batching import DEFAULT_BATCHING, OF_BATCHING, Batching, Stack, stacks
 from jaxzs.patch.grid import full_grid
 from jaxzs.patch.settings import Tagging
-from jaxzs.patch.tags import OF_TAGGING, Tags, Task, check_foreground, check_texts, decide, tag_program
+from jaxzs.patch.tags import OF_TAGGING, Tagger, Task, check_foreground, check_texts, decide, tag_program
 
 
 class ImageTags(NamedTuple):
@@ -44,7 +44,7 @@ class ImageTags(NamedTuple):
     boxes: np.ndarray
 
 
-@renamed(**OF_TAGGING)
+@renamed(**OF_TAGGING, **OF_BATCHING)
 def tag_images(
     model: Model,
     images: Iterable[Any],
@@ -53,8 +53,6 @@ def tag_images(
     *,
     num_foreground: int,
     batching: Batching = DEFAULT_BATCHING,
-    mesh: Mesh | None = None,
-    on_error: Callable[[int, ImageError], None] | None = None,
     numerics: Numerics = Numerics(),
 ) -> Iterator[ImageTags]:
     """Tags of many images of any sizes, batch by batch; read lazily, in the order in which batches fill up.
@@ -65,17 +63,15 @@ def tag_images(
       text_features: [C,E], foreground first.
       settings: as in `jaxzs.patch.tag`. With `Tagging(exact=True)` nothing is padded.
       num_foreground: F.
-      batching: sizes of batches, padding, scales.
-      mesh: devices to divide each batch over; every device works on its own images. Default: one device. With several
-        processes each reads all images and yields all results.
-      on_error: told the number of each image that cannot be used, which is then left out; by default it raises.
+      batching: sizes of batches, padding, scales, the devices that share the work, what becomes of images that cannot
+        be used. With several processes each reads all images and yields all results.
       numerics: how the encoder's products are computed.
 
     Yields:
       `ImageTags`; `number` says of which image.
 
     Raises:
-      ImageError: an image that cannot be used, with its number, unless there is `on_error`.
+      ImageError: an image that cannot be used, with its number, unless there is `Batching(on_error=)`.
       DataError, LabelError: texts, settings or F that do not fit the model, before any image is read.
 
     >>> model = jaxzs.load("demo")
@@ -92,43 +88,38 @@ def tag_images(
     check_foreground(num_foreground, len(text_features))
     settings = settings.resolved(model.config.vision.num_hidden_layers, num_foreground)
     task = Task(model.config, num_foreground, numerics)
-    run = on_mesh(tag_rows, (model.params, jnp.asarray(text_features), settings), mesh, task)
-    multiple = 1 if mesh is None else mesh.size
-    batches = stacks(model, images, batching, padded=settings.pads, multiple=multiple, on_error=on_error)
+    run = on_mesh(tag_program, Tagger(model.params, jnp.asarray(text_features), settings), batching.mesh, task)
+    batches = stacks(model, images, batching if settings.pads else batching.unpadded())
     return _scales_together(batches, run, len(batching.scales), settings)
 
 
-def tag_rows(shared: tuple[Params, jax.Array, Tagging], pixels: Any, mask: Any, task: Task) -> Tags:
-    """`tag_program` as `on_mesh` takes it."""
-    params, texts, settings = shared
-    return tag_program(params, pixels, texts, settings, mask, task=task)
-
-
 def on_mesh(function: Callable[..., Any], shared: Any, mesh: Mesh | None, task: Any) -> Callable[..., Any]:
-    """`function(shared, *rows, task)` with its rows divided over the devices, and results on the host.
+    """`function(shared, rows, task)` with its rows divided over the devices, and results on the host.
 
     function is of a module, so that what is compiled serves later calls. Each device loops over what its own rows
     need: nothing is exchanged but the results, where other processes hold some.
     """
     if mesh is None:
-        return lambda *rows: jax.device_get(_on_device(function, shared, rows, task))
+        return lambda *rows: jax.device_get(_on_device((function, task), shared, rows))
     shared, divided = parallel.replicate(shared, mesh), NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
     def run(*rows: np.ndarray) -> Any:
         placed = [jax.make_array_from_callback(row.shape, divided, row.__getitem__) for row in rows]
-        return jax.tree.map(parallel.gather, _on_devices(function, shared, placed, mesh, task))
+        return jax.tree.map(parallel.gather, _on_devices((function, task), mesh, shared, placed))
 
     return run
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _on_device(function, shared, rows, task):
-    return function(shared, *rows, task)
+@functools.partial(jax.jit, static_argnums=0)
+def _on_device(program, shared, rows):
+    function, task = program
+    return function(shared, rows, task)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _on_devices(function, shared, rows, mesh, task):
-    return parallel.map_rows(lambda shared, *rows: function(shared, *rows, task), mesh)(shared, *rows)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _on_devices(program, mesh, shared, rows):
+    function, task = program
+    return parallel.map_rows(lambda shared, *rows: function(shared, rows, task), mesh)(shared, *rows)
 
 
 def _scales_together(

@@ -9,7 +9,8 @@ Axis letters: B images, P patches, E embedding, C classes, K patches kept of a c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,8 @@ from jaxzs.clip import Model, encode_image
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.model import normalize
 from jaxzs.clip.preprocess import to_rgb
-from jaxzs.errors import DataError, ImageError
+from jaxzs.errors import DataError
+from jaxzs.patch.batching import SIXTEEN, Batching, usable
 from jaxzs.patch.boxes import min_max, tight_boxes
 from jaxzs.patch.dense import Attention, dense_features
 from jaxzs.patch.grid import full_grid
@@ -134,15 +136,15 @@ def _fit(bank: Bank, text: jax.Array, temperature: jax.Array | None) -> tuple[ja
     """Weights [C,E] and bias [C] from a bank; temperature None: without the second look."""
     C, K, E = bank.features.shape
     x, probability = bank.features.reshape(-1, E), bank.probability.reshape(-1)  # [n,E], [n]
-    label = jnp.repeat(jnp.arange(C), K)
+    label = jnp.repeat(jnp.arange(C), K)  # [n]
     there = jnp.isfinite(bank.entropy).reshape(-1)
-    weights, bias = discriminant(x, label, jnp.where(there, probability, 0.0), there, text)
+    weights, bias = discriminant(Patches(x, label, jnp.where(there, probability, 0.0), there), text)
     if temperature is None:
         return weights, bias
     q = jax.nn.softmax(temperature * (jnp.matmul(x, weights.T, precision=_HIGHEST) + bias[None]))  # [n,C]
     label, probability = q.argmax(1), q.max(1)
     sure = there & (probability >= _threshold(probability, label, there, C)[label])
-    return discriminant(x, label, jnp.where(sure, probability, 0.0), sure, text)
+    return discriminant(Patches(x, label, jnp.where(sure, probability, 0.0), sure), text)
 
 
 def _threshold(probability: jax.Array, label: jax.Array, there: jax.Array, num_classes: int) -> jax.Array:
@@ -154,14 +156,21 @@ def _threshold(probability: jax.Array, label: jax.Array, there: jax.Array, num_c
     return jnp.where(count > 1, mean + jnp.sqrt(squares / jnp.maximum(count - 1, 1.0)), jnp.inf)
 
 
-def discriminant(
-    x: jax.Array, label: jax.Array, mass: jax.Array, there: jax.Array, text: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+class Patches(NamedTuple):
+    """Patches to learn from. x [n,E]; label [n]; mass [n], what each counts in its class's mean; there [n] bool."""
+
+    x: jax.Array
+    label: jax.Array
+    mass: jax.Array
+    there: jax.Array
+
+
+def discriminant(patches: Patches, text: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gaussian discriminant with one covariance, shrunk towards its trace (gda): weights [C,E] and bias [C].
 
-    x [n,E], label [n], mass [n] what a patch counts in its class's mean, there [n] bool. A class without patches has
-    its text as mean.
+    A class without patches has its text as mean.
     """
+    x, label, mass, there = patches
     C, E = text.shape
     of_class = jnp.where(label[:, None] == jnp.arange(C)[None], mass[:, None], 0.0)  # [n,C]
     total = of_class.sum(0)
@@ -211,13 +220,27 @@ def tag_with(
     for name, value in (("sharpness", sharpness), ("softness", softness), ("global_scale", global_scale)):
         check_positive(name, value)
     check_share("global_share", global_share)
-    numbers = (jnp.asarray(n, jnp.float32) for n in (sharpness, softness, global_scale, global_share))
-    return _scores(classifier, x, whole, *numbers)[0]
+    weighing = Weighing(sharpness, softness, global_scale, global_share)
+    return _scores(classifier, x, whole, weighing.as_float32())[0]
+
+
+class Weighing(NamedTuple):
+    """Numbers of `tag_with`, as published for VOC: how patches and the whole image are weighed."""
+
+    sharpness: float | jax.Array = 200.0
+    softness: float | jax.Array = 500.0
+    global_scale: float | jax.Array = 80.0
+    global_share: float | jax.Array = 0.1
+
+    def as_float32(self) -> Weighing:
+        """As arrays, so that other numbers compile nothing."""
+        return Weighing(*(jnp.asarray(number, jnp.float32) for number in self))
 
 
 @jax.jit
-def _scores(classifier, patches, whole, sharpness, softness, global_scale, global_share):
+def _scores(classifier, patches, whole, weighing):
     """Scores [B,C], and probabilities of patches [B,P,C]."""
+    sharpness, softness, global_scale, global_share = weighing
     x = normalize(patches)
     logits = jnp.einsum("bpe,ce->bpc", x, classifier.weights, precision=_HIGHEST) + classifier.bias[None, None]
     of_patches = jax.nn.softmax(logits / softness)
@@ -244,47 +267,36 @@ def encoded_patches(
     images: Iterable[Any],
     *,
     attention: Attention = "csa",
-    batch_size: int = 16,
-    on_error: Callable[[int, ImageError], None] | None = None,
+    batching: Batching = SIXTEEN,
     numerics: Numerics = Numerics(),
 ) -> Iterator[Encoded]:
     """Patch and image features of images of any sizes, each made as large as the model takes them: `Encoded` batches.
 
-    attention: of the last layer, see `dense_features`. on_error: told the number of each image that cannot be used.
+    attention: of the last layer, see `dense_features`. batching: how many images at a time, and what becomes of those
+    that cannot be used.
 
     >>> model = jaxzs.load("demo")
-    >>> [batch] = patch.encoded_patches(model, [np.zeros((60, 90, 3), np.uint8)], batch_size=2)
+    >>> [batch] = patch.encoded_patches(model, [np.zeros((60, 90, 3), np.uint8)], batching=patch.Batching(2))
     >>> batch.numbers, batch.sizes, batch.patches.shape
     ([0], [(60, 90)], (2, 36, 64))
     """
+    photos = usable(images, functools.partial(_squashed, model), batching)
+    while some := list(itertools.islice(photos, batching.batch_size)):
+        numbers, sizes, pixels = (list(part) for part in zip(*some, strict=True))
+        padded = np.zeros((batching.batch_size, *pixels[0].shape), np.float32)  # [B,H,W,3], one shape for all batches
+        padded[: len(pixels)] = pixels
+        patches = dense_features(model.params, padded, model.config, attention=attention, numerics=numerics)
+        whole = encode_image(model.params, padded, model.config, numerics=numerics)
+        yield Encoded(numbers, sizes, patches, whole)
+
+
+def _squashed(model: Model, number: int, image: Any) -> tuple[int, tuple[int, int], np.ndarray]:
+    """Number, height and width, and pixels of the size that the model was trained with, whatever the photo's shape."""
     from PIL import Image
 
-    side = model.config.vision.image_size
-    encode = functools.partial(_encode, model, attention, batch_size, numerics)
-    waiting: list[tuple[int, tuple[int, int], np.ndarray]] = []
-    for number, image in enumerate(images):
-        try:
-            rgb = to_rgb(image)
-        except ImageError as error:
-            if on_error is None:
-                raise ImageError(f"image {number}: {error}") from error
-            on_error(number, error)
-            continue
-        small = np.asarray(rgb.resize((side, side), Image.Resampling.BICUBIC))
-        waiting.append((number, (rgb.height, rgb.width), model.preprocessor.normalize(small)))
-        if len(waiting) == batch_size:
-            yield encode(waiting)
-            waiting = []
-    if waiting:
-        yield encode(waiting)
-
-
-def _encode(model: Model, attention: Attention, batch_size: int, numerics: Numerics, waiting: list) -> Encoded:
-    numbers, sizes, pixels = (list(part) for part in zip(*waiting, strict=True))
-    padded = np.zeros((batch_size, *pixels[0].shape), np.float32)
-    padded[: len(pixels)] = pixels
-    patches = dense_features(model.params, padded, model.config, attention=attention, numerics=numerics)
-    return Encoded(numbers, sizes, patches, encode_image(model.params, padded, model.config, numerics=numerics))
+    rgb, side = to_rgb(image), model.config.vision.image_size
+    small = np.asarray(rgb.resize((side, side), Image.Resampling.BICUBIC))
+    return number, (rgb.height, rgb.width), model.preprocessor.normalize(small)
 
 
 def tag_images_with(
@@ -302,7 +314,7 @@ def tag_images_with(
 
     >>> model, image = jaxzs.load("demo"), np.zeros((60, 90, 3), np.uint8)
     >>> texts = patch.tag_texts(model, ["circle", "square"], ["ground"], ["a picture of a {}."])
-    >>> batches = list(patch.encoded_patches(model, [image], batch_size=1))
+    >>> batches = list(patch.encoded_patches(model, [image], batching=patch.Batching(1)))
     >>> classifier = patch.learn_patch_classifier([batch.patches for batch in batches], texts, per_class=8)
     >>> [found] = patch.tag_images_with(classifier, batches, model.config.vision.grid, num_foreground=2)
     >>> found.scores.shape, int(found.tags.sum()) >= 1
@@ -311,8 +323,9 @@ def tag_images_with(
     check_foreground(num_foreground, len(classifier.weights))
     check_share("relative_threshold", relative_threshold)
     fraction = jnp.full((num_foreground,), relative_threshold, jnp.float32)
+    weighing = Weighing().as_float32()
     for batch in batches:
-        scores, of_patches = _scores(classifier, batch.patches, batch.whole, *map(jnp.float32, (200, 500, 80, 0.1)))
+        scores, of_patches = _scores(classifier, batch.patches, batch.whole, weighing)
         of_batch = full_grid(len(scores), *grid)
         tags, threshold = decide(scores[:, :num_foreground], fraction, of_batch)
         boxes = _boxes(of_patches[:, :, :num_foreground], of_batch)

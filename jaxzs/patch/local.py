@@ -17,7 +17,7 @@ from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.layers import Numerics, Params, block, layers_of
 from jaxzs.clip.model import normalize, vision_output
 from jaxzs.patch.grid import Grid
-from jaxzs.patch.tower import attend_by_head, embed_images
+from jaxzs.patch.tower import Pass, attend_by_head, embed_images
 
 
 class LocalOutput(NamedTuple):
@@ -31,12 +31,13 @@ class LocalOutput(NamedTuple):
     attention: tuple[jax.Array, ...]
 
 
-def keep_values(q, k, v, bias=None, numerics=Numerics()):
+def keep_values(q, k, v, *how):
     """Attention that is the identity: the values as they are, and the weights that were not used.
 
-    The original adds a mask of -100 off the diagonal instead.
+    how: bias and numerics, as `attend` takes them.
     """
-    return v, attend_by_head(q, k, v, bias, numerics)[1]
+    # The original adds a mask of -100 off the diagonal instead, and mixes by what is left.
+    return v, attend_by_head(q, k, v, *how)[1]  # [B,H,T,D/H], [B,T,T]
 
 
 def local_tower(
@@ -65,7 +66,8 @@ def local_tower(
     ((1, 73, 64), 5, (1, 73, 73))
     """
     tree, vision = params["vision_model"], config.vit
-    x, bias = embed_images(params, pixels, config, grid, "half" if half_positions else "bilinear", numerics)
+    task = Pass(config, "half" if half_positions else "bilinear", numerics)
+    x, bias = embed_images(params, pixels, grid, task)  # [B,T,D], [B,1,1,T]
     attention = []
     *before, last = layers_of(tree, vision)
     for layer in before:

@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxzs.clip import Model
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.preprocess import to_rgb
-from jaxzs.errors import DataError, ImageError, renamed
-from jaxzs.patch.batching import DEFAULT_BATCHING, Batching, Stack, stacks
+from jaxzs.errors import DataError, renamed
+from jaxzs.patch.batching import DEFAULT_BATCHING, OF_BATCHING, Batching, Stack, stacks
 from jaxzs.patch.crf import MOST_POINTS, clip_es_colours, dense_crf
 from jaxzs.patch.images import ImageTags, on_mesh
-from jaxzs.patch.segmentation import OF_SEGMENTING, Segmentation, check_tags, enlarge, label_map, segment_program
+from jaxzs.patch.segmentation import OF_SEGMENTING, Segmenter, check_tags, enlarge, label_map, segment_program
 from jaxzs.patch.settings import Segmenting
 from jaxzs.patch.tags import check_texts
 
@@ -37,7 +36,7 @@ class ImageMask(NamedTuple):
     activation: np.ndarray
 
 
-@renamed(**OF_SEGMENTING)
+@renamed(**OF_SEGMENTING, **OF_BATCHING)
 def segment_images(
     model: Model,
     images: Iterable[Any],
@@ -47,8 +46,6 @@ def segment_images(
     settings: Segmenting = Segmenting(),
     *,
     batching: Batching = DEFAULT_BATCHING,
-    mesh: Mesh | None = None,
-    on_error: Callable[[int, ImageError], None] | None = None,
     numerics: Numerics = Numerics(),
 ) -> Iterator[ImageMask]:
     """Label maps of many images of any sizes, whose tags are known.
@@ -59,10 +56,8 @@ def segment_images(
       tags: class numbers of each image, by its number; an image without any is all background.
       text_features: [C,E]. background_features: [M,E].
       settings: thresholds, whether there is a background, the CRF. With `Segmenting(exact=True)` nothing is padded.
-      batching: sizes of batches and padding; one scale.
-      mesh: devices to divide each batch over; every device works on its own images. Default: one device. The CRF runs
-        image by image. With several processes each reads all images and yields all results.
-      on_error: told the number of each image that cannot be used, which is left out; by default it raises.
+      batching: sizes of batches and padding, the devices that share the work, what becomes of images that cannot be
+        used; one scale. The CRF runs image by image. With several processes each reads all images, yields all results.
       numerics: how the encoder's products are computed.
 
     Yields:
@@ -84,28 +79,26 @@ def segment_images(
         raise DataError(f"scales are {batching.scales}: segmentation takes images at one, 1.0")
     check_texts("text_features", text_features, model.config)
     check_texts("background_features", background_features, model.config)
-    shared = model.params, jnp.asarray(text_features, jnp.float32), jnp.asarray(background_features, jnp.float32)
-    resolved = settings.resolved(model.config.vision.num_hidden_layers)
-    run = on_mesh(segment_rows, (*shared, resolved), mesh, (model.config, numerics))
-    multiple = 1 if mesh is None else mesh.size
-    batches = stacks(model, images, batching, padded=settings.pads, multiple=multiple, on_error=on_error)
-    return _masks_of(batches, run, tags, len(text_features), settings)
+    texts, others = jnp.asarray(text_features, jnp.float32), jnp.asarray(background_features, jnp.float32)
+    shared = Segmenter(model.params, texts, others, settings.resolved(model.config.vision.num_hidden_layers))
+    run = on_mesh(segment_program, shared, batching.mesh, (model.config, numerics))
+    batches = stacks(model, images, batching if settings.pads else batching.unpadded())
+    return _masks_of(_with_tags(batches, tags, len(texts)), run, settings)
 
 
-def segment_rows(shared: Any, pixels: Any, tags: Any, mask: Any, task: Any) -> Segmentation:
-    """`segment_program` as `on_mesh` takes it."""
-    params, texts, others, settings = shared
-    return segment_program(params, pixels, (texts, others), tags, settings, mask, task=task)
+def _with_tags(batches: Iterator[Stack], tags: Any, num_classes: int) -> Iterator[tuple[Stack, list[np.ndarray]]]:
+    """Batches, and the tags of their images, checked as soon as they are known."""
+    for stack in batches:
+        own = [np.asarray(tags[piece.number], np.int32) for piece in stack.pieces]
+        check_tags(_padded_tags(own, len(own)), len(own), num_classes)
+        yield stack, own
 
 
 def _masks_of(
-    batches: Iterator[Stack], run: Callable[..., Any], tags: Any, num_classes: int, settings: Segmenting
+    batches: Iterator[tuple[Stack, list[np.ndarray]]], run: Callable[..., Any], settings: Segmenting
 ) -> Iterator[ImageMask]:
-    for stack in batches:
-        of_images = [np.asarray(tags[piece.number], np.int32) for piece in stack.pieces]
-        padded = _padded_tags(of_images, len(stack.pixels))
-        check_tags(padded, len(padded), num_classes)
-        found = run(stack.pixels, padded, stack.mask)
+    for stack, of_images in batches:
+        found = run(stack.pixels, _padded_tags(of_images, len(stack.pixels)), stack.mask)
         for row, own in enumerate(of_images):
             rows, columns = stack.grids[row]
             maps, activation = (part[row, : len(own), :rows, :columns] for part in (found.maps, found.activation))

@@ -62,7 +62,8 @@ def draw_overlay(image: Image.Image, found: ImageTags, class_names: Sequence[str
     more = "" if len(shown) == len(tags) else f", the {len(shown)} best are shown"
     axes[0].set_title(f"{len(tags)} tag{'s' * (len(tags) != 1)}{more}", fontsize=9)
     for axis, c, colour in zip(axes[1:], shown, colours, strict=False):
-        _draw_heat(axis, image, found, c, colour)
+        _draw_heat(axis, image, found.refined[..., c])
+        _draw_box(axis, image, found.boxes[c], colour)
         axis.set_title(_wrapped(f"{class_names[c]}: {found.scores[c]:.2f}"), fontsize=9)
     return axes[0].figure
 
@@ -97,9 +98,8 @@ def _wrapped(name: str) -> str:
     return "\n".join(textwrap.wrap(name, 40)[:3])
 
 
-def _draw_heat(axis: Axes, image: Image.Image, found: ImageTags, c: int, colour: Any) -> None:
-    """Where one class was seen over the greyed photo: bright where it scores high, clear elsewhere."""
-    scores = found.refined[..., c]
+def _draw_heat(axis: Axes, image: Image.Image, scores: np.ndarray) -> None:
+    """Where one class was seen over the greyed photo, bright where its scores [rows,columns] are high."""
     low, high = float(scores.min()), float(scores.max())
     heat = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
     axis.imshow(image.convert("L"), cmap="gray", vmin=-80, vmax=335)  # faint, to let the heat show
@@ -110,7 +110,6 @@ def _draw_heat(axis: Axes, image: Image.Image, found: ImageTags, c: int, colour:
         extent=(-0.5, image.width - 0.5, image.height - 0.5, -0.5),
         interpolation="bilinear",
     )
-    _draw_box(axis, image, found.boxes[c], colour)
     axis.set_xlim(-0.5, image.width - 0.5)
     axis.set_ylim(image.height - 0.5, -0.5)
 

@@ -18,7 +18,7 @@ from jaxzs.clip.layers import Numerics, Params
 from jaxzs.clip.model import resize_weights
 from jaxzs.errors import DataError, renamed
 from jaxzs.patch.boxes import above_threshold, union_of_boxes
-from jaxzs.patch.cam import class_activation_maps, min_max_with_epsilon
+from jaxzs.patch.cam import CamTexts, class_activation_maps, min_max_with_epsilon
 from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
 from jaxzs.patch.settings import Segmenting, is_known
 from jaxzs.patch.tags import NUMERICS, check_pixels, check_texts
@@ -116,37 +116,35 @@ def segment(
     check_texts("text_features", text_features, config)
     check_texts("background_features", background_features, config)
     check_tags(tags, len(pixels), len(text_features))
-    return segment_program(
-        params,
-        jnp.asarray(pixels),
-        (jnp.asarray(text_features, jnp.float32), jnp.asarray(background_features, jnp.float32)),
-        jnp.asarray(tags, jnp.int32),
-        settings.resolved(config.vision.num_hidden_layers),
-        None if mask is None else jnp.asarray(mask),
-        task=(config, numerics),
-    )
+    texts, others = jnp.asarray(text_features, jnp.float32), jnp.asarray(background_features, jnp.float32)
+    shared = Segmenter(params, texts, others, settings.resolved(config.vision.num_hidden_layers))
+    rows = jnp.asarray(pixels), jnp.asarray(tags, jnp.int32), None if mask is None else jnp.asarray(mask)
+    return segment_program(shared, rows, (config, numerics))
+
+
+class Segmenter(NamedTuple):
+    """What all images share. texts [C,E] of classes; others [M,E] of background names; settings that are `resolved`."""
+
+    params: Params
+    texts: jax.Array
+    others: jax.Array
+    settings: Segmenting
 
 
 @functools.partial(jax.jit, static_argnames="task")
 def segment_program(
-    params: Params,
-    pixels: jax.Array,
-    texts: tuple[jax.Array, jax.Array],
-    tags: jax.Array,
-    settings: Segmenting,
-    mask: jax.Array | None,
-    *,
-    task: tuple[CLIPConfig, Numerics],
+    shared: Segmenter, images: tuple[jax.Array, jax.Array, jax.Array | None], task: tuple[CLIPConfig, Numerics]
 ) -> Segmentation:
-    """`segment`, unchecked, with settings that are `resolved`; texts: of classes [C,E] and background names [M,E]."""
+    """`segment`, unchecked. images: pixels [B,H,W,3], tags [B,K], mask [B,rows,columns] or None."""
+    (params, texts, others, settings), (pixels, tags, mask) = shared, images
     config, numerics = task
     B, size = pixels.shape[0], config.vision.patch_size
     rows, columns = pixels.shape[1] // size, pixels.shape[2] // size
     grid = full_grid(B, rows, columns) if mask is None else grid_from_mask(mask)
-    background = jnp.broadcast_to(texts[1][None], (B, *texts[1].shape))
-    names = jnp.concatenate([texts[0][jnp.maximum(tags, 0)], background], axis=1)  # [B,K+M,E]
-    half = settings.half_positions
-    cam = class_activation_maps(params, pixels, names, tags >= 0, config, grid, half_positions=half, numerics=numerics)
+    background = jnp.broadcast_to(others[None], (B, *others.shape))  # [B,M,E]
+    names = jnp.concatenate([texts[jnp.maximum(tags, 0)], background], axis=1)  # [B,K+M,E]
+    half, competing = settings.half_positions, CamTexts(names, tags >= 0)
+    cam = class_activation_maps(params, pixels, competing, config, grid, half_positions=half, numerics=numerics)
     activation = cam.maps.reshape(*tags.shape, rows, columns)
     threshold = jnp.broadcast_to(settings.box_threshold, tags.shape)
     boxes = union_of_boxes(above_threshold(activation, threshold), grid, keep_border=settings.keep_border)

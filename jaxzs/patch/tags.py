@@ -112,10 +112,18 @@ def tag(
     check_pixels(pixels, config, mask)
     check_texts("text_features", text_features, config)
     check_foreground(num_foreground, len(text_features))
-    task = Task(config, num_foreground, numerics)
     settings = settings.resolved(config.vision.num_hidden_layers, num_foreground)
-    mask = None if mask is None else jnp.asarray(mask)
-    return tag_program(params, jnp.asarray(pixels), jnp.asarray(text_features), settings, mask, task=task)
+    shared = Tagger(params, jnp.asarray(text_features), settings)
+    rows = jnp.asarray(pixels), None if mask is None else jnp.asarray(mask)
+    return tag_program(shared, rows, Task(config, num_foreground, numerics))
+
+
+class Tagger(NamedTuple):
+    """What all images share. texts [C,E]; settings that are `resolved`."""
+
+    params: Params
+    texts: jax.Array
+    settings: Tagging
 
 
 class Task(NamedTuple):
@@ -127,16 +135,9 @@ class Task(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def tag_program(
-    params: Params,
-    pixels: jax.Array,
-    text_features: jax.Array,
-    settings: Tagging,
-    mask: jax.Array | None,
-    *,
-    task: Task,
-) -> Tags:
-    """`tag`, unchecked, with settings that are `resolved`: the steps of the paper in its order."""
+def tag_program(shared: Tagger, rows: tuple[jax.Array, jax.Array | None], task: Task) -> Tags:
+    """`tag`, unchecked: the steps of the paper in its order. rows: pixels [B,H,W,3], mask [B,rows,columns] or None."""
+    (params, texts, settings), (pixels, mask) = shared, rows
     config, num_foreground, numerics = task
     B, height, width, _ = pixels.shape
     size = config.vision.patch_size
@@ -146,7 +147,7 @@ def tag_program(
     attention = fuse_attention(  # [B,P,P]
         local.attention, grid.patches, settings.attention_layers or (), settings.votes, renormalize=settings.renormalize
     )
-    coarse = coarse_scores(local.tokens, text_features, params["logit_scale"])  # [B,P,C]
+    coarse = coarse_scores(local.tokens, texts, params["logit_scale"])  # [B,P,C]
     refined = dual_masking(attention, coarse, grid, keep_border=settings.keep_border).scores
     candidates = find_candidates(
         refined,
@@ -157,7 +158,7 @@ def tag_program(
         keep_border=settings.keep_border,
     )
     capacity = settings.capacity or B
-    probability = reidentify(params, pixels, text_features, candidates, config, capacity=capacity, numerics=numerics)
+    probability = reidentify(params, pixels, texts, candidates, config, capacity=capacity, numerics=numerics)
     scores = fuse_scores(best_scores(refined, num_foreground, grid), probability, candidates.accepted)  # [B,F]
     tags, threshold = decide(scores, settings.tag_threshold, grid)
     return Tags(scores, tags, threshold, coarse, refined, candidates.accepted, probability, candidates.boxes)

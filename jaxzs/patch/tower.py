@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,14 @@ from jaxzs.patch.grid import Grid, bilinear_taps, interpolate
 # How learned positions get onto grids of other sizes: in float32; rounded to half precision but on the native grid
 # (TagCLIP's code); on the native one, too (CLIP-ES's code).
 Positions = Literal["bilinear", "half", "all_half"]
+
+
+class Pass(NamedTuple):
+    """How images go through the vision tower: static. positions: how the learned ones get onto their grids."""
+
+    config: CLIPConfig
+    positions: Positions
+    numerics: Numerics
 
 
 def local_positions(params: Params, vision: VisionConfig, grid: Grid, positions: Positions = "bilinear") -> jax.Array:
@@ -45,21 +53,15 @@ def local_positions(params: Params, vision: VisionConfig, grid: Grid, positions:
     return jnp.where(is_native[:, None, None], resized, rounded)
 
 
-def embed_images(
-    params: Params,
-    pixels: jax.Array,
-    config: CLIPConfig,
-    grid: Grid,
-    positions: Positions = "bilinear",
-    numerics: Numerics = Numerics(),
-) -> tuple[jax.Array, jax.Array | None]:
+def embed_images(params: Params, pixels: jax.Array, grid: Grid, task: Pass) -> tuple[jax.Array, jax.Array | None]:
     """What enters the first block, [B,T,D], and the mask that hides padded patches in every block, or None.
 
     params: the whole parameter tree. Padded patches enter as zeros, whatever their pixels hold.
     """
-    tree, vision = params["vision_model"], config.vit
+    tree, vision = params["vision_model"], task.config.vit
     tables = grid if grid.padded else jax.tree.map(lambda part: part[:1], grid)  # one table serves all
-    x = vision_embeddings(tree, pixels, vision, local_positions(tree, vision, tables, positions), numerics)
+    positions = local_positions(tree, vision, tables, task.positions)  # [B or 1,T,D]
+    x = vision_embeddings(tree, pixels, vision, positions, task.numerics)
     x = vision_input(params, x, vision)
     if not grid.padded:
         return x, None

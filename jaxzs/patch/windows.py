@@ -9,21 +9,23 @@ Axis letters: W windows, P patches of a window, E embedding, N names (several ma
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxzs.clip import Model
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.model import normalize, resize_weights
 from jaxzs.clip.preprocess import to_rgb
 from jaxzs.errors import DataError, ImageError, LabelError
+from jaxzs.patch.batching import SIXTEEN, Batching, usable
 from jaxzs.patch.crf import dense_crf
-from jaxzs.patch.dense import Attention, Last, Positions, check_last, dense_tokens, last_of
+from jaxzs.patch.dense import Attention, DenseTask, Last, Positions, check_last, dense_tokens, last_of
 from jaxzs.patch.images import on_mesh
 from jaxzs.patch.settings import CRF, Number, check_positive, check_share
 from jaxzs.patch.tags import check_texts
@@ -44,7 +46,6 @@ class Dense:
       threshold: what is less probable becomes background; 0 where there are names for backgrounds.
       background: whether label 0 is background and class c is c + 1; False: class c is c.
       crf: None, or how the labels that were found are sharpened along the edges of the photo.
-      batch_size: windows at a time.
 
     Raises `DataError` for numbers out of range.
 
@@ -63,14 +64,13 @@ class Dense:
     threshold: float = dataclasses.field(default=0.0, metadata={"static": True})
     background: bool = dataclasses.field(default=True, metadata={"static": True})
     crf: CRF | None = None
-    batch_size: int = dataclasses.field(default=16, metadata={"static": True})
 
     def __post_init__(self) -> None:
         check_last(self.last)
         check_positive("neighbourhood", self.neighbourhood)
         check_positive("scale", self.scale)
         check_share("threshold", self.threshold)
-        for name in ("short_side", "window", "stride", "batch_size"):
+        for name in ("short_side", "window", "stride"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise DataError(f"{name} is {value}, expected at least 1")
 
@@ -117,8 +117,7 @@ def segment_dense(
     settings: Dense = Dense(),
     *,
     classes: Sequence[int] | None = None,
-    mesh: Mesh | None = None,
-    on_error: Callable[[int, ImageError], None] | None = None,
+    batching: Batching = SIXTEEN,
     numerics: Numerics = Numerics(),
 ) -> Iterator[DenseMask]:
     """Label maps of images of any sizes, without tags or training: NACLIP, arXiv 2404.08181, or what `settings` say.
@@ -129,8 +128,7 @@ def segment_dense(
       text_features: [N,E] of names.
       settings: `Dense`.
       classes: [N] the class that each name means, 0 and up, or -1 for background; by default name n is class n.
-      mesh: devices to divide each batch of windows over. Default: one device.
-      on_error: told the number of each image that cannot be used, which is left out; by default it raises.
+      batching: how many windows at a time, the devices that share them, what becomes of images that cannot be used.
       numerics: how products are computed.
 
     Yields:
@@ -150,53 +148,43 @@ def segment_dense(
     """
     check_texts("text_features", text_features, model.config)
     labels_of = _checked_classes(classes, len(text_features), settings)
-    window, stride = _window_of(model, settings)
+    looking = _looking(model, settings, len(text_features))
     shared = model.params, normalize(jnp.asarray(text_features)), jnp.asarray(settings.neighbourhood, jnp.float32)
-    run = on_mesh(window_scores, shared, mesh, (model.config, settings.last, numerics))
-    size = settings.batch_size if mesh is None else mesh.size * -(-settings.batch_size // mesh.size)
-    windows = _windows(model, images, len(text_features), settings.short_side, (window, stride), on_error)
-    for view in _looked_at(windows, run, size, window):
+    run = on_mesh(window_scores, shared, batching.mesh, DenseTask(model.config, settings.last, numerics))
+    size = batching.devices * -(-batching.batch_size // batching.devices)
+    windows = _windows(model, looking, images, batching)
+    for view in _looked_at(windows, run, size, looking.window):
         scores = view.total / view.count
         labels = labels_of_scores(scores, view.photo, labels_of, settings)
         present = np.unique(labels)
         yield DenseMask(view.number, labels, scores, present[present > 0] if settings.background else present)
 
 
-def window_scores(shared: Any, pixels: jax.Array, task: Any) -> jax.Array:
+def window_scores(shared: Any, rows: tuple[jax.Array], task: DenseTask) -> jax.Array:
     """Cosines of the patches of windows with the names: [W,S,S,3] -> [W,P,N]."""
-    params, texts, neighbourhood = shared
-    features = normalize(dense_tokens(params, pixels, neighbourhood, *task))
-    return jnp.einsum("wpe,ne->wpn", features, texts, precision=jax.lax.Precision.HIGHEST)
+    (params, texts, neighbourhood), (pixels,) = shared, rows
+    features = normalize(dense_tokens(params, pixels, neighbourhood, task=task))  # [W,P,E]
+    return jnp.einsum("wpe,ne->wpn", features, texts, precision=jax.lax.Precision.HIGHEST)  # [W,P,N]
 
 
-def _windows(
-    model: Model,
-    images: Iterable[Any],
-    num_names: int,
-    short_side: int,
-    sizes: tuple[int, int],
-    on_error: Callable[[int, ImageError], None] | None,
-) -> Iterator[_Window]:
+def _windows(model: Model, looking: _Looking, images: Iterable[Any], batching: Batching) -> Iterator[_Window]:
     """The windows of all images, one image after another."""
+    return itertools.chain.from_iterable(usable(images, functools.partial(_windows_of, model, looking), batching))
+
+
+def _windows_of(model: Model, looking: _Looking, number: int, image: Any) -> list[_Window]:
+    """One photo at its viewing size, cut into windows."""
     from PIL import Image
 
-    patch, (window, stride) = model.config.vision.patch_size, sizes
-    for number, image in enumerate(images):
-        try:
-            rgb = to_rgb(image)
-            height, width = _viewing_size(rgb.height, rgb.width, max(short_side, window), patch)
-        except ImageError as error:
-            if on_error is None:
-                raise ImageError(f"image {number}: {error}") from error
-            on_error(number, error)
-            continue
-        pixels = model.preprocessor.normalize(np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC)))
-        starts = [(y, x) for y in _starts(height, window, stride) for x in _starts(width, window, stride)]
-        grid = height // patch, width // patch
-        total, count = np.zeros((*grid, num_names), np.float32), np.zeros((*grid, 1), np.float32)
-        view = _View(number, np.asarray(rgb), total, count, [len(starts)])
-        for y, x in starts:
-            yield _Window(view, y // patch, x // patch, pixels[y : y + window, x : x + window])
+    names, short_side, window, stride = looking
+    rgb, patch = to_rgb(image), model.config.vision.patch_size
+    height, width = _viewing_size(rgb.height, rgb.width, max(short_side, window), patch)
+    pixels = model.preprocessor.normalize(np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC)))  # [H,W,3]
+    starts = [(y, x) for y in _starts(height, window, stride) for x in _starts(width, window, stride)]
+    grid = height // patch, width // patch
+    total, count = np.zeros((*grid, names), np.float32), np.zeros((*grid, 1), np.float32)
+    view = _View(number, np.asarray(rgb), total, count, [len(starts)])
+    return [_Window(view, y // patch, x // patch, pixels[y : y + window, x : x + window]) for y, x in starts]
 
 
 def _viewing_size(height: int, width: int, short_side: int, patch: int) -> tuple[int, int]:
@@ -262,7 +250,11 @@ def labels_of_scores(scores: np.ndarray, photo: np.ndarray, classes: np.ndarray,
     for top in range(0, height, strip):
         at_pixels = np.tensordot(down[top : top + strip], wide, axes=1)  # [h,width,N]
         labels[top : top + strip] = _decided(at_pixels, classes, settings)
-    return labels if settings.crf is None else _sharpened(labels, scores, photo, classes, settings)
+    present = np.unique(labels)
+    if settings.crf is None or len(present) == 1:
+        return labels
+    field = _sharpened(_maps_of(present, scores, classes, settings), photo, settings.crf)  # [K,height,width]
+    return present[field.argmax(0)].astype(np.int32)
 
 
 def _decided(at_pixels: np.ndarray, classes: np.ndarray, settings: Dense) -> np.ndarray:
@@ -276,24 +268,23 @@ def _decided(at_pixels: np.ndarray, classes: np.ndarray, settings: Dense) -> np.
     return labels
 
 
-def _sharpened(
-    labels: np.ndarray, scores: np.ndarray, photo: np.ndarray, classes: np.ndarray, settings: Dense
-) -> np.ndarray:
-    """Labels after the CRF, among those that occur: [height,width]."""
-    present = np.unique(labels)
-    if len(present) == 1:
-        return labels
+def _maps_of(present: np.ndarray, scores: np.ndarray, classes: np.ndarray, settings: Dense) -> np.ndarray:
+    """How probable each label that occurs is, by the best of its names: [K,rows,columns] float32."""
     z = np.exp(settings.scale * (scores - scores.max(-1, keepdims=True)))
     names = z / z.sum(-1, keepdims=True)  # [rows,columns,N]
     of_label = classes + int(settings.background)
     maps = [names[..., of_label == label].max(-1, initial=0.0) for label in present]
     if settings.background and settings.threshold > 0:
         maps[0] = np.maximum(maps[0], settings.threshold) if present[0] == 0 else maps[0]
+    return np.stack(maps).astype(np.float32)
+
+
+def _sharpened(maps: np.ndarray, photo: np.ndarray, crf: CRF) -> np.ndarray:
+    """Maps [K,rows,columns], enlarged to the photo and through the CRF: [K,height,width]."""
     down, across = (
-        resize_weights(old, new, "bilinear") for old, new in zip(scores.shape[:2], photo.shape[:2], strict=True)
+        resize_weights(old, new, "bilinear") for old, new in zip(maps.shape[1:], photo.shape[:2], strict=True)
     )
-    field = dense_crf(down @ np.stack(maps).astype(np.float32) @ across.T, photo, settings.crf or CRF())
-    return present[np.asarray(field).argmax(0)].astype(np.int32)
+    return np.asarray(dense_crf(down @ maps @ across.T, photo, crf))
 
 
 def _checked_classes(classes: Sequence[int] | None, num_names: int, settings: Dense) -> np.ndarray:
@@ -310,8 +301,16 @@ def _checked_classes(classes: Sequence[int] | None, num_names: int, settings: De
     return found.astype(np.int32)
 
 
-def _window_of(model: Model, settings: Dense) -> tuple[int, int]:
-    """Side and stride of the windows in pixels."""
+class _Looking(NamedTuple):
+    """How every photo is looked at: for N names; its shorter side, the windows' side and stride, in pixels."""
+
+    names: int
+    short_side: int
+    window: int
+    stride: int
+
+
+def _looking(model: Model, settings: Dense, num_names: int) -> _Looking:
     vision = model.config.vision
     patch, window = vision.patch_size, settings.window or vision.image_size
     stride = settings.stride or max(patch, window // 2 // patch * patch)
@@ -320,4 +319,4 @@ def _window_of(model: Model, settings: Dense) -> tuple[int, int]:
             raise DataError(f"{name} is {value} pixels, expected a multiple of the patch size {patch}")
     if window < 2 * patch or stride > window:
         raise DataError(f"windows of {window} pixels every {stride}: expected two patches at least, and no gaps")
-    return window, stride
+    return _Looking(num_names, settings.short_side, window, stride)
