@@ -17,10 +17,10 @@ def min_max(scores: jax.Array, patches: jax.Array) -> jax.Array:
 
     The largest is exactly 1, on machines whose division is not correctly rounded, too.
     """
-    inside = patches.reshape(patches.shape + (1,) * (scores.ndim - 2))
-    lowest = jnp.where(inside, scores, jnp.inf).min(1, keepdims=True)
-    shifted = jnp.where(inside, scores - lowest, 0.0)
-    highest = shifted.max(1, keepdims=True)
+    inside = patches.reshape(patches.shape + (1,) * (scores.ndim - 2))  # [B,P,1...]
+    lowest = jnp.where(inside, scores, jnp.inf).min(1, keepdims=True)  # [B,1,...]
+    shifted = jnp.where(inside, scores - lowest, 0.0)  # [B,P,...], 0 on padding
+    highest = shifted.max(1, keepdims=True)  # [B,1,...]
     relative = jnp.where(shifted >= highest, 1.0, divide(shifted, jnp.where(highest > 0, highest, 1.0)))
     return jnp.where(highest > 0, relative, 0.0)
 
@@ -30,9 +30,9 @@ def above_threshold(maps: jax.Array, threshold: jax.Array) -> jax.Array:
 
     threshold [...] is a fraction of each map's maximum, which is truncated to grey levels, too.
     """
-    grey = (255.0 * maps).astype(jnp.int32)
-    highest = grey.max((-2, -1)).astype(jnp.float32)
-    level = (threshold * highest).astype(jnp.int32)
+    grey = (255.0 * maps).astype(jnp.int32)  # truncated, not rounded, as astype(uint8) does
+    highest = grey.max((-2, -1)).astype(jnp.float32)  # [...]
+    level = (threshold * highest).astype(jnp.int32)  # OpenCV compares 8-bit levels: "above" is strict
     return grey > level[..., None, None]
 
 
@@ -43,15 +43,16 @@ def component_reach(foreground: jax.Array, axis: int) -> tuple[jax.Array, jax.Ar
     Every pixel takes the extremes of its eight neighbours until nothing changes.
     """
     size = foreground.shape[axis]
-    index = jax.lax.broadcasted_iota(jnp.int32, foreground.shape, foreground.ndim + axis)
+    index = jax.lax.broadcasted_iota(jnp.int32, foreground.shape, foreground.ndim + axis)  # [...,rows,columns]
     # (last, -first) so that both grow by maxima; background never wins.
-    start = jnp.where(foreground[None], jnp.stack([index, -index]), -size)
+    start = jnp.where(foreground[None], jnp.stack([index, -index]), -size)  # [2,...,rows,columns]
 
     def grow(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         reach, _ = state
         grown = jnp.where(foreground[None], _maximum_of_neighbours(reach, -size), -size)
         return grown, (grown != reach).any()
 
+    # As many steps as the longest component winds: a snake through the grid takes the most.
     reach, _ = jax.lax.while_loop(lambda state: state[1], grow, (start, jnp.bool_(True)))
     return -reach[1], reach[0]
 
@@ -63,7 +64,7 @@ def _maximum_of_neighbours(x: jax.Array, outside: int) -> jax.Array:
         width[axis] = (1, 1)
         padded = jnp.pad(x, width, constant_values=outside)
         shifted = [jax.lax.slice_in_dim(padded, start, start + x.shape[axis], axis=axis) for start in range(3)]
-        x = jnp.maximum(jnp.maximum(shifted[0], shifted[1]), shifted[2])
+        x = jnp.maximum(jnp.maximum(shifted[0], shifted[1]), shifted[2])  # [...,rows,columns]
     return x
 
 
@@ -73,8 +74,8 @@ def union_of_boxes(foreground: jax.Array, grid: Grid, *, keep_border: bool = Fal
     The original's boxes never reach the last row and column of the grid; `keep_border` lets them.
     A component has a pixel in every row that its box crosses, so each row is painted by its own pixels.
     """
-    first, last = component_reach(foreground, -1)
-    column = jnp.arange(grid.shape[1])[None, None, None, None, :]
+    first, last = component_reach(foreground, -1)  # [B,C,rows,columns] each: columns of a component
+    column = jnp.arange(grid.shape[1])[None, None, None, None, :]  # [1,1,1,1,columns]
     spans = (first[..., None] <= column) & (column <= last[..., None]) & foreground[..., None]
     mask = spans.any(-2)  # over the pixels of a row
     return mask & inner_patches(grid, keep_border)[:, None]
@@ -84,9 +85,9 @@ def inner_patches(grid: Grid, keep_border: bool) -> jax.Array:
     """Patches that a box can hold, [B,rows,columns] bool: all but the last row and column of each true grid."""
     rows, columns = grid.shape
     cut = 0 if keep_border else 1
-    in_row = jnp.arange(rows)[None, :] < grid.rows[:, None] - cut
-    in_column = jnp.arange(columns)[None, :] < grid.columns[:, None] - cut
-    return in_row[:, :, None] & in_column[:, None, :]
+    in_row = jnp.arange(rows)[None, :] < grid.rows[:, None] - cut  # [B,rows]
+    in_column = jnp.arange(columns)[None, :] < grid.columns[:, None] - cut  # [B,columns]
+    return in_row[:, :, None] & in_column[:, None, :]  # [B,rows,columns]
 
 
 def tight_boxes(region: jax.Array, grid: Grid, *, keep_border: bool = False) -> jax.Array:
@@ -95,9 +96,9 @@ def tight_boxes(region: jax.Array, grid: Grid, *, keep_border: bool = False) -> 
     Ends are exclusive, and cut at the last row and column unless `keep_border`. An empty region gives an empty box.
     """
     cut = 0 if keep_border else 1
-    top, bottom = _extent(region.any(-1), grid.rows[:, None] - cut)
-    left, right = _extent(region.any(-2), grid.columns[:, None] - cut)
-    return jnp.stack([top, bottom, left, right], axis=-1)
+    top, bottom = _extent(region.any(-1), grid.rows[:, None] - cut)  # [B,F]
+    left, right = _extent(region.any(-2), grid.columns[:, None] - cut)  # [B,F]
+    return jnp.stack([top, bottom, left, right], axis=-1)  # [B,F,4]
 
 
 def _extent(occupied: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -105,5 +106,5 @@ def _extent(occupied: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
     size = occupied.shape[-1]
     first = jnp.argmax(occupied, axis=-1).astype(jnp.int32)
     last = size - jnp.argmax(occupied[..., ::-1], axis=-1).astype(jnp.int32)
-    stop = jnp.minimum(jnp.where(occupied.any(-1), last, first), end.astype(jnp.int32))
+    stop = jnp.minimum(jnp.where(occupied.any(-1), last, first), end.astype(jnp.int32))  # empty: ends where it starts
     return first, jnp.maximum(stop, first)

@@ -89,36 +89,36 @@ def class_activation_maps(
     """
     vision = config.vit
     task = Pass(config, "all_half" if half_positions else "bilinear", numerics)
-    x, bias = embed_images(params, pixels, grid, task)
+    x, bias = embed_images(params, pixels, grid, task)  # [B,T,D], [B,1,1,T]
     attention = []
     *before, last = layers_of(params["vision_model"], vision)
     for layer in before:
         x, weights = block(layer, x, vision, bias, numerics, attend_by_head)
-        attention.append(weights)
-    y = layer_norm(last["layer_norm1"], x, vision.layer_norm_eps)
+        attention.append(weights)  # [B,T,T]
+    y = layer_norm(last["layer_norm1"], x, vision.layer_norm_eps)  # [B,T,D], what gradients are taken of
     names, present = texts
     K, of_background = present.shape[1], names.shape[1] - present.shape[1]
     allowed = jnp.pad(present, ((0, 0), (0, of_background)), constant_values=True)  # [B,K+M]
 
     def probability(y: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B,K+M] from what enters the last block's attention; x enters its residual and is held fixed."""
-        q, k, v = project_qkv(last["self_attn"], y, vision.num_attention_heads, numerics)
-        mixed, weights = attend(q, k, v, bias, numerics)
-        z = finish_block(last, x, mixed, vision, numerics)
+        q, k, v = project_qkv(last["self_attn"], y, vision.num_attention_heads, numerics)  # [B,H,T,D/H]
+        mixed, weights = attend(q, k, v, bias, numerics)  # [B,H,T,D/H], [B,H,T,T]
+        z = finish_block(last, x, mixed, vision, numerics)  # [B,T,D]
         tokens = vision_output(params, z, vision, numerics)[:, 1:]  # the class token is not used
-        feature = normalize(_mean_of_patches(tokens, grid))
-        cosine = jnp.einsum("be,bce->bc", feature, normalize(names), precision=jax.lax.Precision.HIGHEST)
+        feature = normalize(_mean_of_patches(tokens, grid))  # [B,E]
+        cosine = jnp.einsum("be,bce->bc", feature, normalize(names), precision=jax.lax.Precision.HIGHEST)  # [B,K+M]
         logits = jnp.exp(params["logit_scale"].astype(jnp.float32)) * cosine
         return jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf)), weights.mean(1)
 
     found, pull_back, weights = jax.vjp(probability, y, has_aux=True)
     # The images do not touch each other: one pull-back serves the same tag number of all of them.
     seeds = jax.nn.one_hot(jnp.arange(K), found.shape[1])  # [K,K+M]
-    seeds = jnp.broadcast_to(seeds[:, None], (seeds.shape[0], *found.shape))
+    seeds = jnp.broadcast_to(seeds[:, None], (seeds.shape[0], *found.shape))  # [K,B,K+M]
     (gradient,) = jax.vmap(pull_back)(seeds)  # [K,B,T,D]
     channels = jax.vmap(_mean_of_patches, (0, None))(gradient[:, :, 1:], grid)  # [K,B,D]
-    maps = jnp.einsum("bpd,kbd->bkp", y[:, 1:], channels, precision=jax.lax.Precision.HIGHEST)
-    maps = jax.nn.relu(jnp.where(grid.patches[:, None], maps, 0.0))
+    maps = jnp.einsum("bpd,kbd->bkp", y[:, 1:], channels, precision=jax.lax.Precision.HIGHEST)  # [B,K,P]
+    maps = jax.nn.relu(jnp.where(grid.patches[:, None], maps, 0.0))  # only what speaks for the class
     maps = min_max_with_epsilon(min_max_with_epsilon(maps, grid), grid)  # twice, as in CLIP-ES
     maps = jnp.where(present[:, :, None], maps, 0.0)
     return CamOutput(found, maps, (*attention, weights))
@@ -126,14 +126,14 @@ def class_activation_maps(
 
 def _mean_of_patches(tokens: jax.Array, grid: Grid) -> jax.Array:
     """Mean over valid patches: [B,P,D] -> [B,D]."""
-    inside = grid.patches[:, :, None]
-    count = jnp.maximum(inside.sum(1, dtype=jnp.float32), 1.0)
-    return jnp.where(inside, tokens, 0.0).sum(1) / count
+    inside = grid.patches[:, :, None]  # [B,P,1]
+    count = jnp.maximum(inside.sum(1, dtype=jnp.float32), 1.0)  # [B,1]; an image of padding divides by 1
+    return jnp.where(inside, tokens, 0.0).sum(1) / count  # [B,D]
 
 
 def min_max_with_epsilon(maps: jax.Array, grid: Grid) -> jax.Array:
     """Maps [B,K,P] to 0..1 over valid patches, (z - min) / (1e-7 + max(z - min)) as in CLIP-ES; 0 on padding."""
-    inside = grid.patches[:, None]
-    lowest = jnp.where(inside, maps, jnp.inf).min(-1, keepdims=True)
-    shifted = jnp.where(inside, maps - lowest, 0.0)
+    inside = grid.patches[:, None]  # [B,1,P]
+    lowest = jnp.where(inside, maps, jnp.inf).min(-1, keepdims=True)  # [B,K,1]
+    shifted = jnp.where(inside, maps - lowest, 0.0)  # [B,K,P]
     return divide(shifted, 1e-7 + shifted.max(-1, keepdims=True))

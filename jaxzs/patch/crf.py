@@ -111,12 +111,12 @@ def _lattice_field(probabilities: jax.Array | np.ndarray, image: np.ndarray, set
     )
     array = jnp if isinstance(probabilities, jax.Array) else np  # padding on the host compiles nothing
     flat = array.asarray(probabilities, np.float32).reshape(C, num).T  # [N,C]
-    flat = array.pad(flat, ((0, points - num), (0, labels - C)))
+    flat = array.pad(flat, ((0, points - num), (0, labels - C)))  # [points,labels]
     present = np.arange(labels) < C
     weights = jnp.float32(settings.smooth_weight), jnp.float32(settings.bilateral_weight)
     field = _mean_field_on(flat, present, (lattices, weights), iterations=settings.iterations)
     if isinstance(probabilities, jax.Array):
-        return field[:num, :C].T.reshape(C, height, width)
+        return field[:num, :C].T.reshape(C, height, width)  # [C,H,W]
     found = np.ascontiguousarray(np.asarray(field)[:num, :C].T).reshape(C, height, width)
     return jax.device_put(found)  # jnp.asarray would compile a program for every size
 
@@ -128,13 +128,13 @@ def _places(height: int, width: int, sigma: float) -> Lattice:
 
 def _grid_places(height: int, width: int) -> np.ndarray:
     """Column and row of each pixel: [N,2] float32."""
-    row, column = np.indices((height, width), np.float32)
-    return np.stack([column.ravel(), row.ravel()], axis=1)
+    row, column = np.indices((height, width), np.float32)  # [H,W] each
+    return np.stack([column.ravel(), row.ravel()], axis=1)  # [N,2]
 
 
 def _features(image: np.ndarray, sigma: float, colour_sigma: float) -> np.ndarray:
     """Place and colour of each pixel in units of their widths: image [H,W,3] -> [N,5]."""
-    places = _grid_places(*image.shape[:2]) / np.float32(sigma)
+    places = _grid_places(*image.shape[:2]) / np.float32(sigma)  # [N,2]
     return np.concatenate([places, image.reshape(-1, 3).astype(np.float32) / np.float32(colour_sigma)], axis=1)
 
 
@@ -182,7 +182,7 @@ def _exact_field(probabilities: jax.Array, image: jax.Array, settings: CRF) -> j
     unary = -jnp.log(jnp.clip(probabilities, 1e-5, 1.0)).reshape(C, -1).T  # [N,C]
     features = bilateral_features(image, settings.bilateral_sigma, settings.colour_sigma)  # [H,W,5]
     every = slice(None, None, settings.stride)
-    targets, sources = features.reshape(-1, 5), features[every, every].reshape(-1, 5)
+    targets, sources = features.reshape(-1, 5), features[every, every].reshape(-1, 5)  # [N,5], [S,5]
 
     def smooth(values: jax.Array) -> jax.Array:
         """Sum over the neighbourhood of each pixel: [N,C] -> [N,C]."""
@@ -195,7 +195,7 @@ def _exact_field(probabilities: jax.Array, image: jax.Array, settings: CRF) -> j
 
     terms = Term(smooth, settings.smooth_weight), Term(bilateral, settings.bilateral_weight)
     field = _iterate(unary, terms, settings.iterations)  # [N,C]
-    return field.T.reshape(C, height, width)
+    return field.T.reshape(C, height, width)  # [C,H,W]
 
 
 def bilateral_features(image: jax.Array, sigma: jax.Array, colour_sigma: jax.Array) -> jax.Array:
@@ -203,8 +203,8 @@ def bilateral_features(image: jax.Array, sigma: jax.Array, colour_sigma: jax.Arr
     height, width, _ = image.shape
     row = jnp.broadcast_to(jnp.arange(height, dtype=jnp.float32)[:, None], (height, width))
     column = jnp.broadcast_to(jnp.arange(width, dtype=jnp.float32)[None, :], (height, width))
-    place = jnp.stack([row, column], axis=-1) / sigma
-    features = jnp.concatenate([place, image / colour_sigma], axis=-1)
+    place = jnp.stack([row, column], axis=-1) / sigma  # [H,W,2]
+    features = jnp.concatenate([place, image / colour_sigma], axis=-1)  # [H,W,5]
     # Distances come from products of features: the smaller these are, the less cancels.
     return features - features.mean((0, 1), keepdims=True)
 
@@ -212,16 +212,16 @@ def bilateral_features(image: jax.Array, sigma: jax.Array, colour_sigma: jax.Arr
 def _smooth(values: jax.Array, height: int, width: int, sigma: jax.Array) -> jax.Array:
     """Gaussian over positions, self included, separable: values [N,C] -> [N,C]."""
     C = values.shape[1]
-    down, across = (jnp.exp(-0.5 * jnp.square(_differences(n) / sigma)) for n in (height, width))
+    down, across = (jnp.exp(-0.5 * jnp.square(_differences(n) / sigma)) for n in (height, width))  # [H,H], [W,W]
     highest = jax.lax.Precision.HIGHEST
-    blurred = jnp.einsum("xc,rcl->rxl", across, values.reshape(height, width, C), precision=highest)
-    return jnp.einsum("yr,rxl->yxl", down, blurred, precision=highest).reshape(-1, C)
+    blurred = jnp.einsum("xc,rcl->rxl", across, values.reshape(height, width, C), precision=highest)  # [H,W,C]
+    return jnp.einsum("yr,rxl->yxl", down, blurred, precision=highest).reshape(-1, C)  # [N,C]
 
 
 def _differences(n: int) -> jax.Array:
     """i - j: [n,n] float32."""
     place = jnp.arange(n, dtype=jnp.float32)
-    return place[:, None] - place[None, :]
+    return place[:, None] - place[None, :]  # [n,n]
 
 
 def _kernel_product(
@@ -231,20 +231,21 @@ def _kernel_product(
     num, num_sources = len(targets), len(sources)
     block = max(1, min(num, _BLOCK_ELEMENTS // num_sources))
     count = math.ceil(num / block)
-    blocks = jnp.pad(targets, ((0, count * block - num), (0, 0))).reshape(count, block, -1)
-    source_norms = 0.5 * jnp.square(sources).sum(1)
+    blocks = jnp.pad(targets, ((0, count * block - num), (0, 0))).reshape(count, block, -1)  # [blocks,n,5]
+    source_norms = 0.5 * jnp.square(sources).sum(1)  # [S]
 
     @jax.checkpoint  # the gradient makes each block anew instead of keeping it
     def rows(block_of_targets: jax.Array) -> jax.Array:
-        products = jnp.matmul(block_of_targets, sources.T, precision=precision)
-        norms = 0.5 * jnp.square(block_of_targets).sum(1)
-        exponent = products - norms[:, None] - source_norms[None, :]
-        return jnp.matmul(jnp.exp(jnp.minimum(exponent, 0.0)), values, precision=precision)
+        products = jnp.matmul(block_of_targets, sources.T, precision=precision)  # [n,S]
+        norms = 0.5 * jnp.square(block_of_targets).sum(1)  # [n]
+        exponent = products - norms[:, None] - source_norms[None, :]  # -|f_i - f_j|^2 / 2, by the binomial formula
+        kernel = jnp.exp(jnp.minimum(exponent, 0.0))  # [n,S]; by rounding, exponents may exceed 0
+        return jnp.matmul(kernel, values, precision=precision)  # [n,C]
 
-    return jax.lax.map(rows, blocks).reshape(count * block, -1)[:num]
+    return jax.lax.map(rows, blocks).reshape(count * block, -1)[:num]  # [N,C]
 
 
 def clip_es_colours(image: np.ndarray) -> np.ndarray:
     """The picture that the original gives its CRF: BGR minus a mean, cast to 8 bits with wrap-around: [H,W,3] uint8."""
-    shifted = np.asarray(image)[..., ::-1].astype(np.float32) - np.array(_CLIP_ES_MEAN, np.float32)
-    return shifted.astype(np.int32).astype(np.uint8)
+    shifted = np.asarray(image)[..., ::-1].astype(np.float32) - np.array(_CLIP_ES_MEAN, np.float32)  # [H,W,BGR]
+    return shifted.astype(np.int32).astype(np.uint8)  # negative levels wrap around, the trap of the original

@@ -49,12 +49,12 @@ def self_correlated(q, k, v, *how):
 
 def queries_alone(q, k, v, *how):
     """By the likeness of queries; q comes scaled by 1/sqrt(D/H), which must count once (ClearCLIP)."""
-    return attend(q, q * q.shape[-1] ** 0.5, v, *how)
+    return attend(q, q * q.shape[-1] ** 0.5, v, *how)  # [B,H,T,D/H], [B,H,T,T]
 
 
 def keys_alone(q, k, v, *how):
     """By the likeness of keys."""
-    return attend(k * k.shape[-1] ** -0.5, k, v, *how)
+    return attend(k * k.shape[-1] ** -0.5, k, v, *how)  # [B,H,T,D/H], [B,H,T,T]
 
 
 def values_alone(q, k, v, *how):
@@ -78,10 +78,10 @@ def neighbourhood_bias(grid: tuple[int, int], deviation: float | jax.Array) -> j
 
     deviation: in patches, 5 as published; may be traced.
     """
-    row, column = (np.asarray(place).reshape(-1, 1) for place in np.indices(grid))
+    row, column = (np.asarray(place).reshape(-1, 1) for place in np.indices(grid))  # [P,1]
     squared = (row - row.T) ** 2 + (column - column.T) ** 2  # [P,P]
     between = jnp.exp(-squared.astype(np.float32) / (2 * jnp.square(jnp.asarray(deviation, jnp.float32))))
-    return jnp.pad(between, ((1, 0), (1, 0)))
+    return jnp.pad(between, ((1, 0), (1, 0)))  # [T,T]; added to the scores before the softmax
 
 
 class Last(NamedTuple):
@@ -145,11 +145,11 @@ def dense_tokens(params: Params, pixels: jax.Array, neighbourhood: jax.Array, *,
     config, last, numerics = task
     tree, vision = params["vision_model"], config.vit
     grid = pixels.shape[1] // vision.patch_size, pixels.shape[2] // vision.patch_size
-    table = position_table(tree, vision, grid, last.positions)
-    x = vision_input(params, vision_embeddings(tree, pixels, vision, table, numerics), vision)
+    table = position_table(tree, vision, grid, last.positions)  # [T,D]
+    x = vision_input(params, vision_embeddings(tree, pixels, vision, table, numerics), vision)  # [B,T,D]
     *before, final = layers_of(tree, vision)
     for layer in before:
-        x, _ = block(layer, x, vision, None, numerics)
+        x, _ = block(layer, x, vision, None, numerics)  # [B,T,D], all blocks but the last as trained
     bias = neighbourhood_bias(grid, neighbourhood)[None, None] if last.attention == "naclip" else None  # [1,1,T,T]
     if last.reduced:
         x = _reduced_block(final, x, bias, task)
@@ -161,7 +161,7 @@ def dense_tokens(params: Params, pixels: jax.Array, neighbourhood: jax.Array, *,
 def _reduced_block(params: Params, x: jax.Array, bias: jax.Array | None, task: DenseTask) -> jax.Array:
     """The last block as ClearCLIP and NACLIP have it, no residual and no MLP: [B,T,D] -> [B,T,D]."""
     vision, numerics = task.config.vit, task.numerics
-    y = layer_norm(params["layer_norm1"], x, vision.layer_norm_eps)
+    y = layer_norm(params["layer_norm1"], x, vision.layer_norm_eps)  # [B,T,D]
     q, k, v = project_qkv(params["self_attn"], y, vision.num_attention_heads, numerics)  # [B,H,T,D/H]
     mixed, _ = _ATTENDS[task.last.attention](q, k, v, bias, numerics)
     return dense(params["self_attn"]["out_proj"], merge_heads(mixed), numerics)  # [B,T,D]
@@ -180,9 +180,9 @@ def dense_scores(
     (1, 72, 3)
     """
     check_texts("text_features", text_features, config)
-    features = normalize(dense_features(params, pixels, config, **options))
-    texts = normalize(jnp.asarray(text_features))
-    return jnp.einsum("bpe,ce->bpc", features, texts, precision=jax.lax.Precision.HIGHEST)
+    features = normalize(dense_features(params, pixels, config, **options))  # [B,P,E]
+    texts = normalize(jnp.asarray(text_features))  # [C,E]
+    return jnp.einsum("bpe,ce->bpc", features, texts, precision=jax.lax.Precision.HIGHEST)  # [B,P,C]
 
 
 def last_of(attention: Attention, reduced: bool | None, positions: Positions) -> Last:

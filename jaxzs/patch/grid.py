@@ -73,9 +73,9 @@ def bilinear_taps(
     Half-pixel centres, clamped borders, no antialiasing. The lengths may be traced integers; `samples` is the static
     size of the result. Returns lower and upper index [samples] int32 and the upper one's weight [samples] float32.
     """
-    scale = jnp.asarray(length, jnp.float32) / jnp.asarray(new_length, jnp.float32)
-    centre = jnp.maximum(scale * (jnp.arange(samples, dtype=jnp.float32) + 0.5) - 0.5, 0.0)
-    lower = jnp.minimum(centre.astype(jnp.int32), length - 1)
+    scale = jnp.asarray(length, jnp.float32) / jnp.asarray(new_length, jnp.float32)  # old samples for each new one
+    centre = jnp.maximum(scale * (jnp.arange(samples, dtype=jnp.float32) + 0.5) - 0.5, 0.0)  # [samples]
+    lower = jnp.minimum(centre.astype(jnp.int32), length - 1)  # beyond new_length it repeats the border
     return lower, jnp.minimum(lower + 1, length - 1), centre - lower.astype(jnp.float32)
 
 

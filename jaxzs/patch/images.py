@@ -134,12 +134,12 @@ def _scales_together(
             if len(of_image) == num_scales:
                 scales = [of_image[place] for place in range(num_scales)]
                 yield _mean_of_scales(scales, settings) if num_scales > 1 else found
-                del parts[piece.number]
+                del parts[piece.number]  # images arrive in no order: memory holds the unfinished ones
 
 
 def _tag_stack(run: Callable[..., Any], stack: Stack) -> Iterator[ImageTags]:
     """Run the program on a batch, and cut every image's result out of it."""
-    found = run(stack.pixels, stack.mask)
+    found = run(stack.pixels, stack.mask)  # on the host
     for row, (piece, (rows, columns)) in enumerate(zip(stack.pieces, stack.grids, strict=True)):
         coarse, refined = (
             part[row].reshape(*stack.mask.shape[1:], -1)[:rows, :columns] for part in (found.coarse, found.refined)
@@ -154,7 +154,7 @@ def _tag_stack(run: Callable[..., Any], stack: Stack) -> Iterator[ImageTags]:
             probability=found.probability[row],
             coarse=coarse,
             refined=refined,
-            boxes=found.boxes[row] / np.array([rows, rows, columns, columns]),
+            boxes=found.boxes[row] / np.array([rows, rows, columns, columns]),  # of the true grid, not the padded
         )
 
 

@@ -42,10 +42,10 @@ def build(features: np.ndarray) -> Lattice:
     >>> lattice.weights.shape, lattice.corners[0].tolist() == lattice.corners[1].tolist()
     ((3, 3), True)
     """
-    elevated = _elevated(np.asarray(features, np.float32))
-    origin, rank = _simplex(elevated)
-    weights = _barycentric(elevated, origin, rank)
-    keys, unit = _corner_keys(origin, rank)
+    elevated = _elevated(np.asarray(features, np.float32))  # [N,d+1]
+    origin, rank = _simplex(elevated)  # [N,d+1] each
+    weights = _barycentric(elevated, origin, rank)  # [N,d+1]
+    keys, unit = _corner_keys(origin, rank)  # [N,d+1], [d]
     used, corners = np.unique(keys.ravel(), return_inverse=True)  # [M], [N(d+1)]
     return Lattice(weights, corners.reshape(keys.shape).astype(np.int32), _neighbours(used, unit))
 
@@ -54,7 +54,7 @@ def _elevated(features: np.ndarray) -> np.ndarray:
     """Points onto the plane of d+1 coordinates that sum to 0, scaled for the blur to have unit variance: [N,d+1]."""
     num, d = features.shape
     index = np.arange(1, d + 1)
-    scale = np.sqrt(2 / 3) * (d + 1) / np.sqrt(index * (index + 1))
+    scale = np.sqrt(2 / 3) * (d + 1) / np.sqrt(index * (index + 1))  # [d]
     scaled = (features * scale).astype(np.float32)  # [N,d]
     behind = np.zeros((num, d + 1), np.float32)  # sum of this coordinate and those behind it
     behind[:, :d] = np.cumsum(scaled[:, ::-1], axis=1)[:, ::-1]
@@ -65,16 +65,16 @@ def _elevated(features: np.ndarray) -> np.ndarray:
 def _simplex(elevated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest point of the lattice with remainder 0, and each coordinate's rank in the distance to it: [N,d+1]."""
     size = elevated.shape[1]
-    rounded = np.floor(elevated / size + 0.5).astype(np.int32)
-    above = elevated - rounded * np.float32(size)
+    rounded = np.floor(elevated / size + 0.5).astype(np.int32)  # [N,d+1], in cells
+    above = elevated - rounded * np.float32(size)  # [N,d+1], each from -size/2 to size/2
     rank = np.zeros(elevated.shape, np.int32)
     for i in range(size):
         for j in range(i + 1, size):
             less = above[:, i] < above[:, j]
             rank[:, i] += less
-            rank[:, j] += ~less
+            rank[:, j] += ~less  # equal ones: the later has the higher rank
     rank += rounded.sum(1, keepdims=True)  # coordinates must sum to 0: the ranks say which of them give way
-    wrap = (rank < 0).astype(np.int32) - (rank >= size)
+    wrap = (rank < 0).astype(np.int32) - (rank >= size)  # -1, 0 or 1
     return (rounded + wrap) * size, rank + wrap * size
 
 
@@ -83,7 +83,7 @@ def _barycentric(elevated: np.ndarray, origin: np.ndarray, rank: np.ndarray) -> 
     size = elevated.shape[1]
     by_rank = np.empty_like(elevated)
     np.put_along_axis(by_rank, rank, (elevated - origin) / np.float32(size), axis=1)
-    weights = by_rank[:, ::-1].copy()
+    weights = by_rank[:, ::-1].copy()  # differences of neighbours in rank are the barycentric coordinates
     weights[:, 1:] -= by_rank[:, :0:-1]
     weights[:, 0] += 1 - by_rank[:, 0]
     return weights
@@ -108,7 +108,7 @@ def _corner_keys(origin: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.n
     falls = np.append(size * unit, 0)  # by coordinate
     of_rank = np.empty_like(rank)  # the coordinate that has it
     np.put_along_axis(of_rank, rank, np.broadcast_to(np.arange(size, dtype=np.int32), rank.shape), axis=1)
-    keys = np.empty((num, size), np.int64)
+    keys = np.empty((num, size), np.int64)  # [N,d+1], corner 0 has remainder 0
     keys[:, 0] = sum((origin[:, i] - lowest[i]).astype(np.int64) * unit[i] for i in range(size - 1))
     for corner in range(1, size):
         keys[:, corner] = keys[:, corner - 1] + unit.sum() - falls[of_rank[:, size - corner]]
@@ -121,7 +121,7 @@ def _neighbours(used: np.ndarray, unit: np.ndarray) -> np.ndarray:
     found = np.full((d + 1, 2, M), M, np.int32)
     for direction in range(d + 1):
         wanted = used - unit.sum() + ((d + 1) * unit[direction] if direction < d else 0)
-        place = np.minimum(np.searchsorted(used, wanted), M - 1).astype(np.int32)
+        place = np.minimum(np.searchsorted(used, wanted), M - 1).astype(np.int32)  # [M]
         here = np.flatnonzero(used[place] == wanted).astype(np.int32)
         found[direction, 0, here] = place[here]
         found[direction, 1, place[here]] = here  # whose neighbour on this side it is, on the other
@@ -142,14 +142,14 @@ def padded(lattice: Lattice, num_points: int, num_corners: int) -> Lattice:
 def blur(lattice: Lattice, values: jax.Array) -> jax.Array:
     """About sum_j exp(-|f_i - f_j|^2 / 2) v_j, up to a constant: values [N,C] -> [N,C]. Differentiable."""
     size, _, M = lattice.neighbours.shape
-    splatted = jnp.zeros((M + 1, values.shape[1]), values.dtype)
+    splatted = jnp.zeros((M + 1, values.shape[1]), values.dtype)  # [M+1,C]
     for corner in range(size):
         splatted = splatted.at[lattice.corners[:, corner]].add(lattice.weights[:, corner, None] * values)
-    nobody = jnp.zeros((1, values.shape[1]), values.dtype)
+    nobody = jnp.zeros((1, values.shape[1]), values.dtype)  # [1,C], the neighbour of the outermost
     # Behind barriers, or compilers gather from what they compute anew for every neighbour: 9 times slower on a CPU.
     everyone = jax.lax.optimization_barrier(jnp.concatenate([splatted[:M], nobody]))  # [M+1,C]
     for before, after in lattice.neighbours:
-        blurred = everyone[:M] + 0.5 * (everyone[before] + everyone[after])
-        everyone = jax.lax.optimization_barrier(jnp.concatenate([blurred, nobody]))
+        blurred = everyone[:M] + 0.5 * (everyone[before] + everyone[after])  # [M,C], weights 1/4 1/2 1/4 times 2
+        everyone = jax.lax.optimization_barrier(jnp.concatenate([blurred, nobody]))  # [M+1,C]
     gathered = (lattice.weights[:, corner, None] * everyone[lattice.corners[:, corner]] for corner in range(size))
     return functools.reduce(jnp.add, gathered) / (1 + 2.0 ** (1 - size))

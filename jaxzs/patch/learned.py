@@ -116,13 +116,13 @@ def kept(bank: Bank, patches: jax.Array, text: jax.Array, scale: jax.Array) -> B
     K = bank.entropy.shape[1]
     x = normalize(patches)
     log_p = jax.nn.log_softmax(scale * jnp.matmul(x, text.T, precision=_HIGHEST))  # [n,C]
-    p = jnp.exp(log_p)
+    p = jnp.exp(log_p)  # [n,C]
     entropy = -jnp.sum(p * jnp.maximum(log_p, jnp.finfo(jnp.float32).min), axis=1)  # [n]
     own = jax.nn.one_hot(p.argmax(1), len(text), axis=0, dtype=bool)  # [C,n]
-    few = min(K, len(x))
+    few = min(K, len(x))  # top_k takes no more than there are
     found, place = jax.lax.top_k(jnp.where(own, -entropy[None], -jnp.inf), few)  # [C,few] of this block
     candidates = jnp.concatenate([bank.entropy, -found], axis=1)  # [C,K+few]
-    _, best = jax.lax.top_k(-candidates, K)
+    _, best = jax.lax.top_k(-candidates, K)  # [C,K]; of equals the earlier, which is what came before
     take = lambda rows: jnp.take_along_axis(rows, best, axis=1)  # noqa: E731
     return Bank(
         jnp.take_along_axis(jnp.concatenate([bank.features, x[place]], axis=1), best[:, :, None], axis=1),
@@ -142,17 +142,17 @@ def _fit(bank: Bank, text: jax.Array, temperature: jax.Array | None) -> tuple[ja
     if temperature is None:
         return weights, bias
     q = jax.nn.softmax(temperature * (jnp.matmul(x, weights.T, precision=_HIGHEST) + bias[None]))  # [n,C]
-    label, probability = q.argmax(1), q.max(1)
-    sure = there & (probability >= _threshold(probability, label, there, C)[label])
+    label, probability = q.argmax(1), q.max(1)  # [n], [n]: the second look may change labels
+    sure = there & (probability >= _threshold(probability, label, there, C)[label])  # [n]
     return discriminant(Patches(x, label, jnp.where(sure, probability, 0.0), sure), text)
 
 
 def _threshold(probability: jax.Array, label: jax.Array, there: jax.Array, num_classes: int) -> jax.Array:
     """Mean and standard deviation (unbiased) of a class's probabilities, summed: [C]; a class of one keeps none."""
     own = (label[:, None] == jnp.arange(num_classes)[None]) & there[:, None]  # [n,C]
-    count = own.sum(0, dtype=jnp.float32)
-    mean = jnp.where(own, probability[:, None], 0.0).sum(0) / jnp.maximum(count, 1.0)
-    squares = jnp.where(own, jnp.square(probability[:, None] - mean[None]), 0.0).sum(0)
+    count = own.sum(0, dtype=jnp.float32)  # [C]
+    mean = jnp.where(own, probability[:, None], 0.0).sum(0) / jnp.maximum(count, 1.0)  # [C]
+    squares = jnp.where(own, jnp.square(probability[:, None] - mean[None]), 0.0).sum(0)  # [C]
     return jnp.where(count > 1, mean + jnp.sqrt(squares / jnp.maximum(count - 1, 1.0)), jnp.inf)
 
 
@@ -173,15 +173,15 @@ def discriminant(patches: Patches, text: jax.Array) -> tuple[jax.Array, jax.Arra
     x, label, mass, there = patches
     C, E = text.shape
     of_class = jnp.where(label[:, None] == jnp.arange(C)[None], mass[:, None], 0.0)  # [n,C]
-    total = of_class.sum(0)
-    sums = jnp.matmul(of_class.T, x, precision=_HIGHEST)
-    means = jnp.where(total[:, None] > 0, sums / jnp.where(total > 0, total, 1.0)[:, None], text)
+    total = of_class.sum(0)  # [C]
+    sums = jnp.matmul(of_class.T, x, precision=_HIGHEST)  # [C,E]
+    means = jnp.where(total[:, None] > 0, sums / jnp.where(total > 0, total, 1.0)[:, None], text)  # [C,E]
     num = jnp.maximum(there.sum(dtype=jnp.float32), 2.0)
-    away = jnp.where(there[:, None], x - means[label], 0.0)
+    away = jnp.where(there[:, None], x - means[label], 0.0)  # [n,E]
     away = jnp.where(there[:, None], away - away.sum(0)[None] / num, 0.0)  # centred, as torch.cov does
-    scatter = jnp.matmul(away.T, away, precision=_HIGHEST)
-    ridge = jnp.trace(scatter) / (num - 1)
-    precision = E * jnp.linalg.pinv(scatter + ridge * jnp.eye(E), hermitian=True)
+    scatter = jnp.matmul(away.T, away, precision=_HIGHEST)  # [E,E]
+    ridge = jnp.trace(scatter) / (num - 1)  # inverts what fewer patches than E leave singular
+    precision = E * jnp.linalg.pinv(scatter + ridge * jnp.eye(E), hermitian=True)  # [E,E]
     weights = jnp.matmul(means, precision, precision=_HIGHEST)  # [C,E]
     return weights, -jnp.log(jnp.float32(C)) - 0.5 * (weights * means).sum(1)
 
@@ -242,10 +242,11 @@ def _scores(classifier, patches, whole, weighing):
     """Scores [B,C], and probabilities of patches [B,P,C]."""
     sharpness, softness, global_scale, global_share = weighing
     x = normalize(patches)
-    logits = jnp.einsum("bpe,ce->bpc", x, classifier.weights, precision=_HIGHEST) + classifier.bias[None, None]
-    of_patches = jax.nn.softmax(logits / softness)
-    cosine = jnp.matmul(normalize(whole), classifier.text_proxies.T, precision=_HIGHEST)
-    by_patches = jax.nn.softmax(sharpness * of_patches.max(1))
+    logits = jnp.einsum("bpe,ce->bpc", x, classifier.weights, precision=_HIGHEST)  # [B,P,C]
+    logits = logits + classifier.bias[None, None]
+    of_patches = jax.nn.softmax(logits / softness)  # [B,P,C]
+    cosine = jnp.matmul(normalize(whole), classifier.text_proxies.T, precision=_HIGHEST)  # [B,C]
+    by_patches = jax.nn.softmax(sharpness * of_patches.max(1))  # [B,C]
     return global_share * jax.nn.softmax(global_scale * cosine) + (1 - global_share) * by_patches, of_patches
 
 
@@ -328,7 +329,7 @@ def tag_images_with(
         scores, of_patches = _scores(classifier, batch.patches, batch.whole, weighing)
         of_batch = full_grid(len(scores), *grid)
         tags, threshold = decide(scores[:, :num_foreground], fraction, of_batch)
-        boxes = _boxes(of_patches[:, :, :num_foreground], of_batch)
+        boxes = _boxes(of_patches[:, :, :num_foreground], of_batch)  # [B,F,4]
         host = jax.device_get((scores[:, :num_foreground], tags, threshold, of_patches, boxes))
         for row, (number, size) in enumerate(zip(batch.numbers, batch.sizes, strict=True)):
             score, own, level, places, box = (part[row] for part in host)

@@ -71,9 +71,9 @@ def local_tower(
     attention = []
     *before, last = layers_of(tree, vision)
     for layer in before:
-        x, weights = block(layer, x, vision, bias, numerics, attend_by_head)
+        x, weights = block(layer, x, vision, bias, numerics, attend_by_head)  # [B,T,D], [B,T,T]
         attention.append(weights)
-    x, weights = block(last, x, vision, bias, numerics, keep_values)
+    x, weights = block(last, x, vision, bias, numerics, keep_values)  # [B,T,D], [B,T,T]
     return LocalOutput(vision_output(params, x, vision, numerics), (*attention, weights))
 
 
@@ -107,12 +107,12 @@ def attention_votes(attention: Sequence[jax.Array], patches: jax.Array) -> jax.A
     >>> patch.attention_votes([weights, weights], jnp.ones((1, 2), bool)).tolist()
     [[[2, 0], [0, 2]]]
     """
-    pairs = patches[:, :, None] & patches[:, None, :]
+    pairs = patches[:, :, None] & patches[:, None, :]  # [B,P,P]
     count = jnp.maximum(pairs.sum((1, 2), dtype=jnp.float32), 1.0)
     votes = jnp.zeros(pairs.shape, jnp.int32)
     for weights in attention:
         between = jnp.where(pairs, weights[:, 1:, 1:], 0.0)  # the class token takes no part
-        mean = between.sum((1, 2)) / count
+        mean = between.sum((1, 2)) / count  # [B], of valid pairs
         votes = votes + (between > mean[:, None, None]).astype(jnp.int32)
     return jnp.where(pairs, votes, 0)
 
@@ -137,8 +137,8 @@ def fuse_attention(
     [[0.8 0. ]
      [0.  0.7]]
     """
-    agreed = attention_votes(attention, patches) >= votes
-    mean = sum(attention[layer][:, 1:, 1:] for layer in layers) / len(layers)
+    agreed = attention_votes(attention, patches) >= votes  # [B,P,P]
+    mean = sum(attention[layer][:, 1:, 1:] for layer in layers) / len(layers)  # [B,P,P]
     fused = jnp.where(agreed & patches[:, :, None] & patches[:, None, :], mean, 0.0)
     if renormalize:
         fused = fused / jnp.maximum(fused.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
@@ -150,7 +150,7 @@ def class_probabilities(tokens: jax.Array, text_features: jax.Array, logit_scale
 
     Both sides are L2-normalised here.
     """
-    cosine = jnp.matmul(normalize(tokens), normalize(text_features).T, precision=jax.lax.Precision.HIGHEST)
+    cosine = jnp.matmul(normalize(tokens), normalize(text_features).T, precision=jax.lax.Precision.HIGHEST)  # [...,C]
     return jax.nn.softmax(jnp.exp(logit_scale.astype(jnp.float32)) * cosine, axis=-1)
 
 

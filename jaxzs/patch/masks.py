@@ -98,7 +98,7 @@ def _masks_of(
     batches: Iterator[tuple[Stack, list[np.ndarray]]], run: Callable[..., Any], settings: Segmenting
 ) -> Iterator[ImageMask]:
     for stack, of_images in batches:
-        found = run(stack.pixels, _padded_tags(of_images, len(stack.pixels)), stack.mask)
+        found = run(stack.pixels, _padded_tags(of_images, len(stack.pixels)), stack.mask)  # of the padded batch
         for row, own in enumerate(of_images):
             rows, columns = stack.grids[row]
             maps, activation = (part[row, : len(own), :rows, :columns] for part in (found.maps, found.activation))
@@ -130,7 +130,7 @@ def score_maps(tagged: ImageTags, tags: Sequence[int] | np.ndarray) -> np.ndarra
     >>> maps.shape, float(maps.min()), float(maps.max())
     ((1, 12, 12), 0.0, 1.0)
     """
-    scores = np.moveaxis(tagged.refined, -1, 0)[np.asarray(tags, int)]
+    scores = np.moveaxis(tagged.refined, -1, 0)[np.asarray(tags, int)]  # [K,rows,columns]
     shifted = scores - scores.min((1, 2), keepdims=True)
     return shifted / np.maximum(shifted.max((1, 2), keepdims=True), 1e-7)
 
@@ -154,11 +154,11 @@ def pixel_labels(
     large = enlarge(maps, *small.shape[:2])  # [K,height,width]
     if settings.crf is None or len(tags) == 0:
         return label_map(large, tags, background=settings.background)
-    scores = large.astype(np.float32)
+    scores = large.astype(np.float32)  # [K,height,width]
     if settings.background:
-        scores = np.concatenate([1 - scores.max(0, keepdims=True), scores])
+        scores = np.concatenate([1 - scores.max(0, keepdims=True), scores])  # [1+K,height,width]
     colours = clip_es_colours(small) if settings.wrap_colours else small
-    best = np.asarray(dense_crf(scores, colours, settings.crf)).argmax(0)
+    best = np.asarray(dense_crf(scores, colours, settings.crf)).argmax(0)  # [height,width]
     if small is not photo:
         best = _nearest(best, *photo.shape[:2])
     return (np.concatenate([[0], tags + 1]) if settings.background else tags).astype(np.int32)[best]
@@ -179,4 +179,4 @@ def _for_crf(photo: np.ndarray) -> np.ndarray:
 def _nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Labels [h,w] at another size, each of the pixel that it lies in."""
     row, column = (np.arange(n) * old // n for n, old in zip((height, width), labels.shape, strict=True))
-    return labels[row[:, None], column[None, :]]
+    return labels[row[:, None], column[None, :]]  # [height,width]

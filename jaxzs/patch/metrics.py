@@ -32,9 +32,9 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     [0.833]
     """
     scores, positive = _checked(scores, labels)
-    order = np.argsort(-scores, axis=0, kind="stable")
-    hits = np.take_along_axis(positive, order, axis=0)
-    precision = np.cumsum(hits, axis=0) / np.arange(1, len(hits) + 1)[:, None]
+    order = np.argsort(-scores, axis=0, kind="stable")  # [N,C]
+    hits = np.take_along_axis(positive, order, axis=0)  # [N,C], true or not by rank
+    precision = np.cumsum(hits, axis=0) / np.arange(1, len(hits) + 1)[:, None]  # [N,C] at every rank
     return (precision * hits).sum(0) / np.maximum(hits.sum(0), 1)
 
 
@@ -81,7 +81,7 @@ def calibrate_thresholds(scores: np.ndarray, labels: np.ndarray, *, default: flo
     hits = np.cumsum(np.take_along_axis(positive, order, axis=0), axis=0)
     count = np.arange(1, len(scores) + 1)[:, None]
     score = 2 * hits / (count + positive.sum(0)[None, :])  # F1 of taking the first `count` images
-    below = np.concatenate([ranked[1:], np.zeros_like(ranked[:1])])
+    below = np.concatenate([ranked[1:], np.zeros_like(ranked[:1])])  # [N,C], the next lower score
     score = np.where(ranked > below, score, -1.0)  # no threshold separates equal scores
     best = score.argmax(0)
     classes = np.arange(scores.shape[1])

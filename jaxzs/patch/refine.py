@@ -43,14 +43,15 @@ def dual_masking(attention: jax.Array, coarse: jax.Array, grid: Grid, *, keep_bo
      [0.  0.  0. ]
      [0.  0.  0. ]]
     """
-    spread = _spread(attention, coarse)
+    spread = _spread(attention, coarse)  # [B,P,C]
     relative = min_max(spread, grid.patches)  # [B,P,C]
     count = jnp.maximum(grid.patches.sum(1, dtype=jnp.float32), 1.0)
     threshold = divide(relative.sum(1), count[:, None])  # [B,C] the mean: padded patches hold 0
     maps = relative.swapaxes(1, 2).reshape(*threshold.shape, *grid.shape)  # [B,C,rows,columns]
     mask = union_of_boxes(above_threshold(maps, threshold), grid, keep_border=keep_border)
     mask = mask.reshape(*threshold.shape, -1)  # [B,C,P]
-    refined = _spread(attention, jnp.where(mask.swapaxes(1, 2), coarse, 0.0))
+    # What is masked are the coarse scores, not those that were spread already.
+    refined = _spread(attention, jnp.where(mask.swapaxes(1, 2), coarse, 0.0))  # [B,P,C]
     informative = (spread.max(1) > 0) & (relative.max(1) > 0)  # [B,C]
     return Refined(spread, mask, jnp.where(informative[:, None, :], refined, spread))
 

@@ -65,37 +65,37 @@ def find_candidates(
     ([[True, False]], [0, 1, 0, 1])
     """
     inside = grid.patches[:, :, None]
-    lowest = jnp.where(inside, refined, jnp.inf).min((1, 2))
-    highest = jnp.where(inside, refined, -jnp.inf).max((1, 2))
+    lowest = jnp.where(inside, refined, jnp.inf).min((1, 2))  # [B], over background classes too
+    highest = jnp.where(inside, refined, -jnp.inf).max((1, 2))  # [B]
     threshold = relative_cut(lowest, highest, relative_threshold)  # [B]; NaN for an image of padding
-    best = best_scores(refined, num_foreground, grid)
-    chosen = best > threshold[:, None]
-    relative = min_max(refined[:, :, :num_foreground], grid.patches)
-    region = (relative > 0.5).swapaxes(1, 2).reshape(*chosen.shape, *grid.shape)
-    boxes = tight_boxes(region, grid, keep_border=keep_border)
+    best = best_scores(refined, num_foreground, grid)  # [B,F]
+    chosen = best > threshold[:, None]  # [B,F]
+    relative = min_max(refined[:, :, :num_foreground], grid.patches)  # [B,P,F]
+    region = (relative > 0.5).swapaxes(1, 2).reshape(*chosen.shape, *grid.shape)  # [B,F,rows,columns]
+    boxes = tight_boxes(region, grid, keep_border=keep_border)  # [B,F,4]
     top, bottom, left, right = jnp.moveaxis(boxes, -1, 0)
-    empty = (top == bottom) | (left == right)
+    empty = (top == bottom) | (left == right)  # [B,F]
     if stop_at_empty:
-        empty = jnp.cumsum(chosen & empty, axis=1) > 0
+        empty = jnp.cumsum(chosen & empty, axis=1) > 0  # the original leaves its loop there
     return Candidates(chosen, threshold, boxes, region, chosen & ~empty)
 
 
 def best_scores(refined: jax.Array, num_foreground: int, grid: Grid) -> jax.Array:
     """Best patch of each foreground class: refined [B,P,C] -> [B,F]; 0 for an image of padding."""
     inside = grid.patches[:, :, None]
-    best = jnp.where(inside, refined[:, :, :num_foreground], -jnp.inf).max(1)
+    best = jnp.where(inside, refined[:, :, :num_foreground], -jnp.inf).max(1)  # [B,F]
     return jnp.where(grid.patches.any(1)[:, None], best, 0.0)
 
 
 def crop_pixels(pixels: jax.Array, image: jax.Array, box: jax.Array, patch_size: int, size: int) -> jax.Array:
     """One box of one image, resized bilinearly without antialiasing: pixels [B,H,W,3], box [4] -> [size,size,3]."""
-    top, bottom, left, right = box * patch_size
+    top, bottom, left, right = box * patch_size  # in pixels
     above, below, down = bilinear_taps(bottom - top, size, size)
     before, after, across = bilinear_taps(right - left, size, size)
     rows = pixels.at[image, jnp.stack([top + above, top + below])].get(mode="clip")  # [2,S,W,3]
-    left_pixels, right_pixels = rows[:, :, left + before], rows[:, :, left + after]
-    wide = interpolate(left_pixels, right_pixels, across[None, None, :, None])
-    return interpolate(wide[0], wide[1], down[:, None, None])
+    left_pixels, right_pixels = rows[:, :, left + before], rows[:, :, left + after]  # [2,S,S,3] each
+    wide = interpolate(left_pixels, right_pixels, across[None, None, :, None])  # [2,S,S,3]
+    return interpolate(wide[0], wide[1], down[:, None, None])  # [S,S,3]
 
 
 def nearest_indices(largest: int, size: int) -> np.ndarray:
@@ -110,9 +110,9 @@ def nearest_indices(largest: int, size: int) -> np.ndarray:
 def crop_region(region: jax.Array, box: jax.Array, native: tuple[int, int]) -> jax.Array:
     """A region inside its box, resized to the native grid: region [rows,columns] bool, box [4] -> [P'] bool."""
     top, bottom, left, right = box
-    rows = jnp.asarray(nearest_indices(region.shape[0], native[0]))[bottom - top]
-    columns = jnp.asarray(nearest_indices(region.shape[1], native[1]))[right - left]
-    return region[(top + rows)[:, None], (left + columns)[None, :]].reshape(-1)
+    rows = jnp.asarray(nearest_indices(region.shape[0], native[0]))[bottom - top]  # the native grid's rows
+    columns = jnp.asarray(nearest_indices(region.shape[1], native[1]))[right - left]  # its columns
+    return region[(top + rows)[:, None], (left + columns)[None, :]].reshape(-1)  # [P']
 
 
 def region_tokens(
@@ -122,11 +122,11 @@ def region_tokens(
 
     Patches attend freely. Projected, not normalised. The last block is evaluated for the class token alone.
     """
-    hidden = jnp.where(regions, 0.0, _HIDDEN)
+    hidden = jnp.where(regions, 0.0, _HIDDEN)  # [M,P']
     row = jnp.pad(hidden, ((0, 0), (1, 0)))[:, None, None, :]  # [M,1,1,T]; it may see itself
     bias = jnp.pad(row, ((0, 0), (0, 0), (0, regions.shape[1]), (0, 0)))  # other queries: free
-    x = vision_embeddings(params["vision_model"], crops, config.vit, None, numerics)
-    return read_image(params, x, config, numerics, bias=bias)
+    x = vision_embeddings(params["vision_model"], crops, config.vit, None, numerics)  # [M,T,D]
+    return read_image(params, x, config, numerics, bias=bias)  # [M,E]
 
 
 def reidentify(
@@ -156,25 +156,26 @@ def reidentify(
     """
     B, F = candidates.accepted.shape
     vision = config.vit
-    total = candidates.accepted.sum(dtype=jnp.int32)
+    total = candidates.accepted.sum(dtype=jnp.int32)  # [], decides how many calls are made
+    # Candidates of all images in one row, image * F + class; B*F marks an empty slot, and is dropped when scattered.
     slots = jnp.flatnonzero(candidates.accepted, size=B * F, fill_value=B * F).astype(jnp.int32)
-    slots = jnp.pad(slots, (0, -(B * F) % capacity), constant_values=B * F)
+    slots = jnp.pad(slots, (0, -(B * F) % capacity), constant_values=B * F)  # whole calls
     logit_scale = params["logit_scale"]
 
     def one_call(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         start, probability = state
-        chosen = jax.lax.dynamic_slice_in_dim(slots, start, capacity)
+        chosen = jax.lax.dynamic_slice_in_dim(slots, start, capacity)  # [M]
         # A slot without a candidate looks at the last class of the last image; its result is dropped.
         filled = jnp.minimum(chosen, B * F - 1)
-        image, label = filled // F, filled % F
-        boxes = candidates.boxes[image, label]
+        image, label = filled // F, filled % F  # [M], [M]
+        boxes = candidates.boxes[image, label]  # [M,4]
         crops = jax.vmap(crop_pixels, (None, 0, 0, None, None))(
             pixels, image, boxes, vision.patch_size, vision.image_size
         )
-        regions = jax.vmap(crop_region, (0, 0, None))(candidates.region[image, label], boxes, vision.grid)
-        tokens = region_tokens(params, crops, regions, config, numerics)
+        regions = jax.vmap(crop_region, (0, 0, None))(candidates.region[image, label], boxes, vision.grid)  # [M,P']
+        tokens = region_tokens(params, crops, regions, config, numerics)  # [M,E]
         found = class_probabilities(tokens, text_features, logit_scale)  # [M,C]
-        found = jnp.take_along_axis(found, label[:, None], axis=1)[:, 0]
+        found = jnp.take_along_axis(found, label[:, None], axis=1)[:, 0]  # [M], each of its own class
         return start + capacity, probability.at[chosen].set(found, mode="drop")
 
     _, probability = jax.lax.while_loop(

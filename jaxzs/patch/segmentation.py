@@ -58,14 +58,14 @@ def affinity(attention: Sequence[jax.Array], grid: Grid, layers: Sequence[int]) 
     >>> patch.affinity([weights], patch.full_grid(1, 1, 2), layers=(0,))[0].tolist()
     [[0.625, 0.375], [0.375, 0.625]]
     """
-    pairs = grid.patches[:, :, None] & grid.patches[:, None, :]
-    mean = sum(attention[layer][:, 1:, 1:] for layer in layers) / len(layers)
+    pairs = grid.patches[:, :, None] & grid.patches[:, None, :]  # [B,P,P]
+    mean = sum(attention[layer][:, 1:, 1:] for layer in layers) / len(layers)  # [B,P,P]
     weights = jnp.where(pairs, mean, 0.0)
     for _ in range(_NORMALIZATIONS):
-        weights = weights / _or_one(weights.sum(1, keepdims=True))
-        weights = weights / _or_one(weights.sum(2, keepdims=True))
-    symmetric = (weights + weights.swapaxes(1, 2)) / 2
-    return jnp.matmul(symmetric, symmetric, precision=jax.lax.Precision.HIGHEST)
+        weights = weights / _or_one(weights.sum(1, keepdims=True))  # columns first, as in CLIP-ES
+        weights = weights / _or_one(weights.sum(2, keepdims=True))  # then rows
+    symmetric = (weights + weights.swapaxes(1, 2)) / 2  # [B,P,P]
+    return jnp.matmul(symmetric, symmetric, precision=jax.lax.Precision.HIGHEST)  # [B,P,P]
 
 
 def _or_one(sums: jax.Array) -> jax.Array:
@@ -145,13 +145,13 @@ def segment_program(
     names = jnp.concatenate([texts[jnp.maximum(tags, 0)], background], axis=1)  # [B,K+M,E]
     half, competing = settings.half_positions, CamTexts(names, tags >= 0)
     cam = class_activation_maps(params, pixels, competing, config, grid, half_positions=half, numerics=numerics)
-    activation = cam.maps.reshape(*tags.shape, rows, columns)
-    threshold = jnp.broadcast_to(settings.box_threshold, tags.shape)
+    activation = cam.maps.reshape(*tags.shape, rows, columns)  # [B,K,rows,columns]
+    threshold = jnp.broadcast_to(settings.box_threshold, tags.shape)  # [B,K]
     boxes = union_of_boxes(above_threshold(activation, threshold), grid, keep_border=settings.keep_border)
     boxed = jnp.where(boxes, activation, 0.0).reshape(cam.maps.shape)  # [B,K,P]
     spread = affinity(cam.attention, grid, settings.affinity_layers or ())  # [B,P,P], symmetric
     refined = jnp.matmul(boxed, spread.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST)  # [B,K,P]
-    maps = min_max_with_epsilon(refined, grid)
+    maps = min_max_with_epsilon(refined, grid)  # [B,K,P]
     grid_shape = activation.shape
     return Segmentation(
         cam.probability,
@@ -171,9 +171,9 @@ def enlarge(maps: np.ndarray, height: int, width: int) -> np.ndarray:
     [[[0.0, 0.25, 0.75, 1.0]]]
     """
     maps = np.asarray(maps, np.float32)
-    down = resize_weights(maps.shape[1], height, "bilinear")
-    across = resize_weights(maps.shape[2], width, "bilinear")
-    return (down @ maps @ across.T).astype(np.float16)
+    down = resize_weights(maps.shape[1], height, "bilinear")  # [height,rows]
+    across = resize_weights(maps.shape[2], width, "bilinear")  # [width,columns]
+    return (down @ maps @ across.T).astype(np.float16)  # [K,height,width]
 
 
 def label_map(maps: np.ndarray, tags: Sequence[int] | np.ndarray, *, background: bool = True) -> np.ndarray:
@@ -195,7 +195,7 @@ def label_map(maps: np.ndarray, tags: Sequence[int] | np.ndarray, *, background:
         return np.zeros(maps.shape[1:], np.int32)
     if not background:
         return tags[maps.argmax(0)]
-    scores = np.concatenate([1 - maps.max(0, keepdims=True), maps])
+    scores = np.concatenate([1 - maps.max(0, keepdims=True), maps])  # [1+K,height,width]
     return np.concatenate([[0], tags + 1]).astype(np.int32)[scores.argmax(0)]
 
 

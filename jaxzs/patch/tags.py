@@ -148,7 +148,7 @@ def tag_program(shared: Tagger, rows: tuple[jax.Array, jax.Array | None], task: 
         local.attention, grid.patches, settings.attention_layers or (), settings.votes, renormalize=settings.renormalize
     )
     coarse = coarse_scores(local.tokens, texts, params["logit_scale"])  # [B,P,C]
-    refined = dual_masking(attention, coarse, grid, keep_border=settings.keep_border).scores
+    refined = dual_masking(attention, coarse, grid, keep_border=settings.keep_border).scores  # [B,P,C], 3.2
     candidates = find_candidates(
         refined,
         num_foreground,
@@ -158,9 +158,10 @@ def tag_program(shared: Tagger, rows: tuple[jax.Array, jax.Array | None], task: 
         keep_border=settings.keep_border,
     )
     capacity = settings.capacity or B
+    # Section 3.3: only what passes the threshold is looked at again; everything else keeps its patch score.
     probability = reidentify(params, pixels, texts, candidates, config, capacity=capacity, numerics=numerics)
     scores = fuse_scores(best_scores(refined, num_foreground, grid), probability, candidates.accepted)  # [B,F]
-    tags, threshold = decide(scores, settings.tag_threshold, grid)
+    tags, threshold = decide(scores, settings.tag_threshold, grid)  # [B,F] each
     return Tags(scores, tags, threshold, coarse, refined, candidates.accepted, probability, candidates.boxes)
 
 
@@ -190,10 +191,11 @@ def decide(scores: jax.Array, relative_threshold: jax.Array, grid: Grid) -> tupl
     >>> tags.tolist(), round(float(threshold[0, 0]), 2)
     ([[True, False, True]], 0.55)
     """
-    threshold = relative_cut(scores.min(1, keepdims=True), scores.max(1, keepdims=True), relative_threshold[None, :])
+    lowest, highest = scores.min(1, keepdims=True), scores.max(1, keepdims=True)  # [B,1]
+    threshold = relative_cut(lowest, highest, relative_threshold[None, :])  # [B,F]
     tags = scores > threshold
-    highest = jax.nn.one_hot(scores.argmax(1), scores.shape[1], dtype=bool)
-    tags = jnp.where(tags.any(1, keepdims=True), tags, highest)
+    first = jax.nn.one_hot(scores.argmax(1), scores.shape[1], dtype=bool)  # [B,F], the first of the highest
+    tags = jnp.where(tags.any(1, keepdims=True), tags, first)
     return tags & grid.patches.any(1)[:, None], threshold
 
 

@@ -33,15 +33,15 @@ def local_positions(params: Params, vision: VisionConfig, grid: Grid, positions:
     """
     table = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
     native_rows, native_columns = vision.grid
-    native = table[1:].reshape(native_rows, native_columns, -1)
+    native = table[1:].reshape(native_rows, native_columns, -1)  # [r,c,D]
     rows, columns = grid.shape
 
     def of_image(true_rows: jax.Array, true_columns: jax.Array) -> jax.Array:
         left, right, across = bilinear_taps(native_columns, true_columns, columns)
         top, bottom, down = bilinear_taps(native_rows, true_rows, rows)
-        wide = interpolate(native[:, left], native[:, right], across[None, :, None])
+        wide = interpolate(native[:, left], native[:, right], across[None, :, None])  # [r,columns,D]
         tall = interpolate(wide[top], wide[bottom], down[:, None, None])  # [rows,columns,D]
-        return jnp.concatenate([table[:1], tall.reshape(rows * columns, -1)])
+        return jnp.concatenate([table[:1], tall.reshape(rows * columns, -1)])  # [T,D]
 
     resized = jax.vmap(of_image)(jnp.maximum(grid.rows, 1), jnp.maximum(grid.columns, 1))
     if positions == "bilinear":
@@ -49,7 +49,7 @@ def local_positions(params: Params, vision: VisionConfig, grid: Grid, positions:
     rounded = resized.astype(jnp.float16).astype(jnp.float32)
     if positions == "all_half":
         return rounded
-    is_native = (grid.rows == native_rows) & (grid.columns == native_columns)
+    is_native = (grid.rows == native_rows) & (grid.columns == native_columns)  # [B]
     return jnp.where(is_native[:, None, None], resized, rounded)
 
 
@@ -62,7 +62,7 @@ def embed_images(params: Params, pixels: jax.Array, grid: Grid, task: Pass) -> t
     tables = grid if grid.padded else jax.tree.map(lambda part: part[:1], grid)  # one table serves all
     positions = local_positions(tree, vision, tables, task.positions)  # [B or 1,T,D]
     x = vision_embeddings(tree, pixels, vision, positions, task.numerics)
-    x = vision_input(params, x, vision)
+    x = vision_input(params, x, vision)  # [B,T,D]
     if not grid.padded:
         return x, None
     visible = jnp.pad(grid.patches, ((0, 0), (1, 0)), constant_values=True)  # [B,T], the class token first
@@ -81,10 +81,10 @@ def attend_by_head(
     B, H, T, _ = q.shape
 
     def one_head(total: jax.Array, head: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
-        q, k, v = (part[:, None] for part in head)
-        mixed, weights = attend(q, k, v, bias, numerics)
+        q, k, v = (part[:, None] for part in head)  # [B,1,T,D/H] each
+        mixed, weights = attend(q, k, v, bias, numerics)  # [B,1,T,D/H], [B,1,T,T]
         return total + weights[:, 0], mixed[:, 0]
 
-    heads = (q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1))
+    heads = (q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1))  # [H,B,T,D/H] each
     total, mixed = jax.lax.scan(one_head, jnp.zeros((B, T, T), jnp.float32), heads)
-    return mixed.swapaxes(0, 1), total / H
+    return mixed.swapaxes(0, 1), total / H  # [B,H,T,D/H], [B,T,T]

@@ -154,7 +154,7 @@ def segment_dense(
     size = batching.devices * -(-batching.batch_size // batching.devices)
     windows = _windows(model, looking, images, batching)
     for view in _looked_at(windows, run, size, looking.window):
-        scores = view.total / view.count
+        scores = view.total / view.count  # [rows,columns,N], every window counts the same
         labels = labels_of_scores(scores, view.photo, labels_of, settings)
         present = np.unique(labels)
         yield DenseMask(view.number, labels, scores, present[present > 0] if settings.background else present)
@@ -181,7 +181,7 @@ def _windows_of(model: Model, looking: _Looking, number: int, image: Any) -> lis
     height, width = _viewing_size(rgb.height, rgb.width, max(short_side, window), patch)
     pixels = model.preprocessor.normalize(np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC)))  # [H,W,3]
     starts = [(y, x) for y in _starts(height, window, stride) for x in _starts(width, window, stride)]
-    grid = height // patch, width // patch
+    grid = height // patch, width // patch  # of the whole photo
     total, count = np.zeros((*grid, names), np.float32), np.zeros((*grid, 1), np.float32)
     view = _View(number, np.asarray(rgb), total, count, [len(starts)])
     return [_Window(view, y // patch, x // patch, pixels[y : y + window, x : x + window]) for y, x in starts]
@@ -219,7 +219,7 @@ def _looked_at(windows: Iterator[_Window], run: Callable[..., Any], size: int, w
         side = round(found.shape[1] ** 0.5)
         for one, scores in zip(waiting, found, strict=False):
             here = slice(one.row, one.row + side), slice(one.column, one.column + side)
-            one.view.total[here] += scores.reshape(side, side, -1)
+            one.view.total[here] += scores.reshape(side, side, -1)  # [side,side,N]
             one.view.count[here] += 1
             one.view.missing[0] -= 1
             if not one.view.missing[0]:
@@ -243,7 +243,7 @@ def labels_of_scores(scores: np.ndarray, photo: np.ndarray, classes: np.ndarray,
     Strips of the photo at a time: names are enlarged, and compared, and forgotten.
     """
     height, width, _ = photo.shape
-    down = resize_weights(scores.shape[0], height, "bilinear")
+    down = resize_weights(scores.shape[0], height, "bilinear")  # [height,rows]
     wide = np.einsum("xc,rcn->rxn", resize_weights(scores.shape[1], width, "bilinear"), scores)  # [rows,width,N]
     strip = max(1, _STRIP // (width * scores.shape[2]))
     labels = np.empty((height, width), np.int32)
@@ -259,10 +259,10 @@ def labels_of_scores(scores: np.ndarray, photo: np.ndarray, classes: np.ndarray,
 
 def _decided(at_pixels: np.ndarray, classes: np.ndarray, settings: Dense) -> np.ndarray:
     """The class of the best name, background where that is not probable enough: [...,N] -> [...]."""
-    best = at_pixels.argmax(-1)
-    labels = classes[best] + int(settings.background)
+    best = at_pixels.argmax(-1)  # [...]
+    labels = classes[best] + int(settings.background)  # -1, names of background, becomes 0
     if settings.threshold > 0:
-        highest = np.take_along_axis(at_pixels, best[..., None], -1)
+        highest = np.take_along_axis(at_pixels, best[..., None], -1)  # [...,1]
         probability = 1 / np.exp(settings.scale * (at_pixels - highest)).sum(-1)
         labels = np.where(probability < settings.threshold, 0, labels)
     return labels
@@ -273,10 +273,11 @@ def _maps_of(present: np.ndarray, scores: np.ndarray, classes: np.ndarray, setti
     z = np.exp(settings.scale * (scores - scores.max(-1, keepdims=True)))
     names = z / z.sum(-1, keepdims=True)  # [rows,columns,N]
     of_label = classes + int(settings.background)
+    # A class is as probable as its best name, not as all of them: adding names to it must not make it win.
     maps = [names[..., of_label == label].max(-1, initial=0.0) for label in present]
     if settings.background and settings.threshold > 0:
         maps[0] = np.maximum(maps[0], settings.threshold) if present[0] == 0 else maps[0]
-    return np.stack(maps).astype(np.float32)
+    return np.stack(maps).astype(np.float32)  # [K,rows,columns]
 
 
 def _sharpened(maps: np.ndarray, photo: np.ndarray, crf: CRF) -> np.ndarray:
