@@ -68,7 +68,9 @@ def row_mask(mask: Any, num_rows: int) -> jax.Array:
     mask = jnp.asarray(mask)
     if concrete(mask):
         with jax.ensure_compile_time_eval():  # the caller may be tracing something else
-            if not bool(jnp.any(mask)):
+            # On the host where all of it is here: a reduction over devices would be a program of its own.
+            any_row = np.asarray(mask).any() if mask.is_fully_addressable else jnp.any(mask)
+            if not bool(any_row):
                 raise DataError("mask leaves no row; expected at least one True")
     return mask
 
