@@ -71,6 +71,10 @@ class DataError(JaxzsError):
     """A data source, feature file or array is unfit: missing, empty, wrong shape, not finite."""
 
 
+class PeerError(JaxzsError):
+    """Another process of the same run has died, or ended before the others; what it had finished is kept."""
+
+
 class DependencyError(JaxzsError):
     """An optional package is absent; the message gives the install command."""
 

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxzs import peers
 from jaxzs.errors import ConfigError, DataError
 
 DATA, MODEL = "data", "model"  # the two axes of every mesh made here
@@ -192,7 +193,11 @@ def map_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 
 def initialize(
-    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    heartbeat_timeout: int = 20,
 ) -> bool:
     """Join the other processes of this run; to be called before any other use of JAX.
 
@@ -203,6 +208,8 @@ def initialize(
         Open MPI  mpirun -n 4 python run.py
 
     Elsewhere give the address "host:port" of process 0, the number of processes and this one's number.
+    When one dies, or ends by an error, the others end after `heartbeat_timeout` seconds (at once if it was process 0):
+    with exit code 2 and a line that says which one; chunks and states that are on disk are kept.
     Returns whether there are several processes. Raises `ConfigError` when it comes too late, or for half the arguments.
 
     >>> several = parallel.initialize()  # doctest: +SKIP
@@ -220,13 +227,18 @@ def initialize(
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
     try:
-        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_timeout
+        )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot join the other processes: {error}. Call parallel.initialize() first in the script; "
             "outside of a TPU pod, SLURM or Open MPI pass the three arguments"
         ) from error
-    return jax.process_count() > 1
+    several = jax.process_count() > 1
+    if several:
+        peers.watch(heartbeat_timeout)
+    return several
 
 
 def is_main_process() -> bool:
@@ -296,7 +308,7 @@ def rows_of_processes(local_rows: np.ndarray, num_rows: int, mesh: Mesh) -> tupl
 def gather(x: jax.Array) -> np.ndarray:
     """The whole of a global array, on the host of every process.
 
-    A collective where other processes hold parts of it: all of them must call it.
+    A collective where other processes hold parts of it: all of them must call it. Raises `PeerError` when one is gone.
 
     >>> rows, _ = parallel.shard_rows(np.ones((30, 4), np.float32), parallel.make_mesh())
     >>> float(parallel.gather(rows).sum())
@@ -307,7 +319,24 @@ def gather(x: jax.Array) -> np.ndarray:
         return np.asarray(x.addressable_data(0) if x.is_fully_replicated else x)
     from jax.experimental import multihost_utils
 
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))  # tiled: the global shape, no axis of processes
+    with peers.exchanging():
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))  # the global shape, no axis of processes
+
+
+def gather_each(x: np.ndarray) -> np.ndarray:
+    """What every process has in its place of a small array, of the same shape everywhere: [...] -> [processes,...].
+
+    A collective, as `gather`. Raises `PeerError` when another process is gone.
+
+    >>> parallel.gather_each(np.array([3, 1])).tolist()
+    [[3, 1]]
+    """
+    if jax.process_count() == 1:
+        return x[None]
+    from jax.experimental import multihost_utils
+
+    with peers.exchanging():
+        return np.asarray(multihost_utils.process_allgather(x))
 
 
 def same_everywhere(x: np.ndarray) -> bool:
@@ -316,24 +345,21 @@ def same_everywhere(x: np.ndarray) -> bool:
     >>> parallel.same_everywhere(np.array([3, 1]))
     True
     """
-    if jax.process_count() == 1:
-        return True
-    from jax.experimental import multihost_utils
-
-    return bool((np.asarray(multihost_utils.process_allgather(x)) == x[None]).all())  # [processes,...] against [1,...]
+    return bool((gather_each(x) == x[None]).all())  # [processes,...] against [1,...]
 
 
 def barrier(name: str) -> None:
     """Wait until every process has come here; nothing happens with a single one.
 
-    name: equal in all of them; tells several barriers apart.
+    name: equal in all of them; tells several barriers apart. Raises `PeerError` when another process is gone.
 
     >>> parallel.barrier("features are written")
     """
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(name)
+        with peers.exchanging():
+            multihost_utils.sync_global_devices(name)
 
 
 _MOVED = ("parameter_axes", "parameter_shardings", "place_parameters", "placer")

@@ -54,12 +54,15 @@ def run(options: ExtractOptions) -> int:
     check_numbers(options, "max_skipped", least=0)
     if not any(options.out.glob("*/store.json")):  # a finished store is used where it cannot be written, too
         check_output_folder(options.out)
-    from jaxzs import parallel
+    from jaxzs import parallel, peers
 
     if options.distributed:
         parallel.initialize()  # before anything else asks jax
     run = Run(options)
-    with run.measured(kept=lambda: f"{options.out} keeps all finished chunks, the same command goes on from there"):
+    with (
+        peers.ending_early(),
+        run.measured(kept=lambda: f"{options.out} keeps all finished chunks, the same command goes on from there"),
+    ):
         store = _extract(run)
     # Every process has written its part of the store; one of them tells.
     if not parallel.is_main_process():

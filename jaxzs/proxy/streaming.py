@@ -168,8 +168,5 @@ def _over_processes(x: np.ndarray, log: bool = False) -> np.ndarray:
     """The total of all processes: one exchange for each array of a pass."""
     if jax.process_count() == 1:
         return x
-    from jax.experimental import multihost_utils
-
-    everyone = np.asarray(multihost_utils.process_allgather(x))
-    total: np.ndarray = (np.logaddexp.reduce if log else np.sum)(everyone, axis=0)
+    total: np.ndarray = (np.logaddexp.reduce if log else np.sum)(parallel.gather_each(x), axis=0)
     return total
