@@ -103,7 +103,10 @@ def _write(terminal: int, text: bytes) -> None:
 
 
 def _end(terminal: int, message: str) -> NoReturn:
-    """Other threads may be anywhere, some in a wait that never ends: no part of Python's ordinary end is run."""
+    """Other threads may be anywhere, some in a wait that never ends: of Python's ordinary end only the flush is run."""
+    flush = threading.Thread(target=sys.stdout.flush, daemon=True)
+    flush.start()
+    flush.join(1)
     _write(terminal, f"jaxzs: {message}\n".encode())
     os._exit(ENDED)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_multiprocess import free_port
 from tiny_model import noise, tiny_model
 
@@ -81,12 +82,12 @@ N = 125  # 16 chunks, eight of each process
 
 
 @contextlib.contextmanager
-def two(root: Path, slow: float) -> Iterator[list[subprocess.Popen[str]]]:
-    script = textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent), root=str(root), N=N))
+def two(script: str, *arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes of a script, which find the address of the first and what is given in `sys.argv`."""
     address = f"127.0.0.1:{free_port()}"
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(number), "2", address, str(slow)],
+            [sys.executable, "-c", script, str(number), "2", address, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -102,6 +103,10 @@ def two(root: Path, slow: float) -> Iterator[list[subprocess.Popen[str]]]:
             process.communicate()
 
 
+def extracting(root: Path) -> str:
+    return textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent), root=str(root), N=N))
+
+
 def chunks(root: Path) -> set[str]:
     return {folder.name for folder in root.glob("*/chunk-*")}
 
@@ -110,7 +115,7 @@ def chunks(root: Path) -> set[str]:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_death_of_one(victim, tmp_path):
     root = tmp_path / "features"
-    with two(root, 0.1) as both:
+    with two(extracting(root), "0.1") as both:
         until = time.monotonic() + 120
         while not {"chunk-000001", "chunk-000009"} <= chunks(root):  # two of each
             assert time.monotonic() < until
@@ -125,7 +130,7 @@ def test_death_of_one(victim, tmp_path):
     assert told.splitlines() == [f"jaxzs: {peers._lost([victim], 2)}"]
     assert before <= chunks(root)
 
-    with two(root, 0.0) as again:
+    with two(extracting(root), "0") as again:
         outputs = [process.communicate(timeout=120) for process in again]
     assert [process.returncode for process in again] == [0, 0], outputs
     assert len(chunks(root)) == 16
@@ -139,10 +144,40 @@ def test_death_of_one(victim, tmp_path):
 @pytest.mark.slow
 def test_error_of_one_ends_both(tmp_path):
     """The faulty process says its error at once; the other ends after the heartbeats, not after five minutes."""
-    with two(tmp_path / "features", -1.0) as both:
+    with two(extracting(tmp_path / "features"), "-1") as both:
         outputs = [process.communicate(timeout=90)[1] for process in both]
     assert [process.returncode for process in both] == [2, 1]
     assert outputs[0].splitlines() == [f"jaxzs: {peers._lost([1], 2)}"]
     assert "a fault of this process alone" in outputs[1]
     assert "Check fail" not in outputs[1]
     assert signal.getsignal(signal.SIGABRT) == signal.SIG_DFL  # nothing of it in a process that is alone
+
+
+COMMAND = """
+    import sys
+    import jax
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 1)
+    from jaxzs import cli, parallel
+    parallel.initialize(sys.argv[3], int(sys.argv[2]), int(sys.argv[1]), heartbeat_timeout=6)
+    options = "--chunk-size 2 --batch-size 2 --max-skipped 0 --threads 1 --distributed --quiet"
+    sys.exit(cli.main(["extract", {images!r}, "--out", {out!r}, *options.split()]))
+"""
+
+
+@pytest.mark.slow
+def test_command_of_which_one_process_fails(tmp_path):
+    """A damaged image in the part of process 1: its own error there, the line in the other, exit code 2 in both."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, pixels in enumerate(noise(8)):
+        Image.fromarray(pixels).save(images / f"{number}.png")
+    (images / "6.png").write_bytes(b"damaged")
+    script = textwrap.dedent(COMMAND.format(images=str(images), out=str(tmp_path / "features")))
+    with two(script) as both:
+        told = [process.communicate(timeout=90)[1].splitlines() for process in both]
+    assert [process.returncode for process in both] == [2, 2]
+    assert told[0] == [f"jaxzs: {peers._lost([1], 2)}"]
+    assert len(told[1]) == 1
+    assert told[1][0].startswith("jaxzs extract: 1 images cannot be read, more than the 0 allowed")
+    assert {"chunk-000000", "chunk-000001"} <= chunks(tmp_path / "features")
