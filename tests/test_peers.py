@@ -179,5 +179,5 @@ def test_command_of_which_one_process_fails(tmp_path):
     assert [process.returncode for process in both] == [2, 2]
     assert told[0] == [f"jaxzs: {peers._lost([1], 2)}"]
     assert len(told[1]) == 1
-    assert told[1][0].startswith("jaxzs extract: 1 images cannot be read, more than the 0 allowed")
+    assert told[1][0].startswith("jaxzs extract: 1 image cannot be read, more than the 0 allowed")
     assert {"chunk-000000", "chunk-000001"} <= chunks(tmp_path / "features")

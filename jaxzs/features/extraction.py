@@ -152,8 +152,8 @@ def _skipped_in(store: FeatureStore, number: int) -> list[str] | None:
 def _check_skipped(skipped: Sequence[str], allowed: int) -> None:
     if len(skipped) > allowed:
         raise DataError(
-            f"{len(skipped)} images cannot be read, more than the {allowed} allowed; the first: "
-            + "; ".join(skipped[:5])
+            f"{len(skipped)} image{'s' * (len(skipped) > 1)} cannot be read, more than the {allowed} allowed; "
+            f"the first: {'; '.join(skipped[:5])}"
         )
 
 
