@@ -178,7 +178,8 @@ def _open_msgpack(path: Path, size: int) -> dict[str, StoredLeaf]:
         tree = msgpack_restore(path.read_bytes())
     except Exception as error:  # msgpack, numpy and flax raise about ten kinds on damaged files
         raise CheckpointError(
-            f"{path}: truncated or damaged Flax msgpack ({str(error)[:200] or type(error).__name__}); download it again"
+            f"{path}: truncated or damaged Flax msgpack of {path.stat().st_size} bytes "
+            f"({str(error)[:200] or type(error).__name__}). Download it again."
         ) from error
     leaves: dict[str, StoredLeaf] = {}
     for name, leaf in _arrays(tree, "", path):
