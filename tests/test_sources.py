@@ -276,7 +276,7 @@ def test_a_long_table_takes_no_long_time(tmp_path):
     started = time.perf_counter()
     with pytest.raises(DataError, match=r"'0\.png' is not there"):
         data.open_source(tmp_path)
-    assert time.perf_counter() - started < 5  # 0.6 s; quadratic work was minutes
+    assert time.perf_counter() - started < 60  # 0.6 s on a quiet machine; quadratic work was minutes
 
 
 @pytest.mark.parametrize("place", ["nowhere", "file.txt"])

@@ -60,7 +60,8 @@ class CLIP(nnx.Module):
 
 
 def _wrapped(tree: Tree) -> Any:
-    return nnx.Dict({name: _wrapped(x) if isinstance(x, dict) else nnx.Param(x) for name, x in tree.items()})
+    node = getattr(nnx, "Dict", dict)  # before flax 0.12 a plain dict is a node of the graph
+    return node({name: _wrapped(x) if isinstance(x, dict) else nnx.Param(x) for name, x in tree.items()})
 
 
 def _unwrapped(tree: Any) -> Tree:
