@@ -63,7 +63,7 @@ PROGRAMS = {
         (2, 2, 4, 3),
     ),
     "dense_crf": (
-        lambda scores, photo: patch.dense_crf(scores, photo, iterations=2),
+        lambda scores, photo: patch.dense_crf(scores, photo, patch.CRF(iterations=2, kernel="exact")),
         (f32(3, 8, 9), jax.ShapeDtypeStruct((8, 9, 3), jnp.uint8)),
         (3, 8, 9),
     ),
