@@ -37,7 +37,7 @@ _FROM = {"Model": "clip", "load": "clip", "classify": "classification"}
 # For type checkers, which do not run `__getattr__`.
 if TYPE_CHECKING:
     from jaxzs.classification import classify
-    from jaxzs.clip import Model, load
+    from jaxzs.clip.load import Model, load
 
 __all__ = ["Model", "__version__", "classify", "load", *_SUBMODULES]
 
