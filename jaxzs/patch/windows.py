@@ -39,9 +39,13 @@ class Dense:
     """How masks are made of dense features, with the values of NACLIP for VOC.
 
     Args:
-      attention, reduced, neighbourhood, positions: as in `dense_features`.
+      attention: as in `dense_features`.
+      reduced: likewise.
+      neighbourhood: likewise.
+      positions: likewise.
       short_side: pixels of a photo's shorter side when it is looked at (560 for Cityscapes).
-      window, stride: in pixels; by default the model's own size, and half of it.
+      window: in pixels; by default the model's own size.
+      stride: of windows, in pixels; by default half of one.
       scale: of the cosines in the softmax over names, 40 as published.
       threshold: what is less probable becomes background; 0 where there are names for backgrounds.
       background: whether label 0 is background and class c is c + 1; False: class c is c.
