@@ -1,6 +1,6 @@
 """The drop-in for transformers' Flax CLIP, against its recorded outputs; and the modules of linen and nnx.
 
-`tests/interop/test_flax.py` runs the same code on the real classes.
+`tests/interop/test_flax_models.py` runs the same code on the real classes.
 """
 
 from __future__ import annotations
