@@ -100,8 +100,13 @@ def held_out_losses(task: Task, settings: Checked) -> jax.Array:
     # Labels are those of all images, for each gamma; only the proxies are of a half.
     potentials = sinkhorn(task, jnp.array(GAMMAS, jnp.float32), settings)  # [G,C]
     sums = task.reduce(sums_by_split, task.text, potentials, settings)
-    halves = jax.vmap(closed_forms, in_axes=(0, None))
-    proxies = jax.vmap(halves, in_axes=(0, None))(sums, settings.ridge)  # [S,2,G,C,E]
+
+    def of_halves(halves: LabelSums) -> jax.Array:
+        return jax.lax.map(lambda half: closed_forms(half, settings.ridge), halves)  # [2,G,C,E]
+
+    # One after the other: LAPACK's batched triangular solve waits, inside the threads that compute, for those threads.
+    # Several host devices on two cores then wait for ever (jaxlib 0.10).
+    proxies = jax.lax.map(of_halves, sums)  # [S,2,G,C,E]
     return task.reduce(losses_by_split, task.text, potentials, proxies, settings)
 
 
