@@ -217,7 +217,7 @@ def test_no_pickle_is_executed(form, tmp_path):
     else:
         new = form == "zip"
         torch.save({"weights": Attack(target)}, file, _use_new_zipfile_serialization=new)
-    with pytest.raises(CheckpointError, match=r"weights_only|never executed"):
+    with pytest.raises(CheckpointError, match=r"nothing is run|never executed"):
         read_checkpoint(tmp_path)
     assert not target.exists()
 
@@ -230,10 +230,10 @@ def test_torch_files_that_lie_about_sizes(tmp_path):
     with pytest.raises(CheckpointError, match="claims more elements than are stored"):
         read_checkpoint(tmp_path)
     torch.save([torch.zeros(3)], file)
-    with pytest.raises(CheckpointError, match="a dict of tensors is expected"):
+    with pytest.raises(CheckpointError, match="0 stored"):
         read_checkpoint(tmp_path)
     torch.save({"a": torch.zeros(3).to_sparse(), "b": 3}, file)
-    with pytest.raises(CheckpointError, match="not a dense tensor"):
+    with pytest.raises(CheckpointError, match="nothing is run"):
         read_checkpoint(tmp_path)
 
 
@@ -244,7 +244,7 @@ def test_compressed_and_damaged_torch_files(tmp_path):
     with zipfile.ZipFile(source) as stored, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
         for entry in stored.infolist():
             made.writestr(entry.filename, stored.read(entry))
-    with pytest.raises(CheckpointError, match="compressed records"):
+    with pytest.raises(CheckpointError, match="compressed data"):
         read_checkpoint(tmp_path)
 
     content = source.read_bytes()
