@@ -23,14 +23,6 @@ step() {
     [[ $code == 0 ]] || touch "$temp/failed"
 }
 
-# reported NAME WHAT COMMAND...: a step whose failure is shown in the summary and does not fail the run.
-reported() {
-    local before=0
-    [[ -e "$temp/failed" ]] && before=1
-    step "$@"
-    ((before)) || rm -f "$temp/failed"
-}
-
 left_out() { printf '%-7s %4d s  %-10s %s\n' "left out" 0 "$1" "$2" >>"$temp/summary"; }
 
 # environment NAME [INTERPRETER]: an empty virtual environment at $temp/NAME.

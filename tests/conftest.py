@@ -17,11 +17,16 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiled programs are kept between runs: the second run of the suite takes a fraction of the first.
+# Some 10,000 small programs are compiled once and run once: what LLVM would make faster is not worth its time, nor a
+# thread for each function. Commands that tests start inherit both.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_parallel_codegen_split_count=1"
+jax.config.update("jax_disable_most_optimizations", True)
+# Large programs are kept between runs; to write a small one takes longer than to compile it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _kept = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(_kept))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 # The first example of a test compiles, and a loaded machine is slow: neither is a failure.
@@ -38,6 +43,16 @@ def free_compiled_programs() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Compiled as users have it: for results that hang on the last bit, as the order of saturated scores does."""
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

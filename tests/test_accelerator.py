@@ -35,6 +35,7 @@ def run(folder, *arguments):
     return code, json.loads((folder / "accelerator.json").read_text()), (folder / "accelerator.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_record_and_a_table(tmp_path):
     code, record, page = run(tmp_path, "--stages", "texts", "crf")
     assert code == 0

@@ -44,6 +44,7 @@ def test_the_rule_is_its_two_methods():
     assert choice.reason
 
 
+@pytest.mark.slow
 def test_both_sides_of_the_rule_are_taken():
     uniform = adapt.choose(jnp.tile(jnp.eye(4), (8, 1)), jnp.eye(4))
     assert (uniform.method, float(uniform.gamma)) == ("closed_form", 0.0)
@@ -54,6 +55,7 @@ def test_both_sides_of_the_rule_are_taken():
     assert few.reason.startswith("fewer than two images a class")
 
 
+@pytest.mark.slow
 def test_the_choice_is_the_same_padded_jitted_and_from_chunks():
     x, z, _ = inputs()
     expected = fitted()
@@ -80,6 +82,7 @@ def test_the_default_does_not_hang_on_a_seed():
     assert int(with_key.votes.sum()) == int(first.votes.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["proxy", "closed_form", "gda", "stata", "transclip", "zero-shot"])
 def test_every_method_gives_a_head_as_sure_as_the_text(method):
     x, z, _ = inputs()
@@ -90,6 +93,7 @@ def test_every_method_gives_a_head_as_sure_as_the_text(method):
     assert abs(sure(found.head) - sure(adapt.text_head(z, temperature=SPREAD))) < 1e-4
 
 
+@pytest.mark.slow
 def test_shots_make_it_discriminant_analysis_with_them():
     x, z, _ = inputs()
     shots = adapt.Shots(x[:12], stored("synthetic")["labels"][:12])

@@ -23,6 +23,7 @@ def features(seed: int, rows: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(rows, 64)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", [adapt.anchored_gda, adapt.stata])
 def test_a_head_comes_back_and_scores_the_same(tmp_path, model, fit):
     x = features(0, 40)

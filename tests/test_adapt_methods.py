@@ -80,6 +80,7 @@ def test_transduction_equals_its_references(name):
         assert_posterior(adapt.transclip(x, z).posterior, g["transclip/z_10"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_graph_and_propagation_equal_their_references(name):
     g = stored(name)
@@ -94,6 +95,8 @@ def test_graph_and_propagation_equal_their_references(name):
     assert_posterior(other, g["zlap/scores_k10_alpha.7_gamma3"])
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", SETS)
 def test_streams_equal_their_references(name):
     g = stored(name)
@@ -162,6 +165,7 @@ def close(name, found):
     np.testing.assert_allclose(found, expected(name), rtol=0, atol=atol * max(1, np.abs(expected(name)).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_jitted_and_vmapped_over_a_number(name):
     x, z, mask = inputs()
@@ -171,6 +175,7 @@ def test_jitted_and_vmapped_over_a_number(name):
     assert np.abs(found[1] - found[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_what_stands_in_padded_rows_does_not_matter(name):
     x, z, _ = inputs()
@@ -179,6 +184,7 @@ def test_what_stands_in_padded_rows_does_not_matter(name):
     close(name, found[:N])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_sharded_over_all_devices(name):
     x, z, _ = inputs()
@@ -192,6 +198,7 @@ def test_scale_of_the_features_does_not_matter(name):
     close(name, METHODS[name](3 * x, 0.2 * z, mask, T))
 
 
+@pytest.mark.slow
 def test_half_precision_features_are_taken():
     x, z, _ = inputs()
     for dtype in (np.float16, jnp.bfloat16):
@@ -200,6 +207,7 @@ def test_half_precision_features_are_taken():
         assert np.isfinite(adapt.scores(head, x.astype(dtype))).all()
 
 
+@pytest.mark.slow
 def test_chunks_from_the_host_give_the_same():
     x, z, _ = inputs()
     chunks = lambda: iter([x[:40], x[40:50], x[50:]])  # noqa: E731
@@ -234,6 +242,7 @@ def test_sharded_rows_are_summed_where_they_lie():
 # Degenerate and hostile input
 
 
+@pytest.mark.slow
 def test_one_image_one_shot_and_duplicates_give_finite_answers():
     x, z, _ = inputs()
     for rows in (x[:1], np.repeat(x[:1], 5, axis=0), x[:2]):
@@ -249,6 +258,7 @@ def test_one_image_one_shot_and_duplicates_give_finite_answers():
     np.testing.assert_allclose(difference, -np.log(6), rtol=0, atol=1e-4)  # of scores of 100
 
 
+@pytest.mark.slow
 def test_many_images_weigh_as_much_against_the_text_as_some():
     """The published shrinkage alone would leave nothing but the text of many images."""
     x, z, _ = inputs()
@@ -271,6 +281,7 @@ def test_duplicates_are_neighbours_and_missing_ones_count_nothing():
     assert np.all(masked.similarity[:2, 1] == 0)  # padding is nobody's neighbour
 
 
+@pytest.mark.slow
 def test_shots_beside_unlabelled_images_are_images_of_their_class():
     x, z, _ = inputs()
     certain = functools.partial(adapt.anchored_gda, temperature=1e-4, rounds=2)  # labels are the text's, without doubt
@@ -282,6 +293,7 @@ def test_shots_beside_unlabelled_images_are_images_of_their_class():
     assert np.abs(adapt.scores(certain(x[12:], z, shots=other), x) - together).max() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onzeta", "tda", "stata per batch"])
 def test_a_stream_cut_anywhere_goes_on_as_if_it_had_not_been(name):
     x, z, _ = inputs()
@@ -309,6 +321,7 @@ def test_onzeta_asks_for_no_marginal_unless_told():
     assert np.any(published.state.potentials > 0)
 
 
+@pytest.mark.slow
 def test_errors_name_what_is_wrong():
     x, z, _ = inputs()
     labels = np.zeros(N, np.int32)

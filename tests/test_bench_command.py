@@ -11,6 +11,7 @@ from jaxzs.cli import main
 from jaxzs.commands.bench import PARTS
 
 
+@pytest.mark.slow
 def test_every_part_gives_a_rate_and_the_record_is_written(tmp_path, capsys):
     out = tmp_path / "bench.json"
     arguments = ["bench", "--batch-size", "2", "--images", "64", "--classes", "4", "--rounds", "1"]

@@ -126,6 +126,7 @@ def test_stored_features_give_equal_results_and_are_not_computed_again(
     assert run(capsys, "classify", tmp_path / "images", *options) == stored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", [prompt.TextPrompt(4), prompt.VisualPrompt(4)])
 def test_classify_with_a_tuned_prompt(modality, pictures, tiny_checkpoint, tmp_path, capsys):
     model = jaxzs.load(tiny_checkpoint)
@@ -154,6 +155,7 @@ def test_one_image_is_classified_zero_shot_and_says_so(pictures, tiny_checkpoint
     assert "one image only" in err
 
 
+@pytest.mark.slow
 def test_few_images_are_warned_about(pictures, tiny_checkpoint, capsys):
     images = sorted((pictures / "dark").iterdir())[:3]
     options = ["--model", tiny_checkpoint, "--method", "proxy", "--labels"]
@@ -210,6 +212,7 @@ def test_more_classes_than_memory_allows(tiny_checkpoint):
         classify_features(model, np.zeros((0, 16), np.float32), np.eye(3, 16, dtype=np.float32))
 
 
+@pytest.mark.slow
 def test_proxies_of_one_folder_classify_another(pictures, tmp_path, capsys):
     kept = tmp_path / "proxies.safetensors"
     names = ["--labels", "red circle,blue square"]
@@ -246,6 +249,7 @@ def test_proxies_that_cannot_be_kept_or_used(pictures, arguments, message, capsy
 # --- jaxzs.classify, which the command is --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["zero-shot", "proxy"])
 def test_the_function_returns_what_the_command_writes(pictures, tiny_checkpoint, tmp_path, capsys, method):
     out = tmp_path / "results.json"
@@ -268,6 +272,7 @@ def test_images_may_be_in_memory(pictures, tiny_checkpoint):
         assert [row["top"] for row in rows] == [row["top"] for row in from_files]
 
 
+@pytest.mark.slow
 def test_the_function_names_what_is_wrong(pictures, tiny_checkpoint, tmp_path):
     model = jaxzs.load(tiny_checkpoint)
     for labels, message in ((None, "what are the classes"), ([], "non-empty"), (["a"], "one class only")):

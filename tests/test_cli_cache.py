@@ -162,6 +162,7 @@ def test_a_device_that_is_not_there_is_named(capsys):
     jax.config.update("jax_platforms", before)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_without_that_device_says_so():
     arguments = ["classify", "x", "--labels", "a,b", "--device", "gpu", "--no-cache"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}

@@ -23,6 +23,7 @@ def classify(capsys, folder, checkpoint, *more):
     return code, err, json.loads(out.read_text()) if out.exists() else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", [False, True])
 def test_what_cannot_be_read_is_listed_and_all_else_is_written(folder, tiny_checkpoint, capsys, store):
     os.symlink(folder / "nothing", folder / "dark" / "dangling.png")
@@ -38,6 +39,7 @@ def test_what_cannot_be_read_is_listed_and_all_else_is_written(folder, tiny_chec
     assert record["metrics"]["known"] == 25
 
 
+@pytest.mark.slow
 def test_an_image_that_goes_away_is_one_less(folder, tiny_checkpoint, capsys, monkeypatch):
     from jaxzs import zeroshot
 
@@ -53,6 +55,7 @@ def test_an_image_that_goes_away_is_one_less(folder, tiny_checkpoint, capsys, mo
     assert "03.png: No such file" in err
 
 
+@pytest.mark.slow
 def test_what_is_passed_over_is_told_and_recorded(folder, tiny_checkpoint, capsys):
     (folder / "notes.txt").write_text("")
     (folder / "dark" / "film.xyz").write_text("")
@@ -69,6 +72,7 @@ def test_what_is_passed_over_is_told_and_recorded(folder, tiny_checkpoint, capsy
     assert (len(record["results"]), record["metrics"]["known"]) == (25, 24)
 
 
+@pytest.mark.slow
 def test_a_folder_that_may_not_be_read_ends_with_1(folder, tiny_checkpoint, capsys, monkeypatch):
     scan = os.scandir
 

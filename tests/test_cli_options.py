@@ -88,6 +88,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_json_is_the_record_that_is_written(name, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("JAXZS_CACHE", str(tmp_path / "cache"))
@@ -113,6 +114,7 @@ def test_json_is_the_record_that_is_written(name, photos, tmp_path, capsys, monk
         assert record.results.pseudolabels[0].k == (4.0,)
 
 
+@pytest.mark.slow
 def test_a_table_lies_beside_its_record(photos, tmp_path):
     arguments = [str(photos), "--labels", "circle,square", "--quiet"]
     for name in ("classify", "tag"):

@@ -256,6 +256,7 @@ def test_names_for_reports_are_distinct(name):
     assert len(set(info.distinct_names)) == info.num_classes
 
 
+@pytest.mark.slow
 def test_many_classes_take_no_long_time(tmp_path):
     path = tmp_path / "mine.json"
     names = [f"class {number}" for number in range(100_000)]

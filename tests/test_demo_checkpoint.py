@@ -50,6 +50,7 @@ def test_real_digits_are_recognised(model):
     assert accuracy(model, images[::4], labels[::4], model.card["classes"]["digits"], templates) > 0.8
 
 
+@pytest.mark.slow
 def test_rendered_test_world_is_recognised(model):
     templates = data.template_set("imagenet7")
     assert accuracy(model, *demo_world.shapes(120), list(SHAPES), templates) > 0.8
@@ -84,6 +85,7 @@ def test_multi_positive_loss_by_hand():
     np.testing.assert_array_equal(gradient[1], 0)
 
 
+@pytest.mark.slow
 def test_local_features_are_those_that_tagging_uses(model):
     """Training's value-only block is the one of `jaxzs.patch`."""
     from jaxzs import patch

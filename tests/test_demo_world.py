@@ -125,6 +125,7 @@ def test_batches(vocab, step):
     assert len(batch.input_ids) % 8 == 0
 
 
+@pytest.mark.slow
 def test_batches_from_another_process_are_the_same(vocab):
     plan = batches.Plan(steps=3, batch=8)
     stream = list(batches.rendered(plan, vocab, 1, workers=2))

@@ -78,6 +78,20 @@ WITHOUT = {
     "prompt.DivergedError": "an error, raised when a training fails",
     "prompt.Modality": "a protocol, shown by TextPrompt, VisualPrompt and JointPrompt",
 }
+# Examples that compile for seconds: run with the slow tests.
+_SLOW = """
+    adapt.calibration.calibrate adapt.choice.Adapted adapt.choice.choose adapt.choice.probabilities
+    adapt.online.onzeta adapt.online.stata adapt.online.stream adapt.online.tda adapt.vision.proxies
+    classification.classify clip.params.random_params flax.models.FlaxCLIPModel
+    patch.cam.class_activation_maps patch.crf.dense_crf patch.images.tag_images patch.learned.encoded_patches
+    patch.learned.learn_patch_classifier patch.learned.tag_images_with patch.masks.segment_images
+    patch.reidentify.reidentify patch.segmentation.segment patch.tags.tag prompt.inference.image_logits
+    prompt.inference.prompted_encoders prompt.modality.class_logits prompt.scoring.score prompt.strategies.fit
+    proxy.fit.fit proxy.fit.learn_proxies proxy.labels.choose_gamma proxy.streaming.fit_chunks
+    patch.masks.score_maps prompt.training.train flax.models.FlaxCLIPTextModel
+    report.robin_hood.plot_robin_hood zeroshot.text_proxies
+"""
+SLOW = frozenset(_SLOW.split())
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -108,7 +122,8 @@ def _examples() -> Iterator[Any]:
             if f"{module.__name__}.{name}" in public:
                 test.globs = {}
             if any(doctest.SKIP not in one.options for one in test.examples):
-                yield pytest.param(test, id=test.name)
+                slow = test.name.removeprefix("jaxzs.") in SLOW
+                yield pytest.param(test, id=test.name, marks=[pytest.mark.slow] if slow else [])
 
 
 def _home(value: Any) -> str:

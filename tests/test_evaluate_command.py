@@ -54,6 +54,7 @@ def test_the_table_tells_mean_and_worst():
     assert lines["**worst run against text**"] == ["0.0", "-2.0"]
 
 
+@pytest.mark.slow
 def test_folders_and_features_are_measured_and_kept(tmp_path, digit_photos, capsys):
     rng = np.random.default_rng(0)
     centres, y = rng.normal(size=(3, 16)), np.arange(30) % 3
@@ -90,6 +91,7 @@ def test_what_cannot_be_measured_is_named(tmp_path, capsys):
         read_features(tmp_path / "nothing.npz")
 
 
+@pytest.mark.slow
 def test_classify_chooses_a_method_and_takes_shots(tmp_path, digit_photos, capsys):
     kept = tmp_path / "head.safetensors"
     assert cli.main(["classify", str(digit_photos), "--save", str(kept)]) == 0
@@ -110,6 +112,7 @@ def test_classify_chooses_a_method_and_takes_shots(tmp_path, digit_photos, capsy
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_pipe_of_paths_is_labelled_as_it_comes(digit_photos, capsys, monkeypatch):
     paths = [str(path) for path in sorted((digit_photos / "one").iterdir())[:3]]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*paths, "no/such.png", ""])))

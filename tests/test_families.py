@@ -93,6 +93,7 @@ def test_features_and_logits(name):
         np.testing.assert_allclose(loss, ref["sigmoid_loss_f64"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_gelu", "clipa", "hf_siglip", "hf_siglip2_naflex", "rn_quickgelu"])
 def test_towers_with_their_intermediates(name):
     """Hidden states of every layer; and pooled, projected, is what the encoders give."""
@@ -113,6 +114,7 @@ def test_towers_with_their_intermediates(name):
     assert_near(clip.model.project_image(params, image.pooled), ref["image_features_f64"])
 
 
+@pytest.mark.slow
 def test_local_maps():
     """Dense features of a ResNet with and without the pool's positions, and of SigLIP through its head."""
     (params, config), ref = _read("rn_quickgelu"), reference("rn_quickgelu")
@@ -138,6 +140,7 @@ def test_interpolated_positions_of_siglip():
     assert_near(features, ref["interpolated_features"], 1e-5)  # the reference is float32 itself
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rn_quickgelu", "hf_siglip"])  # CLIP's own: test_model.py, test_parallel.py
 def test_mapped_over_parameters_and_sharded(name):
     """The same features under vmap over two sets of parameters, on 8 devices, and fully sharded."""
@@ -312,6 +315,7 @@ def test_towers_of_open_clip_alone():
     chex.assert_trees_all_equal(params["vision_model"], _read("vit_gelu")[0]["vision_model"])
 
 
+@pytest.mark.slow
 def test_random_parameters_of_every_family():
     """Finite, of the tree that is asked for, and encodable."""
     for name in ("rn_quickgelu", "hf_siglip"):

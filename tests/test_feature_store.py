@@ -73,6 +73,7 @@ def test_types_on_disk(tmp_path, dtype):
         features.extract(MODEL, source, tmp_path, dtype="float64")
 
 
+@pytest.mark.slow
 def test_several_labels_and_tokens(tmp_path):
     labels = np.random.default_rng(0).integers(0, 2, (10, 4)).astype(bool)
     source = data.from_arrays(noise(10), labels)

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from safetensors.numpy import load_file, save_file
 from tiny_model import CONFIG, tiny_model
 
@@ -27,6 +27,7 @@ from jaxzs.flax import (
     nnx,
 )
 
+GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("quickgelu_legacy_eos", "gelu_first_eos", "odd_sizes")
 ATOL = 2e-5  # float32 on both sides, features of order 1 to 5, logits of order 10; as in test_model.py
 CLASSES = [FlaxCLIPModel, FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection, FlaxCLIPVisionModel]

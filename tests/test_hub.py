@@ -198,6 +198,7 @@ def test_hub_and_its_cache(hub, tmp_path):
     assert str(cache) in found[1]
 
 
+@pytest.mark.slow
 def test_offline_mode_asks_nobody(hub, tmp_path):
     address, sent = hub
     asked = [{"name": "me/many"}, {"name": "me/many", "local_files_only": True}]

@@ -49,6 +49,7 @@ def test_import_jaxzs_loads_no_framework():
     assert _modules_after("import jaxzs") & (HEAVY | {"jax", "numpy", "optax", "chex"}) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUBMODULES)
 def test_each_public_submodule_imports_first_and_alone(name: str):
     loaded = _modules_after(f"import jaxzs; module = jaxzs.{name}; assert module.__doc__")

@@ -54,6 +54,7 @@ def close(actual, expected, atol=ATOL):
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_every_array_of_the_vision_tower(name):
     (params, config), expected = checkpoint(name), reference(name, "image")
@@ -114,6 +115,7 @@ def test_a_mask_that_hides_a_token_changes_the_features():
     assert np.abs(masked - clip.encode_text(params, ids, config)).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_cutting_behind_the_longest_text_changes_nothing(name):
     params, config = checkpoint(name)
@@ -126,6 +128,7 @@ def test_cutting_behind_the_longest_text_changes_nothing(name):
     close(cut, clip.encode_text(params, ids, config), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_jit_and_sharding_agree(data_mesh):
     params, config = checkpoint("gelu_first_eos")
     size = config.vision.image_size
@@ -143,6 +146,7 @@ def test_vmap_jit_and_sharding_agree(data_mesh):
     close(sharded, texts, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_equals_finite_differences():
     params, config = checkpoint("gelu_first_eos")
     size = config.vision.image_size
@@ -185,6 +189,7 @@ def test_reduced_precision_products_accumulate_in_float32(dtype):
         assert product.outvars[0].aval.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_storage_type_is_not_the_compute_type(dtype):
     params, config = checkpoint("gelu_first_eos")
@@ -223,6 +228,7 @@ def test_interpolation_equals_torch(case, method):
     np.testing.assert_allclose(resized, expected, rtol=0, atol=2e-6)  # float32 sums of 16 terms
 
 
+@pytest.mark.slow
 def test_other_image_sizes_with_interpolated_positions():
     params, config = checkpoint("quickgelu_legacy_eos")
     pixels = jnp.zeros((2, 96, 80, 3))

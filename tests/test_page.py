@@ -197,6 +197,7 @@ def test_filters_in_a_browser(tmp_path):
 # --- from the commands ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_classify_tag_and_report_write_pages(pictures, tiny_checkpoint, tmp_path, capsys):  # noqa: F811
     model = ["--model", tiny_checkpoint, "--labels", "dark,bright"]
     out = ["--out", tmp_path / "run.json", "--html", tmp_path / "classify.html"]

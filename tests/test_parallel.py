@@ -108,6 +108,7 @@ def test_heads_are_never_cut():
 # --- parameters ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_placing_keeps_values(params, placement):
     mesh = parallel.make_mesh(model=2)
@@ -119,6 +120,7 @@ def test_placing_keeps_values(params, placement):
     assert size <= most[placement] * whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_encoders_give_the_same_features(params, placement):
     mesh = parallel.make_mesh(model=2)
@@ -158,6 +160,7 @@ def test_a_checkpoint_is_placed_while_it_is_read(params, tmp_path):
     assert largest <= 24 * 48  # [patches + 1, width / 4] and [width / 4, mlp / 2] at most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_loaded_onto_a_mesh_in_one_line(tiny_checkpoint, placement):
     mesh = parallel.make_mesh(model=2)
@@ -282,6 +285,7 @@ def test_collectives_are_found_in_text():
     assert collectives(text) == [("all-reduce", 52), ("all-gather", 32)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
 def test_pseudo_labels_sharded(problem, shape, gamma):
@@ -302,6 +306,7 @@ def check_equal(result, alone):
     np.testing.assert_allclose(result.objective, alone.objective, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
 @pytest.mark.parametrize(("solver", "iterations"), [("fast", 30), ("reference", 50)])
 def test_proxies_sharded(problem, shape, solver, iterations):
@@ -326,6 +331,7 @@ def test_whole_method_sharded(problem, iterations):
     check_equal(result, alone)
 
 
+@pytest.mark.slow
 def test_few_images_sharded():
     """Flat valleys: the gradient is small beside the two sums it is the difference of. Measured 1e-5, not 5e-7."""
     rng = np.random.default_rng(0)
@@ -337,6 +343,7 @@ def test_few_images_sharded():
     np.testing.assert_allclose(np.asarray(result.proxies), np.asarray(alone.proxies), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_no_collective_grows_with_the_images():
     """Per solver pass one all-reduce of C x E, the others O(C), whatever N is; nothing is ever gathered."""
     mesh, C, E = parallel.make_mesh(), 6, 24

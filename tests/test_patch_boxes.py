@@ -77,6 +77,7 @@ def min_max_as(kind: str):
     return {"eager": min_max, "compiled": jax.jit(min_max), "vmapped": jax.jit(one_by_one)}[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eager", "compiled", "vmapped"])
 @pytest.mark.parametrize("shape", [(3, 2, 1), (1, 9, 30), (2, 2000, 200), (4, 63, 7)])
 @given(seed=st.integers(0, 10_000))

@@ -120,6 +120,8 @@ def test_scores_are_cosines():
     assert np.abs(scores).max() <= 1 + 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_transformations(data_mesh):
     """Jitted, vmapped over the neighbourhood, divided over eight devices, padded: the same numbers."""
     params, config = tower()

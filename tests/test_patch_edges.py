@@ -69,6 +69,7 @@ def test_wrong_arrays_are_named(call, wrong):
         CALLS[call](WRONG[wrong])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "texts", [TEXTS * 1e-20, TEXTS * 1e15, np.repeat(TEXTS[:1], 7, 0), -TEXTS, TEXTS.astype(np.float16)],
     ids=["tiny", "huge", "equal", "opposite", "half"],
@@ -79,6 +80,7 @@ def test_odd_texts_are_finite(texts):
     assert found.tags.any(1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0.0, 1e-30, 1e4])
 def test_odd_pixels_are_finite(level):
     found = tag(params(), np.full_like(IMAGES, level), TEXTS, CONFIG, num_foreground=F)
@@ -94,6 +96,7 @@ def test_ends_of_ranges_are_finite(settings):
     assert found.tags.any(1).all()
 
 
+@pytest.mark.slow
 def test_images_of_padding():
     """All masked, one masked: the others are as they were, nothing is not a number, inside a trace too."""
     mask = np.zeros((2, 3, 4), bool)
@@ -155,6 +158,7 @@ def test_certain_and_impossible_pixels(kernel, value):
         assert np.isfinite(found).all()
 
 
+@pytest.mark.slow
 def test_learned_scores_of_nothing():
     classifier = learn_patch_classifier(np.ones((1, 2, 4), np.float32), np.eye(4, dtype=np.float32))
     assert np.isfinite(tag_with(classifier, np.zeros((1, 2, 4), np.float32), np.zeros((1, 4), np.float32))).all()

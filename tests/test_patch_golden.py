@@ -59,6 +59,7 @@ def test_positions(name):
     np.testing.assert_allclose(table[0], expected["pos_embed_used"], rtol=2.0**-10)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", CASES)
 def test_local_mode(name):
     assert_close(local(name).tokens[0], case(name)["tokens_embed"])
@@ -98,6 +99,7 @@ def test_dual_masking(name):
     assert_close(best[0], expected["dmar_max"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_component_boxes(name):
     expected, grid = case(name), grid_of(case(name))
@@ -134,6 +136,7 @@ def candidates_of(name: str):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_candidates(name):
     expected, found = case(name), candidates_of(name)
@@ -144,6 +147,7 @@ def test_candidates(name):
     np.testing.assert_array_equal(found.boxes[0, done], expected["cwr_boxes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_second_look(name):
     params, config = checkpoint()
@@ -198,12 +202,14 @@ def test_box_mask():
     np.testing.assert_array_equal(mask, unit()["box_mask"])
 
 
+@pytest.mark.slow
 def test_dual_masking_alone():
     grid = full_grid(1, *(int(side) for side in unit()["dmar_grid"]))
     attention, coarse = (jnp.asarray(unit()[key])[None] for key in ("dmar_attn", "dmar_coarse"))
     assert_close(dual_masking(attention, coarse, grid).scores[0], unit()["dmar_out"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("logits", "out"), [("cwr_logits", "cwr_abort_out"), ("cwr_logits2", "cwr_out2")])
 def test_empty_box_ends_the_loop(logits, out):
     params, config = checkpoint()

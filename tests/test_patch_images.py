@@ -47,6 +47,7 @@ def test_sizes_round_up():
     assert patch_aligned_size(10, 10, 7, scale=2.1) == (21, 21)
 
 
+@pytest.mark.slow
 def test_every_image_as_if_alone(model):
     """Three grids share one padded program; results come with the right numbers and on their own grids."""
     sizes = [(60, 41), (64, 64), (33, 58), (47, 52)]
@@ -71,6 +72,7 @@ def test_every_image_as_if_alone(model):
     np.testing.assert_allclose(found[2].boxes * sides, alone.boxes[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scales_are_averaged(model):
     image, scales = photo(60, 62), (1.0, 0.5)
     single = [
@@ -92,6 +94,7 @@ def test_scales_are_averaged(model):
     np.testing.assert_array_equal(both.refined, single[0].refined)
 
 
+@pytest.mark.slow
 def test_divided_over_devices(model, data_mesh):
     images = [photo(60, 60, seed) for seed in range(11)]  # not a multiple of the devices
     batching = Batching(batch_size=8)
@@ -193,6 +196,7 @@ def test_large_photos_are_made_to_fit(height, width, max_patches, size):
         assert abs(np.log(rows / columns) - np.log(height / width)) < 0.1
 
 
+@pytest.mark.slow
 def test_photos_of_any_size(model):
     """Scaled to fit, with a line that says so; places come back in the photo's own size."""
     lines: list[str] = []
@@ -206,6 +210,7 @@ def test_photos_of_any_size(model):
     assert "image 0 of 500x300 pixels is looked at in 80x48, as 64 patches hold" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_second_call_compiles_nothing(model, data_mesh):
     images = [photo(60, 60, seed) for seed in range(3)]
     for mesh in (None, data_mesh):

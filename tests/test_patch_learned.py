@@ -37,15 +37,18 @@ def empty(classes: int, K: int, E: int) -> Bank:
     return Bank(jnp.zeros((classes, K, E)), jnp.full((classes, K), jnp.inf), jnp.zeros((classes, K)))
 
 
+@pytest.mark.usefixtures("optimized")
 def test_first_discriminant():
     assert_same(learned(golden()["patch_features"], temperature=None), golden()["first_W"], golden()["first_b"])
 
 
+@pytest.mark.usefixtures("optimized")
 def test_as_the_original():
     found = learned(golden()["patch_features"], temperature=float(golden()["temperature"]))
     assert_same(found, golden()["W"], golden()["b"])
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_bank_is_the_best_of_all():
     """Of every class, whatever the blocks; entropies near 0 are equal in float32, and their order is nobody's."""
     text, (C, E) = normalize(jnp.asarray(golden()["text_proxies"])), golden()["text_proxies"].shape
@@ -58,6 +61,7 @@ def test_the_bank_is_the_best_of_all():
     assert (np.diff(bank.entropy, axis=1) >= 0).all()
 
 
+@pytest.mark.usefixtures("optimized")
 def test_blocks_of_a_store_change_nothing():
     whole = learned(golden()["patch_features"])
     streamed = learned(iter(np.split(golden()["patch_features"], 6)))
@@ -82,6 +86,7 @@ def test_vmap_over_numbers():
     assert np.abs(at[0] - at[2]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_classes_without_patches_keep_their_text():
     """Absent from the bank, or with a single patch, whose deviation is no number in the original."""
     text = jnp.eye(3)

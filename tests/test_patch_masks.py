@@ -52,6 +52,7 @@ def assert_equal(found, expected, largest_part: float) -> None:
         assert (one.labels != other.labels).mean() <= largest_part
 
 
+@pytest.mark.slow
 def test_every_image_as_if_alone(model, images):
     found = masks_of(model, images)
     assert [mask.number for mask in found] == list(range(len(images)))
@@ -67,6 +68,7 @@ def test_every_image_as_if_alone(model, images):
     assert not found[2].labels.any()  # an image without tags is background
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [{}, {"model": 2}])
 def test_divided_over_devices(model, images, shape):
     """A batch of 8 over 8 devices, the second one padded with 5 images of nothing; all axes of a mesh are used."""
@@ -74,6 +76,7 @@ def test_divided_over_devices(model, images, shape):
     assert_equal(masks_of(model, images, mesh), masks_of(model, images), 1e-3)
 
 
+@pytest.mark.slow
 def test_nothing_is_padded_where_the_original_is_followed(model, images):
     """On eight devices the batch of one is filled up, and nothing else changes."""
     options = {"settings": Segmenting(exact=True), "batching": Batching(batch_size=1)}
@@ -82,6 +85,7 @@ def test_nothing_is_padded_where_the_original_is_followed(model, images):
     assert_equal(masks_of(model, few, mesh, **options), masks_of(model, few, **options), 1e-3)
 
 
+@pytest.mark.slow
 def test_sharpened_maps_divided_over_devices(model, images):
     settings = Segmenting(crf=CRF(stride=4, iterations=2))
     found = masks_of(model, images[:1], parallel.make_mesh(), settings)

@@ -114,6 +114,7 @@ def test_report_names_both_definitions(unit):
     assert report["per_class"]["class 0"]["ap"] == pytest.approx(float(unit["ap"][0]), rel=1e-6)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
 def test_calibrated_thresholds_are_the_best(seed):

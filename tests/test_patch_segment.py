@@ -72,6 +72,7 @@ def test_affinity_layers():
     assert default_attention_layers(5) == (1, 2, 3)
 
 
+@pytest.mark.slow
 def test_padding_and_absent_tags_change_nothing():
     params, config = checkpoint()
     tagging, expected, alone = case("case4"), cam("4"), segmented("4")
@@ -188,6 +189,7 @@ def test_crf_strided_is_close():
     assert (exact.argmax(0) == strided.argmax(0)).mean() > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["exact", "lattice"])
 def test_crf_has_a_gradient(kernel):
     probabilities, image = scene(6, 7)

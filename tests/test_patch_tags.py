@@ -36,6 +36,7 @@ def tagged() -> Tags:
     return run(params(), pixels(8, 7, 9), TEXTS)
 
 
+@pytest.mark.slow
 def test_something_is_tested(tagged):
     """The random model has second looks, boxes of several sizes, and images with several tags."""
     assert 8 < int(tagged.reidentified.sum()) < 8 * F
@@ -44,6 +45,7 @@ def test_something_is_tested(tagged):
     np.testing.assert_array_equal(tagged.probability > 0, tagged.reidentified)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("exact", "keep_border"), [(False, True), (True, False)])
 def test_padded_equals_unpadded(exact, keep_border):
     grids = [(7, 9), (5, 4), (6, 6)]  # (6, 6) is the native grid
@@ -70,12 +72,14 @@ def test_padded_equals_unpadded(exact, keep_border):
     chex.assert_tree_all_finite(padded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capacity", [3, 64])
 def test_capacity_changes_nothing(tagged, capacity):
     assert int(tagged.reidentified.sum()) % 3, "a last call that is not full"
     assert_same(run(params(), pixels(8, 7, 9), TEXTS, settings=Tagging(capacity=capacity)), tagged)
 
 
+@pytest.mark.slow
 def test_compiled_once_for_all_numbers():
     traced = jax.jit(
         chex.assert_max_traces(
@@ -89,6 +93,7 @@ def test_compiled_once_for_all_numbers():
         traced(pixels(2, 3, 4, seed), TEXTS + np.float32(seed), threshold)
 
 
+@pytest.mark.slow
 def test_vmap_over_settings():
     images, thresholds = pixels(3, 4, 5), jnp.array([0.2, 0.5, 0.8])
     votes = jnp.array([1, 2, 2])
@@ -102,6 +107,7 @@ def test_vmap_over_settings():
     assert len({int(n) for n in at.tags.sum((1, 2))}) > 1
 
 
+@pytest.mark.slow
 def test_sharded_over_devices(tagged, data_mesh):
     images = jax.device_put(pixels(8, 7, 9), NamedSharding(data_mesh, PartitionSpec("data")))
     found = run(params(), images, TEXTS)
@@ -112,6 +118,7 @@ def test_scale_of_text_features_is_irrelevant(tagged):
     assert_same(run(params(), pixels(8, 7, 9), 17 * TEXTS), tagged)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close(tagged):
     """Products to 8 bits, magnified by sharp attention and the scale 20: most patches keep their class."""
     found = run(params(), pixels(8, 7, 9), TEXTS, numerics=Numerics(jnp.bfloat16))
@@ -130,6 +137,7 @@ def test_thresholds_of_each_class(tagged):
     assert found.tags.sum() > tagged.tags.sum()
 
 
+@pytest.mark.slow
 def test_same_scores_everywhere_are_no_nan():
     same = np.repeat(TEXTS[:1], C, axis=0)
     found = run(params(), pixels(2, 4, 4), same)
@@ -139,6 +147,7 @@ def test_same_scores_everywhere_are_no_nan():
     chex.assert_tree_all_finite(blank)
 
 
+@pytest.mark.slow
 def test_renormalized_attention_makes_probabilities():
     found = run(params(), pixels(2, 7, 9), TEXTS, settings=Tagging(renormalize=True, keep_border=True))
     plain = run(params(), pixels(2, 7, 9), TEXTS, settings=Tagging(keep_border=True))
@@ -146,6 +155,7 @@ def test_renormalized_attention_makes_probabilities():
     assert float(found.refined.max()) <= 1.0 + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vision", [{"patch_size": 14, "image_size": 28}, {"num_hidden_layers": 1}])
 def test_other_towers(vision):
     config = small(**vision)
@@ -200,6 +210,7 @@ def test_bad_input_is_named(change, error, match):
         tag(**(arguments | change))
 
 
+@pytest.mark.slow
 def test_config_stays_static():
     """Two equal configurations share one compiled program."""
     from jaxzs.patch.tags import tag_program
@@ -241,6 +252,7 @@ def test_old_keywords_name_the_new_spelling(old):
         run(params(), pixels(1, 3, 4), TEXTS, **old)
 
 
+@pytest.mark.slow
 def test_padding_may_hold_anything(tagged):
     """What is not looked at may be no number: it changes nothing, and makes nothing else no number."""
     images, mask = np.full((8, 72, 96, 3), np.nan, np.float32), np.zeros((8, 9, 12), bool)

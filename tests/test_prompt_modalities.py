@@ -97,6 +97,7 @@ def test_no_prompt_is_plain_clip():
     assert_near(frozen.text_features, golden["text_features"], FEATURES)
 
 
+@pytest.mark.slow
 def test_joint_prefixes():
     params, config = checkpoint()
     golden = load("multimodal")
@@ -131,6 +132,7 @@ def step(task, prompts, frozen, images, labels, second, weights, mask):
     return jax.value_and_grad(value, has_aux=True)(prompts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODALITIES)
 def test_loss_and_gradient(name):
     _, config = checkpoint()
@@ -158,6 +160,7 @@ def test_loss_and_gradient(name):
         assert_near(gradient, prompts_of(golden, f"{tag}_grad."), GRADIENTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_shared_context_is_exact_in_the_gradient(recompute):
     params, config = checkpoint()
@@ -177,6 +180,7 @@ def test_shared_context_is_exact_in_the_gradient(recompute):
     assert_near(shared, plain, GRADIENTS)
 
 
+@pytest.mark.slow
 def test_recompute_changes_nothing():
     params, config = checkpoint()
     golden = load("visual_prefix")
@@ -190,6 +194,7 @@ def test_recompute_changes_nothing():
     assert_near(run(prefix, True), run(prefix, False), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODALITIES)
 def test_vmapped_prompts(name):
     _, config = checkpoint()
@@ -202,6 +207,7 @@ def test_vmapped_prompts(name):
     assert_near(jax.vmap(run)(stacked), jnp.stack([run(p) for p in several]), FEATURES)
 
 
+@pytest.mark.slow
 def test_bfloat16_towers_agree_roughly():
     # bfloat16 has 8 bits: three layers of products leave about a percent. Judged by cosine, not by value.
     _, config = checkpoint()
@@ -216,6 +222,7 @@ def test_bfloat16_towers_agree_roughly():
     assert not np.array_equal(exact, rough)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODALITIES)
 def test_initial_scale(name):
     config = clip.CLIPConfig()

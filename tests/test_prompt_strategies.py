@@ -67,6 +67,7 @@ def reference_order(golden, split: protocol.Split):
     return order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "strategy", "reinit"),
     [
@@ -122,6 +123,7 @@ def small_plan(strategy="grip", **options) -> strategies.Plan:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_fit_goes_on_where_it_was(tmp_path):
     task, frozen, pool = prepared("text")
     splits, plan = [protocol.ssl_split(pool.labels, 6)], small_plan(seeds=(1, 2))
@@ -215,6 +217,7 @@ def test_states_of_odd_content(tmp_path, edit):
         resuming.read_state(path, "i", 1, state)
 
 
+@pytest.mark.slow
 def test_runs_of_different_seeds_and_splits_equal_those_alone():
     task, frozen, pool = prepared("text")
     splits = [protocol.trzsl_split(pool.labels, 6, seed) for seed in (500, 0)]
@@ -229,6 +232,7 @@ def test_runs_of_different_seeds_and_splits_equal_those_alone():
         assert_near(own, alone.prompts, 1e-4)  # float32 over two trainings, summed in another order
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing():
     task, frozen, pool = prepared("text")
     arguments = task, frozen, pool, [protocol.ssl_split(pool.labels, 6)], small_plan("fpl")
@@ -238,6 +242,7 @@ def test_a_mesh_changes_nothing():
     assert spread.records[0].test == alone.records[0].test
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reinit", ["official", "warm", "fresh"])
 def test_where_iterations_start(reinit):
     task, _, pool = prepared("multi")
@@ -254,6 +259,7 @@ def test_where_iterations_start(reinit):
             assert leaf == (part in kept)
 
 
+@pytest.mark.slow
 def test_top_k_and_paper_balance_are_options():
     task, frozen, pool = prepared("text")
     plan = small_plan("fpl", selection="top_k", balance="paper")

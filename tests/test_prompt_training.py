@@ -75,6 +75,7 @@ def given_order(golden):
 CASES = [(n, p) for n in ("text", "image") for p in ("sup", "supseen", "ssl", "trzsl", "ul")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "paradigm"), [*CASES, ("multi", "ssl"), ("multi", "trzsl")])
 def test_trajectory(name, paradigm):
     given, prompts, golden = problem(name, paradigm)
@@ -119,6 +120,7 @@ def test_runs_together_equal_runs_alone(name):
         np.testing.assert_allclose(losses[losses[:, r] != 0, r], own[:, 0], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_learning_rates_differ_between_runs():
     given, prompts = short("text", 2)
     same = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), (prompts, given.run))
@@ -169,6 +171,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_state():
     np.testing.assert_array_equal(error.value.state.prompts["prefix"], prompts["prefix"])
 
 
+@pytest.mark.slow
 def test_scores_of_several_runs_in_batches():
     given, prompts = short("multi", 2)
     task, frozen, images = given.task, given.frozen, given.images

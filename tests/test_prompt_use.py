@@ -45,6 +45,7 @@ def tuned_of(model, modality, seed=0) -> prompt.TunedPrompt:
 MODALITIES = [prompt.TextPrompt(4), prompt.VisualPrompt(4), prompt.JointPrompt(2, 16)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", MODALITIES, ids=lambda m: m.name)
 def test_prompts_come_back_as_they_were_saved(model, modality, tmp_path):
     tuned = tuned_of(model, modality)
@@ -97,6 +98,7 @@ def test_prompts_that_are_not_finite_are_refused(model, tmp_path):
         prompt.load_prompt(tmp_path / "p.safetensors", model)
 
 
+@pytest.mark.slow
 def test_classify_is_the_features_of_both_towers(model, images):
     tuned = tuned_of(model, MODALITIES[2])
     pixels = model.preprocess(list(images[0][:5]))
@@ -113,6 +115,7 @@ def test_classify_is_the_features_of_both_towers(model, images):
     np.testing.assert_allclose(other[:, 1], logits[:, 0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_read_out_of_vectors_that_are_words(model):
     ids = model.tokenize(["circle star"])[0][0]
     table = model.params["text_model"]["embeddings"]["token_embedding"]["embedding"]
@@ -126,6 +129,7 @@ def test_read_out_of_vectors_that_are_words(model):
     assert inference.text_prefix(tuned_of(model, MODALITIES[2])).shape[0] == 2
 
 
+@pytest.mark.slow
 def test_freeze_templates(model):
     modality = prompt.TextPrompt(4)
     literal = prompt.freeze(model, modality, ["circle", "big_star"], template="a {}")
@@ -200,6 +204,7 @@ def options_for(tmp_path, pictures, /, **changes) -> tune.TuneOptions:
     return tune.TuneOptions(**(chosen | changes))
 
 
+@pytest.mark.slow
 def test_command_tunes_saves_and_reports(tmp_path, images, model, capsys):
     options = options_for(tmp_path, images, test=str(tmp_path / "images.npz"), seeds=(1, 2))
     assert tune.run(options) == 0

@@ -143,6 +143,7 @@ def test_closed_form_is_the_transcription_in_float64(golden):
     assert result.passes == 0
 
 
+@pytest.mark.slow
 def test_gradient_norm_is_that_of_the_objective_on_the_spheres():
     x, z, _ = data()
     labels = labels_of(x, z)
@@ -157,6 +158,7 @@ def test_gradient_norm_is_that_of_the_objective_on_the_spheres():
     np.testing.assert_allclose(result.gradient_norm[-1], expected, rtol=1e-3)  # a small difference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "block_size"), [("fast", 13), ("fast", None), ("reference", 13), ("closed_form", 13)]
 )
@@ -169,6 +171,7 @@ def test_fit_by_blocks_equals_the_steps_one_by_one(solver, block_size):
     np.testing.assert_allclose(result.objective, expected.objective, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fit_with_auto_gamma_equals_the_steps_one_by_one():
     x, z, _ = data(gap=0.25)  # text that predicts all classes, so that no gamma is degenerate
     key = jax.random.key(3)
@@ -180,6 +183,7 @@ def test_fit_with_auto_gamma_equals_the_steps_one_by_one():
     assert relative(result.proxies, expected.proxies) < SAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["fast", "reference"])
 def test_padding_counts_for_nothing_even_if_it_is_not_a_number(solver):
     x, z, _ = data()
@@ -197,6 +201,7 @@ def test_padding_counts_for_nothing_even_if_it_is_not_a_number(solver):
     assert relative(result.proxies, expected.proxies) < SAME
 
 
+@pytest.mark.slow
 def test_vmap_over_temperatures_gamma_and_confidence_in_one_program():
     x, z, _ = data()
     grid = jnp.array([[0.04, 0.04, 0.0, 0.6], [0.05, 0.06, 0.5, 0.9], [0.06, 0.04, 0.25, 0.7]])
@@ -211,6 +216,7 @@ def test_vmap_over_temperatures_gamma_and_confidence_in_one_program():
         assert relative(proxies, solve(p)) < SAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["fast", "reference"])
 def test_vmap_of_the_solvers_in_memory(solver):
     x, z, _ = data()
@@ -230,6 +236,7 @@ def test_vmap_of_the_solvers_in_memory(solver):
         assert batch.passes[i] == alone.passes
 
 
+@pytest.mark.slow
 def test_one_trace_for_all_values():
     x, z, _ = data(n=32)
     chex.clear_trace_counter()
@@ -239,6 +246,7 @@ def test_one_trace_for_all_values():
         whole(Rows(jnp.ones(32, bool), features=jnp.asarray(x)), jnp.asarray(z), in_float32(settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["fast", "reference"])
 def test_sharded_over_eight_devices(data_mesh, solver):
     x, z, _ = data()
@@ -265,6 +273,7 @@ def collectives(text):
     return found
 
 
+@pytest.mark.slow
 def test_collectives_do_not_grow_with_the_number_of_images(data_mesh):
     n, c, e = 512, 3, 16
     _, z, _ = data(n=n, e=e, c=c)
@@ -281,6 +290,7 @@ def test_collectives_do_not_grow_with_the_number_of_images(data_mesh):
     assert sorted(size for _, size in found if size > e) == [c * e, c * e, c * e, e * e]
 
 
+@pytest.mark.slow
 def test_no_array_of_images_by_classes():
     n, c, e, block = 16_384, 7, 16, 32
     x, z, _ = data(n=n, e=e, c=c)
@@ -290,6 +300,7 @@ def test_no_array_of_images_by_classes():
     assert memory.temp_size_in_bytes < 100_000 + n < 4 * n * c
 
 
+@pytest.mark.slow
 def test_bfloat16_products_reach_nearly_the_same_objective():
     x, z, _ = data(n=400)
     labels = labels_of(x, z)
@@ -300,6 +311,7 @@ def test_bfloat16_products_reach_nearly_the_same_objective():
     assert 0 < abs(difference) < 1e-3  # the rounding of logits to 8 bits, averaged; 0: no bfloat16 at all
 
 
+@pytest.mark.slow
 def test_tolerance_stops_early_and_histories_repeat_the_last_value():
     x, z, _ = data(n=400)
     result = proxy.fit(x, z, proxy.Settings(tolerance=1e-2), logit_scale=20)
@@ -310,6 +322,7 @@ def test_tolerance_stops_early_and_histories_repeat_the_last_value():
     assert result.objective[-1] - full.objective[-1] < 0.05 * full.objective[-1]
 
 
+@pytest.mark.slow
 def test_more_passes_where_images_are_few():
     x, z, _ = data(n=8, c=4)
     labels = labels_of(x, z)
@@ -320,6 +333,7 @@ def test_more_passes_where_images_are_few():
     assert enough.passes <= 30
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(seed=st.integers(0, 1000), scale=st.floats(1e-2, 1e2))
 def test_scale_and_order_do_not_matter(seed, scale):
@@ -334,6 +348,7 @@ def test_scale_and_order_do_not_matter(seed, scale):
     assert_same_solution(x, labels_of(x, z), in_order, expected.proxies)
 
 
+@pytest.mark.slow
 def test_text_that_predicts_one_class_for_all_images():
     x, z, _ = data(gap=0.7)
     options = proxy.Settings(label_temperature=0.05, gamma=1.0, iterations=STEPS)
@@ -348,6 +363,7 @@ def test_text_that_predicts_one_class_for_all_images():
     assert relative(by_blocks.proxies, result.proxies) < SAME
 
 
+@pytest.mark.slow
 def test_it_helps_where_there_is_a_modality_gap(golden):
     stored, _, _, options = golden_case(golden, "case1 sinkhorn_gamma0")
     x, z = stored["image_features"], stored["text_features"]
@@ -383,6 +399,7 @@ def test_rows_that_do_not_divide_over_the_devices(data_mesh):
         proxy.fit(x, z, proxy.Settings(sharding=NamedSharding(data_mesh, P("data"))))
 
 
+@pytest.mark.slow
 def test_inside_jit_with_text_proxies_of_the_outside():
     features = jax.random.normal(jax.random.key(0), (64, 8))
     text, settings = jax.random.normal(jax.random.key(1), (4, 8)), proxy.Settings(iterations=3)
@@ -403,6 +420,7 @@ def test_temperatures_follow_the_logit_scale_unless_set():
     np.testing.assert_array_equal(proxy.fit(x, z, steps).proxies, proxy.fit(x, z, at_100).proxies)
 
 
+@pytest.mark.slow
 def test_numbers_of_settings_are_leaves():
     x, z, _ = data()
     axes = proxy.Settings(gamma=0, label_temperature=0, confidence=None, ridge=None, tolerance=None, iterations=STEPS)
@@ -430,6 +448,7 @@ def test_old_keywords_name_the_new_spelling():
         proxy.learn_proxies(x, z, labels_of(x, z), ridge=2.0)
 
 
+@pytest.mark.slow
 def test_a_second_call_compiles_nothing():
     x, z, _ = data()
     key, few = jax.random.key(0), proxy.Settings(iterations=STEPS)
@@ -450,6 +469,7 @@ def test_a_second_call_compiles_nothing():
         proxy.fit_chunks(lambda: [x[:40], x[40:]], z, dataclasses.replace(few, gamma=0.3), logit_scale=30)
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_closed_form(data_mesh):
     x, z, _ = data()
     toward = jnp.asarray(np.random.default_rng(1).normal(size=z.shape), jnp.float32)
@@ -472,6 +492,7 @@ def test_derivatives_of_the_closed_form(data_mesh):
     assert relative(spread, by_features) < 10 * SAME  # of a derivative
 
 
+@pytest.mark.slow
 def test_a_derivative_of_the_fast_solver_is_a_named_error():
     x, z, _ = data()
     labels = labels_of(x, z)

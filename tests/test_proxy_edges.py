@@ -82,6 +82,7 @@ def test_features_that_nothing_can_be_learned_from(function, x, z, message):
         function(x, z)
 
 
+@pytest.mark.slow
 @each
 def test_features_in_other_clothes_are_the_same_features(function):
     expected = np.asarray(function(X, Z))
@@ -185,6 +186,7 @@ def test_options_out_of_range(options):
         fit(X, Z, **options)
 
 
+@pytest.mark.slow
 def test_options_at_the_end_of_their_range():
     for options in ({"confidence": 0}, {"confidence": 1}, {"ridge": 0.01}, {"ridge": 1e6}, {"gamma": 1}):
         assert np.isfinite(fit(X, Z, **options)).all()
@@ -248,6 +250,7 @@ def test_similarities_that_give_no_labels(similarity, options):
         proxy.pseudo_labels(similarity, **options)
 
 
+@pytest.mark.slow
 def test_similarities_at_the_edge():
     never = np.concatenate([S, S[:, :1] * 0 - 5], axis=1)
     for s in (S * 0, S[:1], S[:2], never, S * np.float32(1e30), S.astype(np.float16), S.astype(">f4")):

@@ -192,6 +192,7 @@ def chosen_gamma(x, s):
     return [g for g in proxy.GAMMAS if np.array_equal(proxy.pseudo_labels(s, gamma=g, **options), auto)]
 
 
+@pytest.mark.slow
 def test_auto_gamma_returns_the_labels_of_one_candidate_and_sees_unequal_classes():
     rng = np.random.default_rng(1)
     text = unit(rng.normal(size=(4, 16))).astype(np.float32)
@@ -201,6 +202,7 @@ def test_auto_gamma_returns_the_labels_of_one_candidate_and_sees_unequal_classes
     assert gamma >= 0.5  # a uniform marginal would give the class of 4 images 96
 
 
+@pytest.mark.slow
 def test_the_choice_of_gamma_does_not_hang_on_the_key():
     x, z = features()
     settings = proxy.Settings(label_temperature=0.05, temperature=0.2)

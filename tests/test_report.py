@@ -322,6 +322,7 @@ def test_published_numbers_stand_beside_the_same_thing_only(model, images, figur
 # --- curves -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_curves_of_the_solvers():
     rng = np.random.default_rng(0)
     x, z = rng.normal(size=(60, 8)).astype(np.float32), rng.normal(size=(4, 8)).astype(np.float32)
@@ -393,6 +394,7 @@ def test_report_as_json_is_all_there_is_on_standard_output(records, tmp_path, ca
     assert all(Path(name).is_file() for name in value["written"])
 
 
+@pytest.mark.slow
 def test_report_names_what_it_skips(records, tmp_path, capsys):
     (records / "cut.json").write_text('{"command": ')
     (records / "log.json").write_text("[1]")

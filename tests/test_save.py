@@ -15,6 +15,7 @@ GOLDEN = Path(__file__).parent / "golden" / "families"
 TEXTS = ["a photo of a Cat, twice", "x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["safetensors", "open_clip"])
 @pytest.mark.parametrize("name", ["vit_gelu", "hf_siglip", "hf_siglip2_gemma", "openai_vit", "rn_quickgelu"])
 def test_a_saved_model_is_the_same_model(name, format, tmp_path):

@@ -24,6 +24,7 @@ def chunks_of(x, *cuts):
     return lambda: np.split(x, cuts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -45,6 +46,7 @@ def test_equal_to_fit(problem, options):
     np.testing.assert_allclose(streamed.objective, alone.objective, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_pass_asks_for_the_chunks_again(problem):
     x, z = problem
     asked = []
@@ -76,6 +78,7 @@ def test_unfit_options(problem):
         proxy.fit_chunks(chunks_of(problem[0], 100), problem[1], proxy.Settings(solver="best"))
 
 
+@pytest.mark.slow
 def test_from_a_feature_store(tmp_path):
     """The store's own method is what `fit_chunks` takes; parts of two processes cover it."""
     from tiny_model import noise, tiny_model

@@ -44,6 +44,7 @@ def options(kind, photos, tiny_checkpoint, **more):
     return kind(images=(str(photos),), model=str(tiny_checkpoint), **(chosen | more))
 
 
+@pytest.mark.slow
 def test_tag_writes_what_the_library_finds(photos, tiny_checkpoint, tmp_path, capsys):
     out, pictures = tmp_path / "tags.json", tmp_path / "pictures"
     chosen = options(tag.TagOptions, photos, tiny_checkpoint, out=out, overlay=pictures)
@@ -84,6 +85,7 @@ def test_tag_writes_csv(photos, tiny_checkpoint, tmp_path):
     assert float(rows[0]["score"]) == max(float(row["score"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_segment_writes_palette_masks(photos, tiny_checkpoint, tmp_path):
     tags, out = tmp_path / "tags.json", tmp_path / "masks"
     tag.run(options(tag.TagOptions, photos / "b", tiny_checkpoint, out=tags))
@@ -103,6 +105,7 @@ def test_segment_writes_palette_masks(photos, tiny_checkpoint, tmp_path):
     assert len(list((out / "overlays").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_segment_by_patch_scores(photos, tiny_checkpoint, tmp_path):
     out = tmp_path / "masks"
     chosen = options(segment.SegmentOptions, photos, tiny_checkpoint, out=out, maps="scores", crf=True)
@@ -114,6 +117,7 @@ def test_segment_by_patch_scores(photos, tiny_checkpoint, tmp_path):
         assert 0 < sum(row["covered"].values()) <= 1
 
 
+@pytest.mark.slow
 def test_score_maps_reach_from_0_to_1(tiny_checkpoint):
     model = jaxzs.load(tiny_checkpoint)
     image = np.random.default_rng(0).integers(0, 256, (64, 72, 3)).astype(np.uint8)
@@ -188,6 +192,7 @@ def test_no_readable_image_is_an_error(photos, tiny_checkpoint):
         tag.run(options(tag.TagOptions, photos / "broken.png", tiny_checkpoint))
 
 
+@pytest.mark.slow
 def test_tags_by_a_learned_classifier(photos, tiny_checkpoint, tmp_path):
     """As the library finds them; an image that cannot be read is named once, though the images are read twice."""
     out = tmp_path / "tags.json"
@@ -199,6 +204,7 @@ def test_tags_by_a_learned_classifier(photos, tiny_checkpoint, tmp_path):
         tag.run(options(tag.TagOptions, photos, tiny_checkpoint, out=out, learn=True, exact=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crf", [False, True])
 def test_segment_without_tags(photos, tiny_checkpoint, tmp_path, crf):
     out = tmp_path / "masks"

@@ -66,6 +66,7 @@ def reference(folder: Path) -> Any:
 # Parity
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40))
 @example("It's <|endoftext|> or <|startoftext|>")

@@ -85,6 +85,7 @@ def test_every_format_gives_the_same_tree(name, original):
     assert config == original[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16", "bf16_safetensors", "fp16", "fp16_safetensors"])
 def test_half_precision_storage(name, original):
     dtype = jnp.bfloat16 if name.startswith("bf16") else jnp.float16

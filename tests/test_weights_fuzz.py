@@ -100,6 +100,7 @@ def move(content: bytes, rng: np.random.Generator) -> bytes:
 DAMAGES: list[Callable] = [flip, overwrite, truncate, insert_or_delete, move]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("format", FILES)
 def test_damaged_weights(format, damage, intact, tmp_path):
@@ -130,6 +131,7 @@ def test_damaged_configuration(damage, intact, tmp_path):
 NONSENSE = [-1, 0, 1, 7, 10**30, 2.5, 1e308, float("nan"), float("inf"), "7", "", None, True, [], [3], {}, {"a": 1}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", [None, "text_config", "vision_config"])
 def test_nonsense_in_the_configuration(section, intact, tmp_path):
     folder = Path(shutil.copytree(intact["safetensors"], tmp_path / "nonsense"))

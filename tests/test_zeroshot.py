@@ -24,6 +24,7 @@ def model(tiny_checkpoint):
     return jaxzs.load(tiny_checkpoint)
 
 
+@pytest.mark.slow
 def test_proxies_follow_the_definition(model):
     """Encode each filled template alone, normalise, average, normalise: written out literally."""
     expected = []
@@ -40,6 +41,7 @@ def test_proxies_follow_the_definition(model):
     np.testing.assert_allclose(proxies, expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 1000])
 def test_batch_size_changes_nothing(model, batch_size):
     proxies = zeroshot.text_proxies(model, NAMES, TEMPLATES, batch_size=batch_size)
