@@ -66,4 +66,10 @@ def _wrapped(tree: Tree) -> Any:
 
 def _unwrapped(tree: Any) -> Tree:
     # The arrays inside, which `jaxzs.clip` differentiates and compiles as any others.
-    return {name: x[...] if isinstance(x, nnx.Variable) else _unwrapped(x) for name, x in tree.items()}
+    return {name: _array(x) if isinstance(x, nnx.Variable) else _unwrapped(x) for name, x in tree.items()}
+
+
+def _array(x: nnx.Variable) -> Any:
+    # Of `nnx.eval_shape` there are shapes alone, which cannot be indexed.
+    (leaf,) = jax.tree.leaves(x)
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else x[...]
