@@ -176,12 +176,16 @@ class CLIPConfig:
     @property
     def image_side(self) -> int:
         """Side of the square images that the tower takes; `ConfigError` for NaFlex, which takes lists of patches."""
+        self.check_one_size()
+        return self.vision.image_size
+
+    def check_one_size(self) -> None:
+        """Raise `ConfigError` for NaFlex, where what is asked for needs pixels."""
         if isinstance(self.vision, VisionConfig) and self.vision.variable:
             raise ConfigError(
                 "the image tower takes patches of images of any aspect (NaFlex): clip.encode_image reads what "
                 "model.preprocess makes, all else needs a tower of one size, such as SigLIP 2's with a fixed resolution"
             )
-        return self.vision.image_size
 
     @property
     def vit(self) -> VisionConfig:
@@ -192,6 +196,16 @@ class CLIPConfig:
                 "transformer; classification, proxies, heads and textual prompts do not"
             )
         return self.vision
+
+    @property
+    def vit_with_class_token(self) -> VisionConfig:
+        """The image tower, where what is asked for reads a class token; `ConfigError` for a SigLIP."""
+        if not self.vit.class_token:
+            raise ConfigError(
+                "the image tower has no class token (SigLIP), whose attention tags and masks are made from; dense "
+                "features, masks without tags, classification, proxies, heads and prompts do not need one"
+            )
+        return self.vit
 
     @classmethod
     def from_hf(cls, source: Mapping[str, Any] | str | Path) -> CLIPConfig:

@@ -87,7 +87,7 @@ def class_activation_maps(
     >>> cam.maps.shape, cam.probability.shape
     ((1, 2, 36), (1, 3))
     """
-    vision = config.vit
+    vision = config.vit_with_class_token
     task = Pass(config, "all_half" if half_positions else "bilinear", numerics)
     x, bias = embed_images(params, pixels, grid, task)  # [B,T,D], [B,1,1,T]
     attention = []

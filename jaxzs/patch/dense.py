@@ -73,15 +73,16 @@ _ATTENDS: Mapping[str, Attend] = {
 _REDUCED = {"qq", "kk", "v", "naclip"}  # whose papers drop residual and MLP of the last block
 
 
-def neighbourhood_bias(grid: tuple[int, int], deviation: float | jax.Array) -> jax.Array:
+def neighbourhood_bias(grid: tuple[int, int], deviation: float | jax.Array, class_token: bool = True) -> jax.Array:
     """Gaussian of the distance between patches, 0 for the class token: [T,T] float32 (NACLIP, equation 3).
 
-    deviation: in patches, 5 as published; may be traced.
+    deviation: in patches, 5 as published; may be traced. class_token: False for towers that have none (SigLIP).
     """
     row, column = (np.asarray(place).reshape(-1, 1) for place in np.indices(grid))  # [P,1]
     squared = (row - row.T) ** 2 + (column - column.T) ** 2  # [P,P]
     between = jnp.exp(-squared.astype(np.float32) / (2 * jnp.square(jnp.asarray(deviation, jnp.float32))))
-    return jnp.pad(between, ((1, 0), (1, 0)))  # [T,T]; added to the scores before the softmax
+    first = int(class_token)
+    return jnp.pad(between, ((first, 0), (first, 0)))  # [T,T]; added to the scores before the softmax
 
 
 class Last(NamedTuple):
@@ -150,12 +151,13 @@ def dense_tokens(params: Params, pixels: jax.Array, neighbourhood: jax.Array, *,
     *before, final = layers_of(tree, vision)
     for layer in before:
         x, _ = block(layer, x, vision, None, numerics)  # [B,T,D], all blocks but the last as trained
-    bias = neighbourhood_bias(grid, neighbourhood)[None, None] if last.attention == "naclip" else None  # [1,1,T,T]
+    near = neighbourhood_bias(grid, neighbourhood, vision.class_token)  # [T,T]
+    bias = near[None, None] if last.attention == "naclip" else None  # [1,1,T,T]
     if last.reduced:
         x = _reduced_block(final, x, bias, task)
     else:
         x, _ = block(final, x, vision, bias, numerics, _ATTENDS[last.attention])
-    return vision_output(params, x[:, 1:], vision, numerics)  # [B,P,E]: the class token is left out
+    return vision_output(params, x[:, int(vision.class_token) :], vision, numerics)  # [B,P,E]: patches alone
 
 
 def _reduced_block(params: Params, x: jax.Array, bias: jax.Array | None, task: DenseTask) -> jax.Array:

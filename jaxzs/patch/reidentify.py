@@ -125,7 +125,7 @@ def region_tokens(
     hidden = jnp.where(regions, 0.0, _HIDDEN)  # [M,P']
     row = jnp.pad(hidden, ((0, 0), (1, 0)))[:, None, None, :]  # [M,1,1,T]; it may see itself
     bias = jnp.pad(row, ((0, 0), (0, 0), (0, regions.shape[1]), (0, 0)))  # other queries: free
-    x = vision_embeddings(params["vision_model"], crops, config.vit, None, numerics)  # [M,T,D]
+    x = vision_embeddings(params["vision_model"], crops, config.vit_with_class_token, None, numerics)  # [M,T,D]
     return read_image(params, x, config, numerics, bias=bias)  # [M,E]
 
 
@@ -155,7 +155,7 @@ def reidentify(
     ([[True, False]], [[True, False]])
     """
     B, F = candidates.accepted.shape
-    vision = config.vit
+    vision = config.vit_with_class_token
     total = candidates.accepted.sum(dtype=jnp.int32)  # [], decides how many calls are made
     # Candidates of all images in one row, image * F + class; B*F marks an empty slot, and is dropped when scattered.
     slots = jnp.flatnonzero(candidates.accepted, size=B * F, fill_value=B * F).astype(jnp.int32)

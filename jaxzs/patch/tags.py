@@ -204,7 +204,8 @@ def decide(scores: jax.Array, relative_threshold: jax.Array, grid: Grid) -> tupl
 
 def check_pixels(pixels: Any, config: CLIPConfig, mask: Any) -> None:
     """Raise `ImageError` unless pixels [B,H,W,3] and mask [B,H/p,W/p] fit the model and each other, and are finite."""
-    vision, shape = config.vision, tuple(pixels.shape)
+    config.check_one_size()
+    vision, shape = config.vit, tuple(pixels.shape)
     if len(shape) != 4 or shape[3] != vision.num_channels or shape[0] == 0:
         raise ImageError(
             f"pixels have shape {shape}, expected [B,H,W,{vision.num_channels}] (channels last) of at least one image"

@@ -58,7 +58,7 @@ def embed_images(params: Params, pixels: jax.Array, grid: Grid, task: Pass) -> t
 
     params: the whole parameter tree. Padded patches enter as zeros, whatever their pixels hold.
     """
-    tree, vision = params["vision_model"], task.config.vit
+    tree, vision = params["vision_model"], task.config.vit_with_class_token
     tables = grid if grid.padded else jax.tree.map(lambda part: part[:1], grid)  # one table serves all
     positions = local_positions(tree, vision, tables, task.positions)  # [B or 1,T,D]
     x = vision_embeddings(tree, pixels, vision, positions, task.numerics)

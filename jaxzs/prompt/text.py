@@ -25,8 +25,9 @@ def placeholder_ids(input_ids: Any, length: int, text: TextConfig) -> np.ndarray
     """Token ids of class names with `length` places for a prefix behind the start token, cut to the longest.
 
     input_ids [C,T] integer: the bare names as the checkpoint's tokenizer gives them (start, name, end, padding).
-    Returns [C,1+K+M+1] int32, M the tokens of the longest name. Built from ids: a small vocabulary may have no
-    word to stand for a place. The places repeat the start token, which is never taken for an end.
+    Returns [C,1+K+M+1] int32, M the tokens of the longest name; of a tower that reads in both directions (SigLIP)
+    [C,T], the places in front and as much less padding behind. Built from ids: a small vocabulary may have no word
+    to stand for a place. The places repeat the start token, which is never taken for an end.
 
     Raises `TextError` if a name with its prefix is longer than the checkpoint's context.
 
@@ -40,6 +41,8 @@ def placeholder_ids(input_ids: Any, length: int, text: TextConfig) -> np.ndarray
         raise TextError(f"{len(ids)} texts and {length!r} places: expected texts, and a whole number of places")
     # The tower's length is checked below, with the prefix: here any length will do.
     _check_ids(ids, dataclasses.replace(text, max_position_embeddings=ids.shape[-1]), None)
+    if not text.causal:
+        return _in_front(ids, int(length))
     ends = np.asarray(end_positions(jnp.asarray(ids, jnp.int32), text))  # [C]
     longest = int(ends.max()) + length + 1  # tokens with start, prefix and end
     if longest > text.max_position_embeddings:
@@ -54,9 +57,25 @@ def placeholder_ids(input_ids: Any, length: int, text: TextConfig) -> np.ndarray
     return np.concatenate([ids[:, :1], places, ids[:, 1 : ends.max() + 1]], axis=1).astype(np.int32)  # [C,1+K+M+1]
 
 
-def embed_with_prefix(params: Params, prefix: jax.Array, input_ids: jax.Array, half: bool = False) -> jax.Array:
-    """Embeddings with positions 1..K overwritten: prefix [K,D], input_ids [C,T] -> [C,T,D] float32.
+def _in_front(ids: np.ndarray, length: int) -> np.ndarray:
+    # Padding is read, at its place: a text keeps its length, and of what repeats its last token one stays, the end.
+    padding = np.cumprod((ids == ids[:, -1:])[:, ::-1], axis=1).sum(1)  # [C]
+    if padding.min() <= length:
+        row = int(padding.argmin())
+        raise TextError(
+            f"the name of class {row} leaves room for {int(padding[row]) - 1} of {ids.shape[1]} tokens, and the prompt "
+            f"has {length}. Shorten the name or the prompt."
+        )
+    places = np.repeat(ids[:, :1], length, axis=1)  # [C,K]: only places, their embeddings are overwritten
+    return np.concatenate([places, ids[:, : ids.shape[1] - length]], axis=1).astype(np.int32)  # [C,T]
 
+
+def embed_with_prefix(
+    params: Params, prefix: jax.Array, input_ids: jax.Array, half: bool = False, start: int = 1
+) -> jax.Array:
+    """Embeddings with K positions overwritten: prefix [K,D], input_ids [C,T] -> [C,T,D] float32.
+
+    start: how many tokens stand before the prefix, the start token or none.
     half: round embeddings and positions to float16 before they are added, as the authors' code does (their
     text tower takes float16 inputs even on CPU); the gradient is rounded likewise.
     """
@@ -64,7 +83,7 @@ def embed_with_prefix(params: Params, prefix: jax.Array, input_ids: jax.Array, h
     tokens = tree["token_embedding"]["embedding"].astype(jnp.float32)[input_ids]  # [C,T,D]
     C, K = input_ids.shape[0], prefix.shape[0]
     prefix = jnp.broadcast_to(prefix[None], (C, *prefix.shape))  # [C,K,D], the same for every class
-    tokens = jnp.concatenate([tokens[:, :1], prefix, tokens[:, 1 + K :]], axis=1)  # [C,T,D]
+    tokens = jnp.concatenate([tokens[:, :start], prefix, tokens[:, start + K :]], axis=1)  # [C,T,D]
     positions = tree["position_embedding"]["embedding"].astype(jnp.float32)
     positions = positions[None, : input_ids.shape[1]]  # [1,T,D]; the prefix gets its positions, too
     if half:
@@ -125,8 +144,9 @@ def text_features(
 def _text_features(params, prefix, ids, config, modality, numerics):
     ends = end_positions(ids, config.text)  # [C]
     half, recompute = modality.half, modality.recompute
-    if not modality.share_context:
-        x = embed_with_prefix(params, prefix, ids, half)  # [C,T,D]
+    # Where the beginning sees what follows (SigLIP), it is not the same for every class.
+    if not modality.share_context or not config.text.causal:
+        x = embed_with_prefix(params, prefix, ids, half, start=int(config.text.causal))  # [C,T,D]
         return read_text(params, x, ends, config, numerics, recompute)  # [C,E]
     S = 1 + prefix.shape[0]  # start token and prefix: the same for every class
     shared = embed_with_prefix(params, prefix, ids[:1, :S], half)  # [1,S,D]

@@ -52,11 +52,13 @@ def image_features(
     >>> prompt.image_features(model.params, prefix, pixels, model.config).shape
     (1, 64)
     """
-    prefix, pixels = jnp.asarray(prefix), jnp.asarray(pixels)
+    prefix = jnp.asarray(prefix)
+    config.check_one_size()
     _check_pixels(pixels, config.vit, False)
     if not len(pixels):
         raise ImageError("there are no images: pixels are empty")
     check_prefix(prefix, config.vit.hidden_size)
+    pixels = jnp.asarray(pixels)
     return _image_features(params, prefix, pixels, config, recompute, numerics)
 
 
@@ -78,8 +80,10 @@ def read_prompted(
     B, embeddings = embeddings.shape[0], embeddings.astype(jnp.float32)
     tokens = jnp.broadcast_to(prefix[None], (B, *prefix.shape))  # [B,K,D]
     # Inserted behind the addition of positions, of which prompts get none, and before the pre-LayerNorm.
-    x = jnp.concatenate([embeddings[:, :1], tokens, embeddings[:, 1:]], axis=1)  # [B,1+K+P,D]
-    return read_image(params, x, config, numerics, recompute)  # [B,E]
+    first = int(config.vit.class_token)  # 0 in SigLIP
+    x = jnp.concatenate([embeddings[:, :first], tokens, embeddings[:, first:]], axis=1)  # [B,1+K+P,D]
+    # What a mean or a MAP head pools stays what it was trained for, the patches: prompts only change them.
+    return read_image(params, x, config, numerics, recompute, prefix=len(prefix))  # [B,E]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +118,7 @@ class VisualPrompt:
         self, params: Params, pixels: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """What of the images no prompt changes, computed once: pixels [B,S,S,3] -> embedded patches [B,1+P,D]."""
+        config.check_one_size()
         _check_pixels(pixels, config.vit, False)
         return vision_embeddings(params["vision_model"], pixels, config.vit, numerics=numerics)
 
