@@ -75,7 +75,7 @@ def test_dense_features_of_siglip_come_through_its_head():
     assert np.isfinite(near).all()
 
 
-@pytest.mark.parametrize("name", ["hf_siglip", "rn_quickgelu", "hf_siglip2_naflex"])
+@pytest.mark.parametrize("name", ["hf_siglip", "clipa", "rn_quickgelu", "hf_siglip2_naflex"])
 def test_tags_of_other_towers_are_refused_by_name(name):
     params, config = _read(name)
     text = np.eye(3, config.projection_dim, dtype=np.float32)

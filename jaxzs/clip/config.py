@@ -199,11 +199,12 @@ class CLIPConfig:
 
     @property
     def vit_with_class_token(self) -> VisionConfig:
-        """The image tower, where what is asked for reads a class token; `ConfigError` for a SigLIP."""
-        if not self.vit.class_token:
+        """The image tower, where what is asked for reads a class token; `ConfigError` for SigLIP and CLIPA."""
+        if self.vit.pooling != "class":
             raise ConfigError(
-                "the image tower has no class token (SigLIP), whose attention tags and masks are made from; dense "
-                "features, masks without tags, classification, proxies, heads and prompts do not need one"
+                "the image tower was not trained to read a class token (SigLIP, CLIPA), whose attention tags and masks "
+                "are made from; dense features, masks without tags, classification, proxies, heads and prompts do not "
+                "need one"
             )
         return self.vit
 
