@@ -17,7 +17,7 @@ import numpy as np
 from jaxzs import parallel
 from jaxzs.clip.params import flatten, unflatten
 from jaxzs.errors import DataError
-from jaxzs.files import CHECKSUM, read_arrays, write_arrays
+from jaxzs.files import CHECKSUM, from_json, read_arrays, write_arrays
 from jaxzs.prompt import files
 from jaxzs.prompt.evaluation import Evaluation
 from jaxzs.prompt.modality import Frozen, Prompts, Task
@@ -177,7 +177,7 @@ def read_state(path: str | Path, identity: str, num_runs: int = 1, like: FitStat
         state = _restored(arrays, values)
         if like is not None:
             _check_like(state, num_runs, like)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (DataError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(f"{path} is damaged ({error!r}); remove it to start anew") from error
     return state
 
@@ -193,7 +193,7 @@ def _restored(arrays: dict[str, np.ndarray], values: dict[str, Any]) -> FitState
     # The counter never falls behind the finished iterations.
     if type(values["iteration"]) is not int or values["iteration"] < len(values["records"]):
         raise ValueError("iteration")
-    records = [_record(record) for record in values["records"]]
+    records = [from_json(Record, record, "its record", DataError) for record in values["records"]]
     return FitState(values["iteration"], arrays["losses"], tree["initial"], train, selections, records)
 
 
@@ -208,8 +208,3 @@ def _check_like(state: FitState, num_runs: int, like: FitState) -> None:
         raise ValueError("its losses are not those of this fit")
     if len(state.selections) != num_runs:
         raise ValueError("other runs")
-
-
-def _record(values: dict[str, Any]) -> Record:
-    test = values.pop("test")
-    return Record(**values, test=None if test is None else [Evaluation(**own) for own in test])
