@@ -151,6 +151,7 @@ def test_the_command_of_a_record_can_be_typed_again():
     assert settings_of(options)["templates"] == ["a {}", "{}"]
 
 
+@pytest.mark.slow
 def test_a_folder_with_classes_is_measured_before_and_after(photos, tmp_path, capsys):
     out = tmp_path / "c.json"
     assert main(["classify", str(photos), "--out", str(out)]) == 0

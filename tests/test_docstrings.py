@@ -82,7 +82,7 @@ WITHOUT = {
 _SLOW = """
     adapt.calibration.calibrate adapt.choice.Adapted adapt.choice.choose adapt.choice.probabilities
     adapt.online.onzeta adapt.online.stata adapt.online.stream adapt.online.tda adapt.vision.proxies
-    classification.classify clip.params.random_params flax.models.FlaxCLIPModel
+    classification.classify classification.encode_source clip.params.random_params flax.models.FlaxCLIPModel
     patch.cam.class_activation_maps patch.crf.dense_crf patch.images.tag_images patch.learned.encoded_patches
     patch.learned.learn_patch_classifier patch.learned.tag_images_with patch.masks.segment_images
     patch.reidentify.reidentify patch.segmentation.segment patch.tags.tag prompt.inference.image_logits

@@ -322,7 +322,8 @@ def test_proxies_sharded(problem, shape, solver, iterations):
     check_equal(result, alone)
 
 
-@pytest.mark.parametrize("iterations", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 10, 15, 47)), 30])
+@pytest.mark.slow
+@pytest.mark.parametrize("iterations", [1, 5, 10, 15, 30, 47])
 def test_whole_method_sharded(problem, iterations):
     x, z = problem
     alone = proxy.fit(x, z, proxy.Settings(iterations=iterations))

@@ -270,6 +270,7 @@ def test_top_k_and_paper_balance_are_options():
     assert fitted.records[0].pseudolabel_accuracy == [None]  # no labels, no accuracy
 
 
+@pytest.mark.slow
 def test_labels_alone_never_look_at_unlabelled_images():
     task, frozen, pool = prepared("text")
     split = protocol.trzsl_split(pool.labels, 6)

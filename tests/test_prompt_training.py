@@ -107,7 +107,8 @@ def take(tree, r: int):
     return jax.tree.map(lambda x: x[r : r + 1], tree)
 
 
-@pytest.mark.parametrize("name", ["text", pytest.param("multi", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text", "multi"])
 def test_runs_together_equal_runs_alone(name):
     given, prompts = short(name, 3)
     items = given.items
@@ -138,7 +139,8 @@ def test_growing_lists_share_one_program(monkeypatch):
         training.train(given._replace(items=[training.Items(*(x[:n] for x in given.items[0]))]), prompts)
 
 
-@pytest.mark.parametrize("name", ["image", pytest.param("multi", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["image", "multi"])
 def test_data_parallel_equals_one_device(name):
     given, prompts = short(name)
     alone, losses = training.train(given, prompts)
