@@ -66,11 +66,19 @@ def test_folders_and_features_are_measured_and_kept(tmp_path, digit_photos, caps
     assert cli.main(command) == 0
     first = capsys.readouterr()
     assert "worst run against text" in first.out
-    assert "full, 1 shots" in first.out
+    assert "full, 1 shot" in first.out
+    assert "1 shots" not in first.out
     record = json.loads((out / "demo-digits.json").read_text())
     assert set(record["cells"]) == {f"{m} full 0 {s}" for m in ("zero-shot", "gda") for s in (0, 1)}
     assert cli.main([*command, "--skip-existing"]) == 0
     assert capsys.readouterr().err.count("kept from") == 8
+    page = tmp_path / "page.html"
+    assert cli.main([*command, "--skip-existing", "--html", str(page), "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]  # one document, nothing else
+    assert len(cells) == 8
+    shown = page.read_text()
+    assert shown.count("<td>accuracy</td>") == 8
+    assert all(f"{cell['accuracy']:.2f}" in shown for cell in cells)
 
 
 def test_what_cannot_be_measured_is_named(tmp_path, capsys):

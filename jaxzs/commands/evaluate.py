@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +13,11 @@ import tyro
 from jaxzs.commands import FINISHED
 from jaxzs.commands.options import (
     ComputeOptions,
+    File,
     Flag,
     OutputOptions,
     check_numbers,
+    check_output_file,
     check_output_folder,
     read_templates,
     shown_as,
@@ -50,6 +51,8 @@ class EvaluateOptions(OutputOptions, ComputeOptions):
     """Sentences with {}, or sets simple, imagenet7, imagenet80, tagclip85; by default "a photo of a {}"."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
     """Folder of the records, one for each model and data set, of evaluate.md, and of features that were encoded."""
+    html: File = None
+    """Write a page of all cells to look at in a browser."""
     skip_existing: Flag = False
     """Keep the cells of the records that are there, made with the same settings, model and data."""
 
@@ -59,7 +62,7 @@ def run(options: EvaluateOptions) -> int:
     _check(options)
     from jaxzs.evaluation import measure, table
     from jaxzs.files import atomic_path
-    from jaxzs.report import Sweep
+    from jaxzs.report import Sweep, write_page
     from jaxzs.report.records import json_values
 
     # Always with zero-shot, which the table compares every method with.
@@ -81,19 +84,29 @@ def run(options: EvaluateOptions) -> int:
         for own in _cells(options, methods):
             name = " ".join(map(str, own.values()))
             cell = sweep.cell(name, functools.partial(measure, data, **own), settings=own)
-            regime = own["regime"] + (f", {own['shots']} shots" if own["shots"] else "")
+            regime = own["regime"] + (f", {counted(own['shots'], 'shot')}" if own["shots"] else "")
             rows.append({**own, "data": where, **cell.metrics, "regime": regime})
             options.notice(f"{where} {name}: {cell.metrics['accuracy']:.2f} %")
         sweep.finish()
     text = table(rows, methods)
     with atomic_path(options.out / "evaluate.md") as temporary:
         temporary.write_text(f"`{command_line(options)}`\n\n{text}\n", encoding="utf-8")
-    if options.json:
-        print(json.dumps({"rows": rows}))
     options.say(text)
     options.say(f"{counted(len(rows), 'cell')}, records and evaluate.md in {options.out}")
+    if options.html is not None:
+        write_page(options.html, {"command": command_line(options), "figures": list(_figures(rows))})
+        options.say(f"page written to {options.html}")
     options.print_record({"command": command_line(options), "cells": json_values(rows)})
     return FINISHED
+
+
+def _figures(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every number of every cell, as a page shows them."""
+    for row in rows:
+        protocol = f"{row['regime']}, seed {row['seed']}"
+        for figure in ("accuracy", "mean per-class recall", "acc@5", "ECE"):
+            if figure in row:  # two classes have no five best
+                yield {**row, "figure": figure, "value": row[figure], "protocol": protocol}
 
 
 def _cells(options: EvaluateOptions, methods: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -129,6 +142,7 @@ def _check(options: EvaluateOptions) -> None:
     for regime in options.regime:
         drawn(regime, np.zeros(1, int), 1, 0)  # raises for a regime that there is not
     check_output_folder(options.out)
+    check_output_file(options.html, ".html", name="html")
 
 
 def _pairs(options: EvaluateOptions) -> Iterator[tuple[Model | None, Labelled]]:
