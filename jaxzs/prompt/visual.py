@@ -58,7 +58,6 @@ def image_features(
     if not len(pixels):
         raise ImageError("there are no images: pixels are empty")
     check_prefix(prefix, config.vit.hidden_size)
-    pixels = jnp.asarray(pixels)
     return _image_features(params, prefix, pixels, config, recompute, numerics)
 
 

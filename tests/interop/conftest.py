@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 # Otherwise transformers asks the hub about every local folder, and waits for an answer.
@@ -19,6 +21,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def plain_jax() -> Iterator[None]:
+    """transformers' Flax code promotes types and ranks implicitly; our own runs strictly in all other tests."""
+    with (
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.default_matmul_precision("highest"),
+    ):
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -19,18 +19,7 @@ KINDS = ("FlaxCLIPModel", "FlaxCLIPTextModel", "FlaxCLIPTextModelWithProjection"
 TRANSFORMERS, NEEDS_TORCH = "4.57.", False
 ATOL = 2e-5  # float32 on both sides, hidden states of order 10, logits of order 10
 
-pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
-
-
-@pytest.fixture(autouse=True)
-def _plain_jax():
-    """transformers' Flax code promotes types and ranks implicitly."""
-    with (
-        jax.numpy_rank_promotion("allow"),
-        jax.numpy_dtype_promotion("standard"),
-        jax.default_matmul_precision("highest"),
-    ):
-        yield
+pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("plain_jax")]
 
 
 def classes(kind: str):

@@ -26,18 +26,8 @@ TOLERANCE = 2e-5  # float32 on both sides, features of order 1 to 5, logits of o
 pytestmark = [
     pytest.mark.interop,
     pytest.mark.filterwarnings("ignore"),  # other people's deprecations
+    pytest.mark.usefixtures("plain_jax"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _plain_jax():
-    """transformers' Flax code promotes types and ranks implicitly; our own runs strictly in all other tests."""
-    with (
-        jax.numpy_rank_promotion("allow"),
-        jax.numpy_dtype_promotion("standard"),
-        jax.default_matmul_precision("highest"),
-    ):
-        yield
 
 
 def inputs(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
