@@ -68,6 +68,7 @@ def run(options: EvaluateOptions) -> int:
     # Always with zero-shot, which the table compares every method with.
     methods = tuple(dict.fromkeys(("zero-shot", *options.method)))
     rows: list[dict[str, Any]] = []
+    figures: list[dict[str, Any]] = []  # every number of every cell, as a page shows them
     for model, data in _pairs(options):
         # Hub ids have slashes, names of files have none.
         where = data.name if model is None else f"{model.name}-{data.name}".replace("/", "-")
@@ -86,6 +87,8 @@ def run(options: EvaluateOptions) -> int:
             cell = sweep.cell(name, functools.partial(measure, data, **own), settings=own)
             regime = own["regime"] + (f", {counted(own['shots'], 'shot')}" if own["shots"] else "")
             rows.append({**own, "data": where, **cell.metrics, "regime": regime})
+            shown = {"data": where, "protocol": f"{regime}, seed {own['seed']}"}
+            figures += [{**dataclasses.asdict(figure), **shown} for figure in cell.figures]
             options.notice(f"{where} {name}: {cell.metrics['accuracy']:.2f} %")
         sweep.finish()
     text = table(rows, methods)
@@ -94,19 +97,10 @@ def run(options: EvaluateOptions) -> int:
     options.say(text)
     options.say(f"{counted(len(rows), 'cell')}, records and evaluate.md in {options.out}")
     if options.html is not None:
-        write_page(options.html, {"command": command_line(options), "figures": list(_figures(rows))})
+        write_page(options.html, {"command": command_line(options), "figures": figures})
         options.say(f"page written to {options.html}")
     options.print_record({"command": command_line(options), "cells": json_values(rows)})
     return FINISHED
-
-
-def _figures(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every number of every cell, as a page shows them."""
-    for row in rows:
-        protocol = f"{row['regime']}, seed {row['seed']}"
-        for figure in ("accuracy", "mean per-class recall", "acc@5", "ECE"):
-            if figure in row:  # two classes have no five best
-                yield {**row, "figure": figure, "value": row[figure], "protocol": protocol}
 
 
 def _cells(options: EvaluateOptions, methods: tuple[str, ...]) -> Iterator[dict[str, Any]]:
