@@ -1,7 +1,7 @@
-"""Needs torch and transformers beside jaxzs: 4.57 (the last with FlaxCLIPModel) or 5; see .ci/run.
+"""Needs torch and transformers beside jaxzs: 4.57 (the last with FlaxCLIPModel) or 5; open_clip with 5; see .ci/run.
 
-Each test file names the version that it is for in `TRANSFORMERS` and is left out where another one is installed.
-Without torch all are skipped; with JAXZS_REQUIRE_INTEROP=1 they then run, and fail, instead.
+Each test file names the versions that it is for in `TRANSFORMERS` and is left out where another one is installed.
+Without torch all are skipped, without open_clip its own; with JAXZS_REQUIRE_INTEROP=1 they run, and fail, instead.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -21,6 +22,38 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 HERE = Path(__file__).parent
+REQUIRED = os.environ.get("JAXZS_REQUIRE_INTEROP") == "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def importable_torchvision() -> Iterator[None]:
+    """PyPI's torchvision beside a torch without CUDA, where its compiled half cannot be loaded.
+
+    open_clip and transformers import it for its transforms, which are pure Python. The import fails all the same, for
+    two operators of detection that only the compiled half declares: declared here, and never called.
+    """
+    if (found := importlib.util.find_spec("torchvision")) is None:
+        yield
+        return
+    import torch
+
+    declared = torch.library.Library("torchvision", "FRAGMENT")  # for as long as it is held
+    try:
+        torch.ops.load_library(Path(str(found.origin)).parent / "_C.so")
+    except OSError:
+        for name in ("nms", "qnms"):
+            declared.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    yield
+
+
+@pytest.fixture(scope="session")
+def open_clip(importable_torchvision: None) -> Any:
+    """The library."""
+    if not REQUIRED:
+        pytest.importorskip("open_clip")
+    import open_clip
+
+    return open_clip
 
 
 @pytest.fixture
@@ -38,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [item for item in items if HERE in item.path.parents]
     installed = importlib.metadata.version("transformers")
     if importlib.util.find_spec("torch") is None:
-        if os.environ.get("JAXZS_REQUIRE_INTEROP") != "1":
+        if not REQUIRED:
             for item in ours:
                 if not getattr(item.module, "NEEDS_TORCH", True) and installed.startswith(item.module.TRANSFORMERS):
                     continue
