@@ -1,4 +1,12 @@
-"""Classify-then-segment on VOC2012, COCO 2017 and COCO-Stuff 27, with the published figures beside.
+"""Masks of photographs on the published benchmarks, with the published figures beside.
+
+Masks without tags, by another attention in the last layer (NACLIP, SCLIP, ClearCLIP, MaskCLIP), on VOC21 and VOC20,
+PASCAL Context 60 and 59, COCO-Object, COCO-Stuff 171, ADE20K and Cityscapes as they lie on disk (`dense_protocols.py`):
+
+    python experiments/segmentation.py --dataset voc21 --root VOCdevkit/VOC2012 --method NACLIP \\
+        --model openai/clip-vit-base-patch16
+
+Classify-then-segment on VOC2012, COCO 2017 and COCO-Stuff 27:
 
     python experiments/segmentation.py --dataset voc2012 --images JPEGImages --masks SegmentationClass \\
         --model openai/clip-vit-base-patch16
@@ -11,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,9 +44,9 @@ from jaxzs.patch.texts import tag_texts
 from jaxzs.report.published import published_values
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file
+from experiments.dense_protocols import METHODS, PROTOCOLS, Pair, Protocol, dense_masks, read_truth
 from experiments.patch_classification import images_entry
 
-Pair = tuple[Path, Path]  # an image and its mask
 CLIP_ES_TEMPLATE = "a clean origami {}."
 
 
@@ -149,22 +159,35 @@ def segment_all(
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--dataset", choices=SETTINGS, required=True)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--masks", type=Path, required=True)
-    parser.add_argument("--model", default="openai/clip-vit-base-patch16")
-    parser.add_argument("--true-tags", action="store_true")
-    parser.add_argument("--crf", action="store_true")
-    parser.add_argument("--crf-stride", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--out", type=Path, help="file of the record, .json")
-    parser.add_argument("--skip-existing", action="store_true", help="keep the record in --out")
-    options = parser.parse_args()
+def segment_densely(
+    model: jaxzs.Model, protocol: Protocol, pairs: Sequence[Pair], options: argparse.Namespace
+) -> report.Results:
+    """Masks without tags of all photos, compared with the true ones as they come."""
+    photos = [photo for photo, _ in pairs]
+    predicted, compared = itertools.tee(
+        dense_masks(
+            model, protocol, options.method, photos, batch=options.batch, pamr=options.pamr, bfloat16=options.bfloat16
+        )
+    )
+    truth = (read_truth(protocol, path, mask.shape) for (_, path), mask in zip(pairs, compared, strict=True))
+    bar = tqdm(predicted, total=len(pairs), unit="image", desc="masks", disable=None)
+    names = ["background"] * protocol.background + list(protocol.info().class_names)
+    figures = segmentation_report(bar, truth, names)
+    extra = f"PAMR {options.pamr}" if options.pamr else ""
+    shown = (("mIoU", figures["mIoU"]), ("pixel accuracy", figures["pixel_accuracy"]))
+    return report.Results(
+        figures,
+        tuple(report.Figure(options.dataset, options.method, name, 100 * value, extra) for name, value in shown),
+    )
 
-    setting, info = SETTINGS[options.dataset], dataset_info(options.dataset)
+
+def find_pairs(options: argparse.Namespace) -> list[Pair]:
+    """Photos and masks. Raises `DataError` naming the first that is missing."""
+    if options.dataset in PROTOCOLS:
+        pairs = PROTOCOLS[options.dataset].pairs(options.root)[: options.limit]
+        if missing := [path for pair in pairs for path in pair if not path.exists()]:
+            raise DataError(f"{len(missing)} of {2 * len(pairs)} files are missing, e.g. {missing[0]}")
+        return pairs
     pairs = sorted(
         (path, options.masks / f"{path.stem}.png")
         for path in options.images.iterdir()
@@ -172,30 +195,73 @@ def main() -> None:
     )[: options.limit]
     if not pairs:
         raise DataError(f"no image of {options.images} has a mask of its name in {options.masks}")
+    return pairs
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, with those that the data set needs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--dataset", choices=[*PROTOCOLS, *SETTINGS], required=True)
+    parser.add_argument("--model", default="openai/clip-vit-base-patch16")
+    parser.add_argument("--batch", type=int, default=8, help="images at a time; without tags, windows")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--out", type=Path, help="file of the record, .json")
+    parser.add_argument("--skip-existing", action="store_true", help="keep the record in --out")
+    dense = parser.add_argument_group(f"masks without tags: {', '.join(PROTOCOLS)}")
+    dense.add_argument("--root", type=Path, help="folder of the data set, e.g. VOC2012, ADEChallengeData2016")
+    dense.add_argument("--method", choices=METHODS, default="NACLIP")
+    dense.add_argument("--pamr", type=int, default=0, help="steps of refinement; NACLIP's own figures have 10")
+    dense.add_argument("--bfloat16", action="store_true")
+    tagged = parser.add_argument_group(f"from tags: {', '.join(SETTINGS)}")
+    tagged.add_argument("--images", type=Path)
+    tagged.add_argument("--masks", type=Path)
+    tagged.add_argument("--true-tags", action="store_true")
+    tagged.add_argument("--crf", action="store_true")
+    tagged.add_argument("--crf-stride", type=int, default=1)
+    options = parser.parse_args(arguments)
+    needed = ("root",) if options.dataset in PROTOCOLS else ("images", "masks")
+    if missing := [f"--{name}" for name in needed if getattr(options, name) is None]:
+        parser.error(f"--dataset {options.dataset} needs {' and '.join(missing)}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parsed(arguments)
+    pairs = find_pairs(options)
     model = jaxzs.load(options.model)
-    sizes = [mask.stat().st_size for _, mask in pairs]
+    if options.dataset in PROTOCOLS:
+        protocol = PROTOCOLS[options.dataset]
+        name, title, images = options.dataset, f"{options.dataset}, {options.method}", protocol.images
+        settings: dict[str, Any] = {"names": protocol.info().digest, "method": options.method, "pamr": options.pamr}
+        measure = functools.partial(segment_densely, model, protocol, pairs, options)
+    else:
+        setting, info = SETTINGS[options.dataset], dataset_info(options.dataset)
+        tagging = "true tags" if options.true_tags else "TagCLIP's tags"
+        name, title, images = setting.name, f"{info.title}, {tagging}", setting.images
+        settings = {"names": info.digest, "true_tags": options.true_tags}
+        settings |= {"crf": options.crf and {"stride": options.crf_stride}}
+        measure = functools.partial(segment_all, model, info, setting, pairs, options)
     sweep = report.Sweep(
         options.out,
-        command=shlex.join(["python", "experiments/segmentation.py", *sys.argv[1:]]),
-        settings={
-            "dataset": options.dataset,
-            "names": info.digest,
-            "true_tags": options.true_tags,
-            "crf": options.crf and {"stride": options.crf_stride},
-        },
+        command=shlex.join(
+            ["python", "experiments/segmentation.py", *(sys.argv[1:] if arguments is None else arguments)]
+        ),
+        settings={"dataset": options.dataset, **settings},
         model=model,
-        data=images_entry(setting.name, [path for path, _ in pairs], sizes),
+        data=images_entry(name, [path for path, _ in pairs], [mask.stat().st_size for _, mask in pairs]),
         skip_existing=options.skip_existing,
     )
-    found = sweep.cell("masks", lambda: segment_all(model, info, setting, pairs, options))
+    found = sweep.cell("masks", measure)
     seconds = sum(sweep.finish()["seconds"].values())
-    tagging = "true tags" if options.true_tags else "TagCLIP's tags"
-    print(f"{info.title}: {len(pairs)} of {setting.images} images, {tagging}, {seconds:.0f} s")
-    published = published_values(setting.name)
+    print(f"{title}: {len(pairs)} of {images or 'all'} images, {seconds:.0f} s")
+    published = published_values(name)
     rows = [[one.figure, one.value, published.get((one.method, one.figure, one.protocol), "")] for one in found.figures]
     print(report.markdown_table(["figure, %", "measured", "published"], rows))
-    if len(pairs) != setting.images:
+    if options.limit is not None or images not in (None, len(pairs)):
         print("note: not the full list of images; the published figures are for all of them")
+    if options.dataset in PROTOCOLS:
+        others = [" ".join([*filter(None, key), str(value)]) for key, value in published.items()]
+        print(f"published: {', '.join(others)}")
 
 
 if __name__ == "__main__":

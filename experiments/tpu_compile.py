@@ -44,6 +44,8 @@ from jaxzs.clip.model import normalize
 from jaxzs.clip.params import abstract_params, flatten, unflatten
 from jaxzs.clip.sharding import Placement
 from jaxzs.files import write_json
+from jaxzs.patch.dense import DenseTask
+from jaxzs.patch.windows import window_scores
 from jaxzs.prompt import Frozen, Task, TextPrompt, VisualPrompt
 from jaxzs.prompt.training import Batches, Run, start, train_chunk
 from jaxzs.proxy.fit import learn as learn_in_memory
@@ -257,6 +259,37 @@ def segment(mesh: Mesh, per_chip: int = 4, grid: tuple[int, int] = (24, 32)) -> 
     return Program(title, parallel.map_rows(run, mesh), arguments)
 
 
+def dense_maps(mesh: Mesh, per_chip: int = 32, names: int = 150) -> Program:
+    """Cosines of the patches of windows with names, NACLIP: what `patch.segment_dense` runs, ADE20K's 150 names."""
+    config = clip.ARCHITECTURES["ViT-B/16"]
+    size, batch = config.vision.image_size, per_chip * mesh.size
+    last = patch.Dense(attention="naclip").last
+    task = DenseTask(config, last, clip.Numerics(jnp.bfloat16))
+    shapes = jax.ShapeDtypeStruct((names, config.projection_dim), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+
+    def run(shared: Any, pixels: Any) -> Any:
+        return window_scores(shared, (pixels,), task)
+
+    shared = on_all(mesh, (abstract_params(config, jnp.bfloat16), *shapes))
+    title = f"dense maps ViT-B/16, {names} names, {per_chip} windows of {size}x{size} a chip"
+    pixels = _divided(mesh, (batch, size, size, 3), jnp.float32)
+    return Program(title, parallel.map_rows(run, mesh), (shared, pixels))
+
+
+def dense_photos(mesh: Mesh, per_chip: int = 16, grid: tuple[int, int] = (21, 28)) -> Program:
+    """Dense features of whole photos of 336x448 pixels, without windows."""
+    config = clip.ARCHITECTURES["ViT-B/16"]
+    size, batch = config.vision.patch_size, per_chip * mesh.size
+    pixels = (batch, grid[0] * size, grid[1] * size, 3)
+
+    def run(params: Any, pixels: Any) -> Any:
+        return patch.dense_features(params, pixels, config, numerics=clip.Numerics(jnp.bfloat16))
+
+    title = f"dense features ViT-B/16, {per_chip} photos of {pixels[1]}x{pixels[2]} a chip"
+    arguments = on_all(mesh, abstract_params(config, jnp.bfloat16)), _divided(mesh, pixels, jnp.float32)
+    return Program(title, parallel.map_rows(run, mesh), arguments)
+
+
 def dense_crf(mesh: Mesh, size: tuple[int, int] = (375, 500), labels: int = 5) -> Program:
     """The exact dense CRF on a photo, one a chip."""
     scores = _divided(mesh, (mesh.size, labels, *size), jnp.float32)
@@ -286,6 +319,8 @@ def host_programs(mesh: Mesh) -> list[Program]:
         *(prompt_step(name, kind, mesh) for name in ("ViT-B/32", "ViT-L/14") for kind in ("textual", "visual")),
         tag(mesh),
         segment(mesh),
+        dense_maps(mesh),
+        dense_photos(mesh),
         dense_crf(mesh),
     ]
 

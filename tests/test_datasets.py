@@ -23,11 +23,14 @@ from jaxzs.errors import DataError, LabelError
 # Number of classes, of templates, and SHA-256 of all lists. Compared with the source files when they were taken over:
 # openai/CLIP data/prompts.md character by character at seven offsets through its 69,893 characters.
 PINNED = {
+    "ade20k": (150, 80, "67402a66ec7c47816450643d8365726227882d64f0b6934fca192a5796fd81c6"),
     "caltech101": (102, 34, "4eb84d7bc66c9ae2d683019f7e76ce6d20f3a565b83bad0da78a18aeff8b6bb6"),
     "cifar10": (10, 18, "b892b1e555aeae03f1a61eaf50193c0f59b812ef4437741ee6f3a7bb7beb5bd0"),
     "cifar100": (100, 18, "833dff85f87388baebe5202886420e8e8fa3bd9e7a1d40fb1cf140b409935612"),
+    "cityscapes": (19, 80, "1bc695816096cd05d7a14b422c71b0a38f675f4c8f9dd4bfa8d94413454828c3"),
     "coco2014": (80, 85, "7c9efe16873bc7c61b411db43d4a99612331e3bdfe3b08e14ed3f48a4282e725"),
     "coco2017": (80, 85, "7c9efe16873bc7c61b411db43d4a99612331e3bdfe3b08e14ed3f48a4282e725"),
+    "coco_object": (80, 80, "f603fbab5fa23706efaeed52637cbf4dfe67084eee9f496d1a8178f627c2e24d"),
     "coco_stuff": (171, 85, "1e9a3a461d3fa2f6a50c37108d970bf473fd86958918f76cdce98026eddf6335"),
     "coco_stuff27": (27, 85, "dcbe9c60f656551cf9f85f5adb98a03c196d4fb06d788240c8eff2aa7ea51100"),
     "dtd": (47, 8, "8dddb9beee8356137081e5b61751e2cd18a89f35890587d3159ef61dcf9bb3e2"),
@@ -38,12 +41,14 @@ PINNED = {
     "imagenet": (1000, 7, "ec18e58b739124a96cdfe2fd5991eeff1f284a613f5d16f3087499ab99082cd8"),
     "mnist": (10, 1, "cc4692345cb94b2b4e0cfc3952d6ea00fb29ce1696b013cb5edf992e90a02b22"),
     "oxford_pets": (37, 1, "e1397da09f3d96f475a4cba987b99e9d02c3052a0df0216e7e7de35205f0f0a5"),
+    "pascal_context": (59, 80, "17c41925d423e275b7f693eb5a857690396e36f3f2cf8cd94aad1bffe6c81a1d"),
     "resisc45": (45, 18, "6cc967bfd3385e5a27cd852f83594ba17b5d1d565478dcbf67c75262c26786f3"),
     "stanford_cars": (196, 8, "0e36b529d5365e5b10f819ca5c2b72a5114deeb601073593d4f8121fd99a13d2"),
     "sun397": (397, 2, "472cecee1a08900caf36e5241d566202b595bc6fc87806d0c40dcaa09f83c404"),
     "ucf101": (101, 48, "9059f50b59c3cf60480355f5ae64e9103b0e32112234104fc9c8340509cda398"),
     "voc2007": (20, 85, "8e4e359fc5a3b8ba84d1a0a712d071504c4720a3ae27c5e93cc20ce167f5a0a3"),
     "voc2012": (20, 85, "8e4e359fc5a3b8ba84d1a0a712d071504c4720a3ae27c5e93cc20ce167f5a0a3"),
+    "voc21": (20, 80, "43c788b6a3ea1fcca3c3f42aec53c446785ca0327a9e6787863faf26177fa575"),
 }
 
 

@@ -86,7 +86,7 @@ def test_nothing_to_evaluate_is_named():
         ([[0, -1]], [[0, 1]], "predicted labels must be 0 to 1.*found -1"),
         ([[0.5, 1]], [[0, 1]], "whole numbers"),
         ([[0, 1]], [[0, np.nan]], "whole numbers"),
-        ([[0, 1], [0, 1]], [[0, 1]], "2 label maps for 1"),
+        ([[0, 1], [0, 1]], [[0, 1]], "more predicted label maps than true ones"),
         ([[0, 1]], [[0]], "a label map is"),
     ],
 )

@@ -110,7 +110,8 @@ def read_names(options: PatchOptions) -> Names:
     """Names and templates as given, or those of the data set."""
     foreground, info = options.class_names(), options.dataset_info()
     assert foreground is not None  # check_options has seen to it
-    background = () if info is None else info.background_names
+    # A class may compete with itself under a published list of backgrounds (COCO-Object's "bed"): once is enough.
+    background = () if info is None else tuple(name for name in info.background_names if name not in foreground)
     if options.background is not None:
         background = split_names(options.background)
         check_named(background, f"--background {options.background!r}")

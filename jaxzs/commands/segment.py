@@ -164,21 +164,29 @@ def _by_patches(job: _Job) -> _Found:
     from jaxzs.clip import Numerics
     from jaxzs.patch import Batching, Dense, segment_dense
 
-    options, names = job.run.options, job.names
+    options, names = job.run.options, _dense_names(job.run.options, job.names)
     settings = Dense(attention=options.attention, threshold=options.background_below, crf=job.crf)
     opening = Opening(job.run, job.paths)
     masks = segment_dense(
         job.model,
         opening,
-        text_features(options, job.model, names),
+        text_features(options, job.model, Names(tuple(name for name, _ in names), (), job.names.templates)),
         settings,
-        # The class of each name; all names of the background are one, -1.
-        classes=[*range(len(names.foreground)), *[-1] * len(names.background)],
+        classes=[c for _, c in names],
         batching=Batching(batch_size=16, on_error=opening.failed),
         numerics=Numerics(options.compute_dtype),
     )
     for mask in masks:
         yield opening.opened[mask.number], mask.present - 1, mask.labels  # masks count classes from 1
+
+
+def _dense_names(options: SegmentOptions, names: Names) -> list[tuple[str, int]]:
+    """Every name and the class that it means, -1 for the background; data sets have several names for some classes."""
+    info = options.dataset_info()
+    of_classes = [(name, c) for c, name in enumerate(names.foreground)]
+    if info is not None:
+        of_classes = [(name, c) for name, c in info.dense_names if c >= 0]
+    return [*of_classes, *((name, -1) for name in names.background)]
 
 
 def _tags(job: _Job) -> dict[Path, list[int]]:

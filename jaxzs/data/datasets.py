@@ -38,6 +38,7 @@ class DatasetInfo:
     templates: M texts with one "{}" each.
     multi_label: whether an image has several classes.
     background_names: names that compete with the classes in patch classification (TagCLIP).
+    more_names: class name -> further names of the same class, for masks without tags (SCLIP).
     label_ids: the numbers that official label files use for the C classes, where they are not 0 to C-1.
     groups: fine label numbers of each class, where classes are groups (COCO-Stuff 27).
     aliases: other spellings of labels -> label.
@@ -58,6 +59,7 @@ class DatasetInfo:
     templates: tuple[str, ...]
     multi_label: bool = False
     background_names: tuple[str, ...] = ()
+    more_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     label_ids: tuple[int, ...] | None = None
     groups: tuple[tuple[int, ...], ...] | None = None
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -83,9 +85,21 @@ class DatasetInfo:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of class names, labels, templates and background names: what a result depends on."""
-        lists = [self.class_names, self.labels, self.templates, self.background_names]
+        """SHA-256 of class names, labels, templates, background and further names: what a result depends on."""
+        lists: list[Any] = [self.class_names, self.labels, self.templates, self.background_names]
+        lists += [self.more_names] if self.more_names else []
         return hashlib.sha256(json.dumps(lists, ensure_ascii=False).encode()).hexdigest()
+
+    @property
+    def dense_names(self) -> tuple[tuple[str, int], ...]:
+        """Every name and the place of its class, -1 for the background, which comes first: for `patch.segment_dense`.
+
+        >>> data.dataset_info("voc21").dense_names[24:30]
+        (('fence', -1), ('aeroplane', 0), ('bicycle', 1), ('bird', 2), ('ship', 3), ('bottle', 4))
+        """
+        background = ((name, -1) for name in self.background_names)
+        names = ((c, (own, *self.more_names.get(own, ()))) for c, own in enumerate(self.class_names))
+        return (*background, *((name, c) for c, own in names for name in own))
 
     def names_for(self, labels: Sequence[str]) -> tuple[str, ...]:
         """Class names in the order of a data source's labels, matched by label name, whatever that order is.
@@ -149,7 +163,7 @@ def dataset_names() -> list[str]:
     """Names of all data sets in the package, sorted.
 
     >>> data.dataset_names()[:4]
-    ['caltech101', 'cifar10', 'cifar100', 'coco2014']
+    ['ade20k', 'caltech101', 'cifar10', 'cifar100']
     """
     return sorted(path.name.removesuffix(".json") for path in _folder().iterdir())
 
@@ -261,9 +275,10 @@ def _parse(text: str, where: str, default_name: str) -> DatasetInfo:
 
 def _check_lists(info: DatasetInfo, where: str) -> None:
     """Raises `DataError` for empty texts, lists that do not fit each other, labels that are not distinct."""
-    for key in ("class_names", "labels", "templates", "background_names"):
-        texts = getattr(info, key)
-        if not texts and key != "background_names":
+    further = tuple(name for own in info.more_names.values() for name in own)
+    lists = {key: getattr(info, key) for key in ("class_names", "labels", "templates", "background_names")}
+    for key, texts in (*lists.items(), ("more_names", further)):
+        if not texts and key not in ("background_names", "more_names"):
             raise DataError(f"{where}: {key} must be a non-empty list of texts")
         # Half of a surrogate pair: JSON can spell it, no file and no tokenizer takes it.
         if bad := [text for text in texts if not text.strip() or re.search("[\ud800-\udfff]", text)]:
@@ -273,6 +288,8 @@ def _check_lists(info: DatasetInfo, where: str) -> None:
     for key in ("labels", "label_ids", "groups"):
         if (listed := getattr(info, key)) is not None and len(listed) != info.num_classes:
             raise DataError(f"{where}: {len(listed)} {key} for {info.num_classes} class_names")
+    if lost := sorted(set(info.more_names) - set(info.class_names)):
+        raise DataError(f"{where}: more_names of classes that are not there: {', '.join(lost[:5])}")
     # Labels are compared as `place` compares them: two that differ in capitals only would be one.
     fine = [number for group in info.groups or () for number in group]
     for key, listed in (("labels", map(_plain, info.labels)), ("label_ids", info.label_ids or ()), ("groups", fine)):

@@ -5,8 +5,9 @@ N images, C classes; labels are 0 or 1, tags bool. Everything is NumPy on the ho
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,13 +128,9 @@ def tag_report(scores: np.ndarray, tags: np.ndarray, labels: np.ndarray, class_n
 
 
 def segmentation_report(
-    predicted: np.ndarray | Sequence[np.ndarray],
-    truth: np.ndarray | Sequence[np.ndarray],
-    class_names: Sequence[str],
-    *,
-    void: int = 255,
+    predicted: Iterable[np.ndarray], truth: Iterable[np.ndarray], class_names: Sequence[str], *, void: int = 255
 ) -> dict[str, Any]:
-    """Mean intersection over union of label maps: two sequences of [H,W] integers -> figures.
+    """Mean intersection over union of label maps: [H,W] integers, each pair read once and forgotten -> figures.
 
     One confusion matrix of all pixels; pixels whose true label is `void` are ignored. mIoU is the mean over
     the classes that have true pixels; a class that occurs in neither has no IoU (None).
@@ -141,10 +138,11 @@ def segmentation_report(
     """
     C = len(class_names)
     _check_names(class_names, C)
-    if len(predicted) != len(truth):
-        raise DataError(f"{len(predicted)} label maps for {len(truth)} true ones")
-    counts = np.zeros((C, C), np.int64)
-    for one, true in zip(predicted, truth, strict=True):
+    counts, images = np.zeros((C, C), np.int64), 0
+    for one, true in itertools.zip_longest(predicted, truth):
+        if one is None or true is None:
+            more, fewer = ("true", "predicted") if one is None else ("predicted", "true")
+            raise DataError(f"there are more {more} label maps than {fewer} ones")
         one, true = _labels("a label map", one), _labels("a true label map", true)
         if one.shape != true.shape:
             raise DataError(f"a label map is {one.shape}, its true one {true.shape}")
@@ -153,6 +151,7 @@ def segmentation_report(
             if labels.size and not 0 <= labels.min() <= labels.max() < C:
                 wrong = labels.min() if labels.min() < 0 else labels.max()
                 raise LabelError(f"{name} labels must be 0 to {C - 1}, or {void} where nothing is known; found {wrong}")
+        images += 1
         counts += np.bincount(C * true[known] + one[known], minlength=C * C).reshape(C, C)
     if not counts.any():
         raise DataError("no pixel has a true label: there is nothing to compare")
@@ -161,7 +160,7 @@ def segmentation_report(
     with np.errstate(invalid="ignore"):
         iou = both / union
     return {
-        "images": len(truth),
+        "images": images,
         "mIoU": float(iou[counts.sum(1) > 0].mean()),
         "pixel_accuracy": float(both.sum() / counts.sum()),
         "per_class": {

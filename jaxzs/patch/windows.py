@@ -253,7 +253,7 @@ def labels_of_scores(scores: np.ndarray, photo: np.ndarray, classes: np.ndarray,
     labels = np.empty((height, width), np.int32)
     for top in range(0, height, strip):
         at_pixels = np.tensordot(down[top : top + strip], wide, axes=1)  # [h,width,N]
-        labels[top : top + strip] = _decided(at_pixels, classes, settings)
+        labels[top : top + strip] = decided(at_pixels, classes, settings)
     present = np.unique(labels)
     if settings.crf is None or len(present) == 1:
         return labels
@@ -261,8 +261,8 @@ def labels_of_scores(scores: np.ndarray, photo: np.ndarray, classes: np.ndarray,
     return present[field.argmax(0)].astype(np.int32)
 
 
-def _decided(at_pixels: np.ndarray, classes: np.ndarray, settings: Dense) -> np.ndarray:
-    """The class of the best name, background where that is not probable enough: [...,N] -> [...]."""
+def decided(at_pixels: np.ndarray, classes: np.ndarray, settings: Dense) -> np.ndarray:
+    """Label of the best name, of equals the first; background where it is not probable enough: [...,N] -> [...]."""
     best = at_pixels.argmax(-1)  # [...]
     labels = classes[best] + int(settings.background)  # -1, names of background, becomes 0
     if settings.threshold > 0:
