@@ -95,7 +95,7 @@ class DatasetInfo:
         """Every name and the place of its class, -1 for the background, which comes first: for `patch.segment_dense`.
 
         >>> data.dataset_info("voc21").dense_names[24:30]
-        (('fence', -1), ('aeroplane', 0), ('bicycle', 1), ('bird', 2), ('ship', 3), ('bottle', 4))
+        (('rail', -1), ('fence', -1), ('aeroplane', 0), ('bicycle', 1), ('bird', 2), ('ship', 3))
         """
         background = ((name, -1) for name in self.background_names)
         names = ((c, (own, *self.more_names.get(own, ()))) for c, own in enumerate(self.class_names))
