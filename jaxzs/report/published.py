@@ -31,7 +31,7 @@ def all_published() -> tuple[Published, ...]:
     """Every published number of the package.
 
     >>> sorted({one.figure.data for one in all_published()})[:2]
-    ['coco2014', 'coco2017']
+    ['ade20k', 'cityscapes']
     """
     text = (resources.files("jaxzs") / "assets" / "published.json").read_text(encoding="utf-8")
     kept = json.loads(text)
