@@ -13,7 +13,7 @@ import pytest
 from jaxzs.clip import normalize
 from jaxzs.errors import DataError
 from jaxzs.patch import PatchClassifier, learn_patch_classifier, tag_with
-from jaxzs.patch.learned import Bank, Patches, discriminant, kept
+from jaxzs.patch.learned import Bank, Patches, discriminant, kept, log_entropy
 
 FILE = Path(__file__).parent / "golden" / "patch" / "piaa.npz"
 
@@ -50,7 +50,7 @@ def test_as_the_original():
 
 @pytest.mark.usefixtures("optimized")
 def test_the_bank_is_the_best_of_all():
-    """Of every class, whatever the blocks; entropies near 0 are equal in float32, and their order is nobody's."""
+    """Of every class, whatever the blocks; the original orders those whose float32 entropy is 0 in its own way."""
     text, (C, E) = normalize(jnp.asarray(golden()["text_proxies"])), golden()["text_proxies"].shape
     bank = empty(C, int(golden()["k"]), E)
     for block in np.split(golden()["patch_features"], [5, 6, 20]):
@@ -58,7 +58,43 @@ def test_the_bank_is_the_best_of_all():
     expected = golden()["first_bank"].reshape(bank.features.shape)
     for found, rows in zip(np.asarray(bank.features), expected, strict=True):
         np.testing.assert_allclose(found[np.lexsort(found.T)], rows[np.lexsort(rows.T)], atol=1e-6)
-    assert (np.diff(bank.entropy, axis=1) >= 0).all()
+    assert (np.diff(bank.log_entropy, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 50])
+def test_entropies_are_exact_however_certain(classes):
+    """Against float64 with more digits than it needs: from even odds to margins of 400, where exp underflows."""
+    rng = np.random.default_rng(0)
+    logits = np.concatenate([rng.normal(size=(40, classes)) * scale for scale in (1e-3, 1.0, 10.0, 40.0, 200.0)])
+    logits = logits.astype(np.float32)
+    d = logits.astype(np.longdouble) - logits.max(1, keepdims=True)
+    p = np.exp(d) / np.exp(d).sum(1, keepdims=True)
+    others = np.sort(d, axis=1)[:, :-1]  # without the best
+    exact = np.log(np.log1p(np.exp(others).sum(1)) - (p * d).sum(1))
+    # A logit of 400 has a spacing of 3e-5 in float32, which its logarithm of an entropy inherits.
+    np.testing.assert_allclose(log_entropy(jnp.asarray(logits)), exact, rtol=1e-6, atol=1e-5)
+    assert exact.min() < -87  # an entropy that float32 cannot hold
+
+
+def test_saturated_patches_keep_their_order():
+    """Probabilities are 1 and 0 in float32, whatever the angle: the more certain patch is kept all the same."""
+    text, scale = jnp.eye(2), jnp.float32(200)
+    angles = np.radians([8.0, 4.0, 12.0])  # from the first class; given in this order
+    patches = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), jnp.float32)
+    p = jax.nn.softmax(scale * patches @ text.T)
+    assert p.tolist() == [[1.0, 0.0]] * 3
+    bank = kept(empty(2, 3, 2), patches, text, scale)
+    np.testing.assert_allclose(bank.features[0], patches[jnp.array([1, 0, 2])], atol=1e-6)
+    assert (np.diff(bank.log_entropy[0]) > 1).all()
+    later = kept(kept(empty(2, 1, 2), patches[:1], text, scale), patches[1:], text, scale)  # in blocks
+    np.testing.assert_allclose(later.features[0, 0], patches[1], atol=1e-6)
+
+
+def test_one_class_is_certain_of_everything():
+    bank = kept(empty(1, 3, 2), jnp.eye(2), jnp.eye(2)[:1], jnp.float32(60))
+    assert bank.log_entropy.tolist() == [[-np.inf, -np.inf, np.inf]]
+    found = learn_patch_classifier(np.eye(2, dtype=np.float32)[None], np.eye(2, dtype=np.float32)[:1], per_class=3)
+    assert np.isfinite(found.weights).all()
 
 
 @pytest.mark.usefixtures("optimized")

@@ -55,11 +55,11 @@ class PatchClassifier(NamedTuple):
 
 
 class Bank(NamedTuple):
-    """The most certain patches of each class. features [C,K,E]; entropy [C,K], infinite where there is none;
-    probability [C,K] of the class."""
+    """The most certain patches of each class, best first. features [C,K,E]; log_entropy [C,K] of their probabilities,
+    +inf where there is none; probability [C,K] of the class."""
 
     features: jax.Array
-    entropy: jax.Array
+    log_entropy: jax.Array
     probability: jax.Array
 
 
@@ -103,7 +103,7 @@ def learn_patch_classifier(
         if features.shape[2] != E:
             raise DataError(f"patch_features have {features.shape[2]} numbers a patch, text_proxies {E}")
         bank = kept(bank, features.reshape(-1, E), text, jnp.asarray(scale, jnp.float32))
-    if not bool(jnp.isfinite(bank.entropy).any()):
+    if not bool(_there(bank).any()):
         raise DataError("there are no patches to learn from")
     factor = None if temperature is None else jnp.asarray(temperature, jnp.float32)
     weights, bias = _fit(bank, text, factor)
@@ -113,22 +113,41 @@ def learn_patch_classifier(
 @jax.jit
 def kept(bank: Bank, patches: jax.Array, text: jax.Array, scale: jax.Array) -> Bank:
     """The bank after more patches [n,E]: of each class the K of lowest entropy, the earlier ones where equal."""
-    K = bank.entropy.shape[1]
+    K = bank.log_entropy.shape[1]
     x = normalize(patches)
-    log_p = jax.nn.log_softmax(scale * jnp.matmul(x, text.T, precision=_HIGHEST))  # [n,C]
-    p = jnp.exp(log_p)  # [n,C]
-    entropy = -jnp.sum(p * jnp.maximum(log_p, jnp.finfo(jnp.float32).min), axis=1)  # [n]
-    own = jax.nn.one_hot(p.argmax(1), len(text), axis=0, dtype=bool)  # [C,n]
+    logits = scale * jnp.matmul(x, text.T, precision=_HIGHEST)  # [n,C]
+    own = jax.nn.one_hot(logits.argmax(1), len(text), axis=0, dtype=bool)  # [C,n]
     few = min(K, len(x))  # top_k takes no more than there are
-    found, place = jax.lax.top_k(jnp.where(own, -entropy[None], -jnp.inf), few)  # [C,few] of this block
-    candidates = jnp.concatenate([bank.entropy, -found], axis=1)  # [C,K+few]
+    found, place = jax.lax.top_k(jnp.where(own, -log_entropy(logits)[None], -jnp.inf), few)  # [C,few] of this block
+    candidates = jnp.concatenate([bank.log_entropy, -found], axis=1)  # [C,K+few]
     _, best = jax.lax.top_k(-candidates, K)  # [C,K]; of equals the earlier, which is what came before
     take = lambda rows: jnp.take_along_axis(rows, best, axis=1)  # noqa: E731
     return Bank(
         jnp.take_along_axis(jnp.concatenate([bank.features, x[place]], axis=1), best[:, :, None], axis=1),
         take(candidates),
-        take(jnp.concatenate([bank.probability, p.max(1)[place]], axis=1)),
+        take(jnp.concatenate([bank.probability, jax.nn.softmax(logits).max(1)[place]], axis=1)),
     )
+
+
+def log_entropy(logits: jax.Array) -> jax.Array:
+    """Logarithm of the entropy of softmax(logits), however certain: [n,C] -> [n] float32; -inf for a single class.
+
+    Patches that a bank is made of are so certain that their probabilities round to 1 and 0. With s the sum of
+    exp(d) over the other classes, d their distances below the best, the entropy is log(1 + s) - sum exp(d) d / (1 + s):
+    no part of it cancels, and all of it has a logarithm.
+    """
+    best = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1], dtype=bool)  # [n,C]
+    below = jnp.where(best, -jnp.inf, logits - logits.max(-1, keepdims=True))  # [n,C], d
+    log_s = jax.nn.logsumexp(below, axis=-1)  # [n]
+    log_total = jnp.log1p(jnp.exp(log_s))  # [n]
+    of_best = jnp.where(log_s < -15, log_s, jnp.log(jnp.maximum(log_total, 1e-30)))  # log log(1 + s), which is log s
+    of_others = jax.nn.logsumexp(below + jnp.log(jnp.where(best, 1.0, -below)), axis=-1) - log_total  # [n]
+    return jnp.logaddexp(of_best, of_others)
+
+
+def _there(bank: Bank) -> jax.Array:
+    """Which places of the bank hold a patch: [C,K] bool."""
+    return bank.log_entropy < jnp.inf
 
 
 @jax.jit
@@ -137,7 +156,7 @@ def _fit(bank: Bank, text: jax.Array, temperature: jax.Array | None) -> tuple[ja
     C, K, E = bank.features.shape
     x, probability = bank.features.reshape(-1, E), bank.probability.reshape(-1)  # [n,E], [n]
     label = jnp.repeat(jnp.arange(C), K)  # [n]
-    there = jnp.isfinite(bank.entropy).reshape(-1)
+    there = _there(bank).reshape(-1)
     weights, bias = discriminant(Patches(x, label, jnp.where(there, probability, 0.0), there), text)
     if temperature is None:
         return weights, bias
