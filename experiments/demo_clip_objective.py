@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.demo_world.batches import CANDIDATES, Batch
-from experiments.demo_world.captions import GLYPHS
+from experiments.demo_world.batches import Batch
 from jaxzs.clip import CLIPConfig, VisionConfig, encode_text, normalize
 from jaxzs.clip.layers import block, dense, layer_norm
 from jaxzs.clip.model import position_table, vision_embeddings
@@ -90,7 +89,7 @@ def losses(
     of_texts = multi_positive_loss(logits.T, batch.positive.T, batch.negative.T)
     parts = {"contrastive": (of_images + of_texts) / 2, "scale": scale}
     loss = parts["contrastive"]
-    first_name = len(texts) - len(CANDIDATES)
+    first_name = len(texts) - batch.present.shape[1]
     if local:
         similar = scale * jnp.einsum("bpe,ne->bpn", patches, texts[first_name:])
         pooled = jax.nn.logsumexp(similar, axis=1) - np.float32(np.log(similar.shape[1]))  # [B,N]
@@ -99,9 +98,9 @@ def losses(
     best_negative = jnp.where(batch.negative, logits, -jnp.inf).max(1, keepdims=True)
     own_first = (batch.positive & (logits >= best_negative)).any(1)
     parts["accuracy"] = own_first.mean(dtype=jnp.float32)
-    is_glyph = batch.positive[:, first_name : first_name + len(GLYPHS)]
-    found = logits[:, first_name : first_name + len(GLYPHS)].argmax(1, keepdims=True)
-    hits = jnp.take_along_axis(is_glyph, found, axis=1).sum(dtype=jnp.float32)
-    parts["glyph"] = hits / jnp.maximum(is_glyph.sum(dtype=jnp.float32), 1.0)
+    named = batch.positive[:, first_name:]  # [B,N]; all False where no single name says what there is
+    found = logits[:, first_name:].argmax(1, keepdims=True)
+    hits = jnp.take_along_axis(named, found, axis=1).sum(dtype=jnp.float32)
+    parts["name"] = hits / jnp.maximum(named.sum(dtype=jnp.float32), 1.0)
     parts["loss"] = loss
     return loss, parts

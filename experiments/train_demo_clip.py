@@ -1,8 +1,9 @@
-"""Trains the demo checkpoint, a small CLIP, from scratch on images rendered by `demo_world`.
+"""Trains an embedded checkpoint, a small CLIP, from scratch on images that the project makes itself.
 
 Run from the repository's root; a run that was stopped, by whatever, goes on where its last saved state is:
 
-    python -m experiments.train_demo_clip --out jaxzs-out/demo_clip
+    python -m experiments.train_demo_clip --out jaxzs-out/demo_clip                # digits, letters, shapes: "demo"
+    python -m experiments.train_demo_clip --world art --out jaxzs-out/art_clip     # things that artists drew: "art"
 
 The objective is in `demo_clip_objective`. The images and captions grow harder over the first third; with hard images
 from the start glyphs are not learned. The second part adds the patch-level term, without which patch scores stay near
@@ -19,6 +20,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.art_world import batches as art_batches
+from experiments.art_world.card import write_card as write_art_card
 from experiments.demo_clip_objective import LARGER, losses
-from experiments.demo_world.batches import Batch, Plan, is_local, rendered
+from experiments.demo_world.batches import Batch, Plan, batch_at, is_local, rendered
 from experiments.demo_world.captions import vocabulary
 from experiments.demo_world.card import training_facts, write_card
 from experiments.demo_world.tokenizer import write_tokenizer
@@ -60,19 +64,42 @@ class Recipe(NamedTuple):
     window_share: float = 0.5
 
 
-def demo_config(vocab: dict[str, int], plan: Plan) -> CLIPConfig:
-    """The demo model: 48 x 48 pixels, patches of 8; both towers small enough for two CPU cores."""
-    end = len(vocab) - 1
+class World(NamedTuple):
+    """What is learned and by how large a model; widths are in heads of 32.
+
+    plan: what a run renders. vocabulary: every word. batch_at: (plan, vocabulary, step) -> Batch. write_card: (folder,
+    facts of the training) -> None.
+    """
+
+    plan: Any
+    vocabulary: Callable[[], list[str]]
+    batch_at: Callable[..., Batch]
+    write_card: Callable[..., None]
+    vision_heads: int
+    text_heads: int
+    features: int
+
+
+WORLDS = {
+    "glyphs": World(Plan(), vocabulary, batch_at, write_card, 3, 2, 64),
+    "art": World(art_batches.Plan(), art_batches.vocabulary, art_batches.batch_at, write_art_card, 5, 2, 96),
+}
+
+
+def demo_config(vocab: dict[str, int], plan: Any, world: World = WORLDS["glyphs"]) -> CLIPConfig:
+    """The model of a world: 48 x 48 pixels, patches of 8; both towers small enough for two CPU cores."""
+    end, wide, narrow = len(vocab) - 1, 32 * world.vision_heads, 32 * world.text_heads
     return CLIPConfig(
         text=TextConfig(
-            hidden_size=64, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2, vocab_size=len(vocab),
-            max_position_embeddings=plan.long, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end,
+            hidden_size=narrow, intermediate_size=4 * narrow, num_hidden_layers=3, num_attention_heads=world.text_heads,
+            vocab_size=len(vocab), max_position_embeddings=plan.long, bos_token_id=end - 1, eos_token_id=end,
+            pad_token_id=end,
         ),
         vision=VisionConfig(
-            hidden_size=96, intermediate_size=384, num_hidden_layers=5, num_attention_heads=3, image_size=plan.size,
-            patch_size=8,
+            hidden_size=wide, intermediate_size=4 * wide, num_hidden_layers=5, num_attention_heads=world.vision_heads,
+            image_size=plan.size, patch_size=8,
         ),
-        projection_dim=64,
+        projection_dim=world.features,
     )  # fmt: skip
 
 
@@ -167,14 +194,14 @@ def _cpu_seconds() -> float:
 
 
 def train(
-    out: Path, plan: Plan, recipe: Recipe, *, workers: int = 1, save_every: float = 60.0
+    out: Path, plan: Any, recipe: Recipe, world: World = WORLDS["glyphs"], *, workers: int = 1, save_every: float = 60.0
 ) -> tuple[Any, CLIPConfig, dict[str, Any]]:
     """Train, or go on training, in the folder `out`. Returns (params, config, progress with the whole log)."""
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
-    vocab = write_tokenizer(out / "checkpoint", vocabulary(), context=plan.long)
-    config = demo_config(vocab, plan)
+    vocab = write_tokenizer(out / "checkpoint", world.vocabulary(), context=plan.long)
+    config = demo_config(vocab, plan, world)
     params = random_params(jax.random.key(plan.seed), config)
     params["logit_scale"] = jnp.log(jnp.float32(recipe.initial_scale))
     state = params, optimizer(recipe, plan.steps).init(params)
@@ -202,7 +229,11 @@ def train(
     first, clock, cpu, last_save = (progress["step"], time.monotonic(), _cpu_seconds(), time.monotonic())
     recent: list[dict[str, jax.Array]] = []
     bar = tqdm(
-        rendered(plan, vocab, first, workers=workers), total=plan.steps, initial=first, unit="step", mininterval=5
+        rendered(plan, vocab, first, make=world.batch_at, workers=workers),
+        total=plan.steps,
+        initial=first,
+        unit="step",
+        mininterval=5,
     )
     for step, (batch, render) in enumerate(bar, first):
         local = is_local(plan, step)
@@ -231,7 +262,7 @@ def train(
     return jax.tree.map(np.asarray, state[0]), config, progress
 
 
-def _corner(plan: Plan, recipe: Recipe, config: CLIPConfig, step: int) -> np.ndarray:
+def _corner(plan: Any, recipe: Recipe, config: CLIPConfig, step: int) -> np.ndarray:
     """Where this step's window of the enlarged position table lies; (-1, -1) for the native table."""
     rng = np.random.default_rng([1, plan.seed, 8, step])
     if rng.random() >= recipe.window_share:
@@ -244,12 +275,10 @@ def _average(parts: list[dict[str, jax.Array]]) -> dict[str, float]:
     return {n: round(float(np.mean([float(p[n]) for p in parts if n in p])), 4) for n in names}
 
 
-def write_demo(folder: Path, params: Any, config: CLIPConfig, plan: Plan) -> None:
-    """The checkpoint in HuggingFace's layout, weights in float16; the tokenizer is written beside it."""
+def write_demo(folder: Path, params: Any, config: CLIPConfig, size: int) -> None:
+    """The checkpoint in HuggingFace's layout, weights in float16, for images of so many pixels; without a tokenizer."""
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
     write_checkpoint(folder, half, config)
-    write_tokenizer(folder, vocabulary(), context=plan.long)
-    size = plan.size
     normal = ImagePreprocessor(size=size, crop_size=(size, size))
     settings = {
         "image_processor_type": "CLIPImageProcessor",
@@ -284,7 +313,7 @@ def draw_curve(path: Path, log: list[dict[str, float]]) -> None:
     left.set(xlabel="thousand images", ylabel="loss", yscale="log")
     left.legend()
     right.plot(seen, [100 * e["accuracy"] for e in log], label="own caption first")
-    right.plot(seen, [100 * e["glyph"] for e in log], label="right glyph of 36")
+    right.plot(seen, [100 * e["name"] for e in log], label="right name")
     right.set(xlabel="thousand images", ylabel="% of images")
     right.legend()
     figure.savefig(path, dpi=120)
@@ -300,6 +329,8 @@ def keep_memory() -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=tuple(WORLDS), default="glyphs", help="what is learned")
+    parser.add_argument("--sprites", type=Path, default=None, help="the drawings of the art world, if elsewhere")
     parser.add_argument(
         "--out", type=Path, default=Path("jaxzs-out/demo_clip"), help="folder for state, log and checkpoint"
     )
@@ -309,18 +340,21 @@ def main() -> None:
         default=None,
         help="folder for the log and the curve, e.g. experiments/results/demo_clip",
     )
-    parser.add_argument("--steps", type=int, default=Plan().steps)
+    parser.add_argument("--steps", type=int, default=None, help="the world's own number if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
     options = parser.parse_args()
     keep_memory()
-    plan, recipe = Plan(seed=options.seed, steps=options.steps), Recipe()
+    world, recipe = WORLDS[options.world], Recipe()
+    plan = world.plan._replace(seed=options.seed, steps=options.steps or world.plan.steps)
+    if options.sprites is not None:
+        plan = plan._replace(sprites=str(options.sprites))
     jax.config.update("jax_compilation_cache_dir", str((options.out / "compiled").absolute()))
-    params, config, progress = train(options.out, plan, recipe, workers=options.workers)
+    params, config, progress = train(options.out, plan, recipe, world, workers=options.workers)
     folder = options.out / "checkpoint"
-    write_demo(folder, params, config, plan)
+    write_demo(folder, params, config, plan.size)
     run = training_facts(progress, params)
-    write_card(folder, run)
+    world.write_card(folder, run)
     results = options.results or options.out
     results.mkdir(parents=True, exist_ok=True)
     write_record(

@@ -12,8 +12,8 @@ import multiprocessing
 import os
 import queue
 import time
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class Batch(NamedTuple):
     absent: np.ndarray
 
 
-def is_local(plan: Plan, step: int) -> bool:
+def is_local(plan: Any, step: int) -> bool:
     """Whether the patch-level part of the training has begun."""
     return step >= round(plan.local_from * plan.steps)
 
@@ -99,7 +99,7 @@ def batch_at(plan: Plan, vocab: Mapping[str, int], step: int) -> Batch:
     ids = np.full((capacity + len(CANDIDATES), length), vocab[END], np.int32)
     for row, text in enumerate(texts):
         if text is not None:
-            ids[row] = tokens(_with_filler(text, words, length - 2, rng), vocab, length)
+            ids[row] = tokens(with_filler(text, words, length - 2, rng), vocab, length)
     given = np.array([text is not None for text in texts])
     negative = ~true & ~positive & given[None, :]
     present, absent = true[:, -len(CANDIDATES) :].copy(), negative[:, -len(CANDIDATES) :]
@@ -178,7 +178,7 @@ def _true_of(contents: list[Content], facts: np.ndarray) -> np.ndarray:
     return (~images).astype(np.float32) @ facts.T.astype(np.float32) == 0
 
 
-def _with_filler(text: str, words: int, room: int, rng: np.random.Generator) -> list[str]:
+def with_filler(text: str, words: int, room: int, rng: np.random.Generator) -> list[str]:
     """Words of a text after `words` random ones, as many as there is room for."""
     own = captions.words_of(text)
     count = max(0, min(words, room - len(own)))
@@ -194,13 +194,24 @@ def tokens(words: list[str], vocab: Mapping[str, int], length: int) -> np.ndarra
 
 
 def rendered(
-    plan: Plan, vocab: Mapping[str, int], first: int, *, workers: int = 1, depth: int = 12
+    plan: Any,
+    vocab: Mapping[str, int],
+    first: int,
+    *,
+    make: Callable[..., Batch] = batch_at,
+    workers: int = 1,
+    depth: int = 12,
 ) -> Iterator[tuple[Batch, float]]:
-    """Batches first, first + 1, ... of a plan with the CPU seconds each took, rendered ahead in other processes."""
+    """Batches first, first + 1, ... of a plan with the CPU seconds each took, rendered ahead in other processes.
+
+    make: (plan, vocab, step) -> the batch of that step; a function of a module, so that another process finds it.
+    """
     context = multiprocessing.get_context("spawn")
     queues = [context.Queue(maxsize=max(1, depth // workers)) for _ in range(workers)]
     processes = [
-        context.Process(target=_produce, args=(plan, dict(vocab), first + i, workers, q, os.getpid()), daemon=True)
+        context.Process(
+            target=_produce, args=(make, plan, dict(vocab), first + i, workers, q, os.getpid()), daemon=True
+        )
         for i, q in enumerate(queues)
     ]
     # One thread a process: the products here are small, and threads that wait for work steal the cores.
@@ -226,10 +237,12 @@ def rendered(
             process.terminate()
 
 
-def _produce(plan: Plan, vocab: dict[str, int], first: int, stride: int, out, parent: int) -> None:
+def _produce(
+    make: Callable[..., Batch], plan: Any, vocab: dict[str, int], first: int, stride: int, out, parent: int
+) -> None:
     for step in range(first, plan.steps, stride):
         start = time.process_time()
-        batch = tuple(batch_at(plan, vocab, step))
+        batch = tuple(make(plan, vocab, step))
         item = batch, time.process_time() - start
         while True:
             try:
