@@ -24,6 +24,8 @@ from jaxzs.patch.settings import CRF, is_known
 
 _BLOCK_ELEMENTS = 2**24  # of the kernel held at once, 64 MiB
 MOST_POINTS = 2**21  # of a lattice: about 2 GB while it is built
+_LEAST_CORNERS = 2**16  # of a padded lattice: fewer save milliseconds, and cost seconds of compiling another program
+_SMALL, _SMALL_LABELS = 2**14, 8  # pixels; such photos share one program whatever their labels, up to so many
 _CLIP_ES_MEAN = (104.008, 116.669, 122.675)  # of BGR
 
 
@@ -95,7 +97,8 @@ def _of_batch(probabilities: jax.Array | np.ndarray, image: jax.Array | np.ndarr
 def _lattice_field(probabilities: jax.Array | np.ndarray, image: np.ndarray, settings: CRF) -> jax.Array:
     """The mean field of one photo. Pixels, corners and labels are padded: photos of many sizes share few programs."""
     C, height, width = probabilities.shape
-    num, labels = height * width, C if C <= 4 else padded_side(C, 2)
+    num = height * width
+    labels = _SMALL_LABELS if num <= _SMALL and C <= _SMALL_LABELS else C if C <= 4 else padded_side(C, 2)
     if num > MOST_POINTS:
         raise ImageError(
             f"{height}x{width} pixels are more than the {MOST_POINTS} that a CRF takes at once: sharpen a smaller "
@@ -103,7 +106,7 @@ def _lattice_field(probabilities: jax.Array | np.ndarray, image: np.ndarray, set
         )
     points = padded_side(num, 256)
     lattices = tuple(
-        padded(one, points, padded_side(one.neighbours.shape[2], 256))
+        padded(one, points, padded_side(max(one.neighbours.shape[2], _LEAST_CORNERS), 256))
         for one in (
             _places(height, width, float(settings.smooth_sigma)),
             build(_features(image, float(settings.bilateral_sigma), float(settings.colour_sigma))),
