@@ -51,19 +51,12 @@ def draw_overlay(image: Image.Image, found: ImageTags, class_names: Sequence[str
     shown = tags[: _PANELS - 1]
     axes = _panels(image, 1 + len(shown))
     colours = [colour_of(place) for place in range(len(shown))]
-    axes[0].imshow(image)
-    names = _Names(axes[0], image)
-    for c, colour in zip(shown, colours, strict=True):
-        _draw_box(axes[0], image, found.boxes[c], colour)
-    for c, colour in zip(shown, colours, strict=True):  # above all boxes
-        top, bottom, left, right = found.boxes[c] * np.repeat([image.height, image.width], 2)
-        if bottom > top and right > left:
-            names.draw(left, top, class_names[c], colour)
+    draw_boxes(axes[0], image, found, shown, class_names)
     more = "" if len(shown) == len(tags) else f", the {len(shown)} best are shown"
     axes[0].set_title(f"{len(tags)} tag{'s' * (len(tags) != 1)}{more}", fontsize=9)
     for axis, c, colour in zip(axes[1:], shown, colours, strict=False):
-        _draw_heat(axis, image, found.refined[..., c])
-        _draw_box(axis, image, found.boxes[c], colour)
+        draw_heat(axis, image, found.refined[..., c])
+        draw_box(axis, image, found.boxes[c], colour)
         axis.set_title(_wrapped(f"{class_names[c]}: {found.scores[c]:.2f}"), fontsize=9)
     return axes[0].figure
 
@@ -98,7 +91,21 @@ def _wrapped(name: str) -> str:
     return "\n".join(textwrap.wrap(name, 40)[:3])
 
 
-def _draw_heat(axis: Axes, image: Image.Image, scores: np.ndarray) -> None:
+def draw_boxes(
+    axis: Axes, image: Image.Image, found: ImageTags, shown: Sequence[int], class_names: Sequence[str]
+) -> None:
+    """The photo with a named box for each of the classes `shown`; colours go by their order."""
+    axis.imshow(image)
+    names = _Names(axis, image)
+    for place, c in enumerate(shown):
+        draw_box(axis, image, found.boxes[c], colour_of(place))
+    for place, c in enumerate(shown):  # above all boxes
+        top, bottom, left, right = found.boxes[c] * np.repeat([image.height, image.width], 2)
+        if bottom > top and right > left:
+            names.draw(left, top, class_names[c], colour_of(place))
+
+
+def draw_heat(axis: Axes, image: Image.Image, scores: np.ndarray) -> None:
     """Where one class was seen over the greyed photo, bright where its scores [rows,columns] are high."""
     low, high = float(scores.min()), float(scores.max())
     heat = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
@@ -114,7 +121,8 @@ def _draw_heat(axis: Axes, image: Image.Image, scores: np.ndarray) -> None:
     axis.set_ylim(image.height - 0.5, -0.5)
 
 
-def _draw_box(axis: Axes, image: Image.Image, box: np.ndarray, colour: Any) -> None:
+def draw_box(axis: Axes, image: Image.Image, box: np.ndarray, colour: Any) -> None:
+    """A box [4], in fractions of the image as in `ImageTags`, unless it is empty."""
     from matplotlib.patches import Rectangle
 
     top, bottom, left, right = box * np.repeat([image.height, image.width], 2)
@@ -192,25 +200,33 @@ def write_mask_overlay(path: str | Path, image: Image.Image, labels: np.ndarray,
 
     axes = _panels(image, 2)
     axes[0].imshow(image)
-    axes[1].imshow(image.convert("L"), cmap="gray", vmin=-80, vmax=335)  # colours are labels here
+    colours = draw_masks(axes[1], image, labels, names)
+    if colours:
+        handles = [Patch(fc=colours[label], ec="black", lw=0.4, label=_short(names[label], 28)) for label in colours]
+        columns = 4
+        figure = axes[0].figure
+        figure.set_figheight(figure.get_figheight() + 0.22 * math.ceil(len(colours) / columns))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
+    _save(axes[0].figure, path)
+
+
+def draw_masks(
+    axis: Axes, image: Image.Image, labels: np.ndarray, names: Sequence[str]
+) -> dict[int, tuple[float, float, float]]:
+    """The greyed photo under its outlined label map [H,W], the largest eight named in place; the colour of each label."""
+    axis.imshow(image.convert("L"), cmap="gray", vmin=-80, vmax=335)  # colours are labels here
     sizes = {int(label): int((labels == label).sum()) for label in np.unique(labels) if label > 0}
     colours = {label: colour_of(place) for place, label in enumerate(sizes)}
     cover = np.zeros((*labels.shape, 4), np.float32)
     for label, colour in colours.items():
         cover[labels == label] = (*colour, 0.6)
-    axes[1].imshow(cover, interpolation="nearest")
-    axes[1].imshow(_outlines(labels, max(1, round(max(labels.shape) / 300))), interpolation="nearest")
-    in_place = _Names(axes[1], image)
-    for label in sorted(sizes, key=sizes.__getitem__)[::-1][:8]:  # the largest
+    axis.imshow(cover, interpolation="nearest")
+    axis.imshow(_outlines(labels, max(1, round(max(labels.shape) / 300))), interpolation="nearest")
+    in_place = _Names(axis, image)
+    for label in sorted(sizes, key=sizes.__getitem__)[::-1][:8]:
         y, x = _inside(labels == label)
         in_place.draw(x, y, names[label], colours[label])
-    if sizes:
-        handles = [Patch(fc=colours[label], ec="black", lw=0.4, label=_short(names[label], 28)) for label in sizes]
-        columns = 4
-        figure = axes[0].figure
-        figure.set_figheight(figure.get_figheight() + 0.22 * math.ceil(len(sizes) / columns))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
-    _save(axes[0].figure, path)
+    return colours
 
 
 def _outlines(labels: np.ndarray, width: int) -> np.ndarray:
