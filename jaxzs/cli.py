@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from jaxzs._version import __version__
 from jaxzs.commands import FAILED, FINISHED, INTERRUPTED, terminal
-from jaxzs.errors import JaxzsError
 
 
 class Command(NamedTuple):
@@ -47,6 +46,7 @@ _PURPOSES = {
     "report": "make tables and plots of the records of runs, published numbers beside",
     "datasets": "list the data sets whose class names and templates are known, or show one",
     "convert": "read a checkpoint of any layout and write it as another one",
+    "app": "open a page in the browser that does this with images dropped into it",
     "bench": "measure how fast this machine runs each part",
 }
 COMMANDS = {name: Command(name, purpose) for name, purpose in _PURPOSES.items()}
@@ -74,8 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _warnings_as_notices(name, quiet="--quiet" in rest):  # options are not parsed yet
             return _run(name, rest)
-    except JaxzsError as error:
-        return _failed(name, error.shown(on_command_line=True))
     except SystemExit as stop:  # tyro has answered --help, or has named a wrong option
         return stop.code if isinstance(stop.code, int) else FAILED
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
@@ -85,19 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = stop.args[0] if stop.args else "nothing is kept"  # what `Run.measured` has said
         terminal.warn(f"\njaxzs {name}: interrupted; {kept}")
         return INTERRUPTED
-    except OSError as error:  # a disk that is full, a folder that may not be read
-        where = f"{error.filename}: " if error.filename else ""
-        return _failed(name, f"{where}{error.strerror or error}")
-    except (MemoryError, RuntimeError) as error:
-        # What jax raises without memory is a RuntimeError with this word in it.
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise  # a fault of ours: the traceback is wanted
-        return _failed(name, "out of memory; take a smaller --batch-size, or --bfloat16")
-
-
-def _failed(name: str, message: str) -> int:
-    terminal.warn(f"jaxzs {name}: {message}")
-    return FAILED
+    except Exception as error:
+        message = terminal.explained(error)
+        if message is None:
+            raise
+        terminal.warn(f"jaxzs {name}: {message}")
+        return FAILED
 
 
 def _unknown(name: str) -> int:

@@ -23,16 +23,13 @@
 
 # %%
 MODEL = "demo"  # or a hub id such as "openai/clip-vit-base-patch32", or a folder with a checkpoint
-REPOSITORY = "<address of the jaxzs repository>"  # used on Colab alone, to install from
 
 import os
 import subprocess
 import sys
 
 if "google.colab" in sys.modules:
-    if REPOSITORY.startswith("<"):
-        raise SystemExit("Set REPOSITORY above to the address that you would give to `git clone`.")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"git+{REPOSITORY}"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "jaxzs"], check=True)
 
 # Eight devices on the host's CPU, to try shardings anywhere; has to be said before JAX starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"

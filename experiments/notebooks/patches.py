@@ -23,21 +23,21 @@
 
 # %%
 MODEL = "demo"  # or a hub id such as "openai/clip-vit-base-patch16", or a folder with a checkpoint
-REPOSITORY = "<address of the jaxzs repository>"  # used on Colab alone, to install from
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 places = [Path.cwd(), *Path.cwd().parents]
 if "google.colab" in sys.modules:
-    if REPOSITORY.startswith("<"):
-        raise SystemExit("Set REPOSITORY above to the address that you would give to `git clone`.")
-    checkout = Path("jaxzs-checkout")
-    if not checkout.exists():
-        subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, str(checkout)], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(checkout)], check=True)
-    places.append(checkout)
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run([*pip, "install", "-q", "jaxzs"], check=True)
+    # The scenes are rendered by what lies beside the package in its source distribution.
+    subprocess.run([*pip, "download", "-q", "--no-deps", "--no-binary=jaxzs", "jaxzs"], check=True)
+    for archive in Path().glob("jaxzs-*.tar.gz"):
+        shutil.unpack_archive(archive)
+    places += Path().glob("jaxzs-*/")
 
 import jax
 

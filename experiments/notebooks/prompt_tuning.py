@@ -25,15 +25,12 @@
 # %%
 MODEL = "demo"  # or a hub id such as "openai/clip-vit-base-patch32", or a folder with a checkpoint
 FOLDER = ""  # your own images, class name/image.jpg; "" takes the scanned digits
-REPOSITORY = "<address of the jaxzs repository>"  # used on Colab alone, to install from
 
 import subprocess
 import sys
 
 if "google.colab" in sys.modules:
-    if REPOSITORY.startswith("<"):
-        raise SystemExit("Set REPOSITORY above to the address that you would give to `git clone`.")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"git+{REPOSITORY}"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "jaxzs"], check=True)
 
 import jax
 

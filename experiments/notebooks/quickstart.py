@@ -25,15 +25,12 @@
 # %%
 MODEL = "demo"  # or a hub id such as "openai/clip-vit-base-patch32", or a folder with a checkpoint
 FOLDER = ""  # your own images, class name/image.jpg; "" takes the scanned digits
-REPOSITORY = "<address of the jaxzs repository>"  # used on Colab alone, to install from
 
 import subprocess
 import sys
 
 if "google.colab" in sys.modules:
-    if REPOSITORY.startswith("<"):
-        raise SystemExit("Set REPOSITORY above to the address that you would give to `git clone`.")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"git+{REPOSITORY}"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "jaxzs"], check=True)
 
 import jax
 
@@ -236,6 +233,21 @@ image = zeroshot.image_features(model, model.preprocess(source[0].image))
 label = int(zeroshot.predict(image, kept.proxies)[0])
 print(f"image 0: {kept.class_names[label]}, truly {names[labels[0]]}")
 print(f"{file.stat().st_size / 1000:.1f} kB")
+
+# %% [markdown]
+# ## On a page
+#
+# `jaxzs app` opens a page in the browser that does this with images dropped into it, and tags and masks. On Colab
+# the page appears below this cell, for you alone; elsewhere start it in a terminal.
+
+# %%
+if "google.colab" in sys.modules:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "jaxzs[app]"], check=True)
+    from jaxzs.commands import app
+
+    page = app.opened(app.AppOptions(model=MODEL, labels=", ".join(names)))
+else:
+    print("jaxzs app")
 
 # %% [markdown]
 # The same from the shell:

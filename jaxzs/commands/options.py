@@ -16,7 +16,7 @@ from jaxzs.commands import terminal
 from jaxzs.errors import DataError, LabelError, RecordError
 
 if TYPE_CHECKING:
-    from jaxzs.clip import Numerics
+    from jaxzs.clip import Model, Numerics
     from jaxzs.data import DatasetInfo
 
 
@@ -103,6 +103,12 @@ class ModelOptions(ComputeOptions):
         from jaxzs.clip import Numerics
 
         return Numerics(self.compute_dtype)
+
+    def load(self, towers: Sequence[Literal["text", "vision"]]) -> Model:
+        """The checkpoint, or these towers of it."""
+        from jaxzs.clip import load
+
+        return load(self.model, revision=self.revision, towers=towers)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -100,12 +100,12 @@ class Run:
 
         images_only: a checkpoint of the vision tower alone will do.
         """
-        from jaxzs.clip import find_checkpoint, load, towers_of
+        from jaxzs.clip import find_checkpoint, towers_of
 
         name, revision = self.options.model, self.options.revision
         self.step(f"loading {name}")
         alone = images_only and towers_of(find_checkpoint(name, revision=revision)) == ("vision",)
-        self.model = load(name, revision=revision, towers=("vision",) if alone else ("text", "vision"))
+        self.model = self.options.load(("vision",) if alone else ("text", "vision"))
         if getattr(self.options, "truncate", False):
             self.model = dataclasses.replace(
                 self.model, tokenizer=dataclasses.replace(self.model.tokenizer, truncate=True)

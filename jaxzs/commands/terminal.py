@@ -6,6 +6,8 @@ import re
 import sys
 from typing import TextIO
 
+from jaxzs.errors import JaxzsError
+
 # Control characters but the line end, separators of lines, controls of writing direction, and bytes that are no text.
 _UNSHOWN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -24,6 +26,19 @@ def _write(text: str, stream: TextIO) -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     # What a terminal of another encoding lacks is shown as an escape, instead of ending the command.
     print(escaped(text).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def explained(error: BaseException) -> str | None:
+    """What a person is told of an error; None for a fault of ours, whose traceback is wanted."""
+    if isinstance(error, JaxzsError):
+        return error.shown(on_command_line=True)
+    if isinstance(error, OSError):  # a disk that is full, a folder that may not be read
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    # What jax raises without memory is a RuntimeError with this word in it.
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+        return "out of memory; take a smaller --batch-size, or --bfloat16"
+    return None
 
 
 def escaped(text: str) -> str:

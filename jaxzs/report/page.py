@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MOST_BYTES = 48 * 2**20  # of all pictures; then the page says how many images have none
-_SIDES = ((1_500, 192), (5_000, 128), (10**9, 96))  # for at most so many images: longer side of a thumbnail in pixels
+_FEW = 12  # images that are looked at one by one: they come first, and larger
+# For at most so many images: longer side of a thumbnail in pixels.
+_SIDES = ((_FEW, 448), (1_500, 192), (5_000, 128), (10**9, 96))
 _PIXELATED = 64  # images up to this side are kept as they are
 _MOST_CLASSES = 40  # of a confusion matrix; of more the pairs that are confused most are listed
 _MOST_PAIRS = 30  # of classes, those that are confused most
@@ -98,6 +100,7 @@ def write_page(path: str | Path, record: Mapping[str, Any], *, maps: Maps | None
         measure=_measure(items),
         payload={"classes": list(map(_clean, classes)), "colours": _colours(items), "items": pictures},
         known=any(item.truth >= 0 for item in items),
+        few=len(items) <= _FEW,
     )
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

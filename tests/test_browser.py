@@ -1,0 +1,304 @@
+"""What a person sees, in a real headless Chromium: the results page of a large run, and the page of `jaxzs app`.
+
+Skipped where Chromium, its driver, selenium or Gradio is absent; the step `browser` of .ci/run brings them all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxzs.report import write_page
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: pip install selenium")
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="no chromium here: apt-get install chromium chromium-driver"
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,1000",
+)
+PATIENCE = 180  # seconds, on a loaded machine; every wait ends as soon as there is something to see
+
+
+@pytest.fixture
+def browser(tmp_path, request) -> Iterator[Any]:
+    """A fresh Chromium, which has met no error in any script when the test ends. param: "dark" or "light"."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield driver
+        errors = [line["message"] for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+        assert not errors, errors
+    finally:
+        driver.quit()
+
+
+def soon(found: Callable[[], Any], what: str) -> Any:
+    """Waits until something is true, and returns it."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"{what}: not within {PATIENCE} s")
+
+
+def photographed(browser: Any, name: str) -> None:
+    """A screenshot for a person to look at, where JAXZS_SCREENSHOTS names a folder."""
+    if folder := os.environ.get("JAXZS_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+def scheme(browser: Any, value: str) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": value}]}
+    )
+
+
+# --- the results page ---------------------------------------------------------------------------------------------
+
+TEN_THOUSAND = 10_000
+
+
+@pytest.fixture(scope="module")
+def large_page(tmp_path_factory) -> Path:
+    """Of 10,000 images, 300 of them in a file; 20 classes; every seventh is wrong."""
+    folder = tmp_path_factory.mktemp("large")
+    names = [f"class {number}" for number in range(20)]
+    random = np.random.default_rng(0)
+    for number in range(300):
+        Image.fromarray(random.integers(0, 255, (8, 8, 3), np.uint8)).resize((96, 72)).save(folder / f"{number}.png")
+    rows = []
+    for number in range(TEN_THOUSAND):
+        truth = names[number % 20]
+        label = names[(number + 1) % 20] if number % 7 == 0 else truth
+        score = round(0.2 + 0.8 * (number % 1000) / 1000, 4)
+        top = [{"label": label, "score": score}, {"label": names[(number + 5) % 20], "score": round(1 - score, 4)}]
+        rows.append({"path": str(folder / f"{number}.png"), "label": label, "score": score, "top": top, "truth": truth})
+    record = {"command": "jaxzs classify photos", "class_names": names, "results": rows, "unreadable": []}
+    return write_page(folder / "page.html", record).path
+
+
+def count(browser: Any) -> str:
+    return browser.find_element(By.ID, "count").text
+
+
+def test_ten_thousand_images(browser, large_page):
+    started = time.monotonic()
+    browser.get(large_page.as_uri())
+    assert count(browser) == "10,000 images"
+    assert time.monotonic() - started < 60, "opening it; a second on a free machine"
+    cards = len(browser.find_elements(By.CSS_SELECTOR, ".card"))
+    assert 60 <= cards < 1000, "cards are made as one scrolls"
+    browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+    soon(lambda: len(browser.find_elements(By.CSS_SELECTOR, ".card")) > cards, "more cards")
+    photographed(browser, "results-10000")
+
+
+def test_filters(browser, large_page):
+    browser.get(large_page.as_uri())
+    browser.find_element(By.ID, "text").send_keys("class 7")
+    soon(lambda: count(browser) != "10,000 images", "a filter by text")
+    browser.find_element(By.CSS_SELECTOR, "form [type=reset]").click()
+    soon(lambda: count(browser) == "10,000 images", "all again")
+    choose(browser, "answer", "wrong")
+    assert count(browser) == "1,429 of 10,000 images"
+    choose(browser, "true", "class 3")
+    wrong = int(count(browser).split()[0])
+    assert 60 < wrong < 80
+    # The same by the cell of the confusion matrix.
+    cell = browser.find_element(By.CSS_SELECTOR, '.confusion [data-true="3"][data-class="4"]')
+    assert cell.text == str(wrong)
+    cell.click()
+    soon(lambda: count(browser) == f"{wrong} of 10,000 images", "the images of a cell")
+
+
+def choose(browser: Any, name: str, text: str) -> None:
+    field = browser.find_element(By.ID, name)
+    next(one for one in field.find_elements(By.TAG_NAME, "option") if one.text == text).click()
+
+
+def test_keys_alone(browser, large_page):
+    """Skip link, filters, a card, the next image, and back to where one was."""
+    browser.get(large_page.as_uri())
+    body = browser.find_element(By.TAG_NAME, "body")
+    body.send_keys(Keys.TAB)
+    assert browser.switch_to.active_element.text == "Skip to the images"
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    for _ in range(30):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        if "card" in (browser.switch_to.active_element.get_attribute("class") or ""):
+            break
+    card = browser.switch_to.active_element
+    assert card.get_attribute("data-place") == "0"
+    outline = card.value_of_css_property("outline-style")
+    assert outline == "solid", "where the keyboard is can be seen"
+    card.send_keys(Keys.ENTER)
+    dialog = browser.find_element(By.ID, "detail")
+    assert dialog.get_attribute("open")
+    photographed(browser, "results-one-image")
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert browser.find_element(By.ID, "d-place").text == "2 of 10,000"
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not dialog.get_attribute("open")
+    assert browser.switch_to.active_element.get_attribute("data-place") == "1"
+
+
+def test_light_and_dark(browser, large_page):
+    """Text is told from its ground in both: WCAG's contrast of 4.5."""
+    for value, is_light in (("light", True), ("dark", False)):
+        scheme(browser, value)
+        browser.get(large_page.as_uri())
+        photographed(browser, f"results-{value}")
+        ground = luminance(browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color"))
+        assert (ground > 0.5) == is_light
+        for selector in ("h1", ".quiet", ".facts dt", ".card .file", ".verdict.wrong", ".link", "label"):
+            ink = luminance(browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property("color"))
+            contrast = (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05)
+            assert contrast >= 4.5, (value, selector, contrast)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of "rgb(1, 2, 3)", by WCAG 2."""
+    parts = np.array([float(part) for part in re.findall(r"[\d.]+", colour)[:3]]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_on_a_telephone(browser, large_page):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    )
+    browser.get(large_page.as_uri())
+    photographed(browser, "results-telephone")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390, "nothing sticks out"
+
+
+# --- the app ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[str]:
+    """Address of `jaxzs app` in a process of its own, as a person starts it."""
+    pytest.importorskip("gradio", reason="no gradio here: pip install 'jaxzs[app]'")
+    log = tmp_path_factory.mktemp("app") / "log"
+    with log.open("w") as file:
+        command = [sys.executable, "-u", "-m", "jaxzs", "app", "--labels", "zero, one, two"]
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            found = soon(lambda: re.search(r"http://\S+", log.read_text()) or server.poll(), "the address")
+            assert server.poll() is None, log.read_text()
+            yield found[0]
+        finally:
+            server.send_signal(2)  # as Ctrl-C
+            assert server.wait(timeout=60) == 0, log.read_text()
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def buttons(browser: Any, name: str) -> list[Any]:
+    found = browser.find_elements(By.XPATH, f"//button[normalize-space()='{name}']")
+    return [one for one in found if one.is_displayed()]
+
+
+def results(browser: Any) -> list[Any]:
+    found = browser.find_elements(By.CSS_SELECTOR, "iframe[title=Results]")
+    return [one for one in found if one.is_displayed()]
+
+
+def opened(browser: Any, address: str, files: list[Path], tab: str = "") -> None:
+    browser.get(address)
+    soon(lambda: buttons(browser, "Label the images"), "the page")
+    field = browser.find_element(By.CSS_SELECTOR, "input[type=file]")
+    field.send_keys("\n".join(map(str, files)))
+    soon(lambda: files[0].suffix in browser.find_element(By.TAG_NAME, "body").text, "the files")
+    if tab:
+        buttons(browser, tab)[0].click()
+
+
+def shown_in_frame(browser: Any) -> Any:
+    """Into the frame with the results, once its script has run."""
+    frame = soon(lambda: results(browser), "results")[0]
+    browser.execute_script("arguments[0].scrollIntoView()", frame)
+    browser.switch_to.frame(frame)
+    soon(lambda: browser.find_elements(By.CSS_SELECTOR, "#grid .card"), "cards")
+
+
+@pytest.fixture(scope="module")
+def dropped(tmp_path_factory, digit_photos) -> list[Path]:
+    """Ten scanned digits, one of them of a name that would do harm."""
+    folder = tmp_path_factory.mktemp("dropped")
+    files = []
+    for number, file in enumerate(sorted(digit_photos.glob("*/*.png"))[::3]):
+        name = "<img src=x onerror=hacked=1>.png" if number == 3 else f"{file.parent.name}-{number}.png"
+        with Image.open(file) as image:
+            image.resize((48, 48)).save(folder / name)
+        files.append(folder / name)
+    return files
+
+
+def test_labels_in_the_app(browser, served, dropped):
+    assert served.startswith("http://127.0.0.1:"), "on this machine alone"
+    opened(browser, served, dropped)
+    photographed(browser, "app")
+    buttons(browser, "Label the images")[0].send_keys(Keys.ENTER)  # by the keyboard
+    shown_in_frame(browser)
+    assert count(browser) == "10 images"
+    assert browser.execute_script("return typeof hacked") == "undefined"
+    browser.switch_to.default_content()
+    photographed(browser, "app-labels")
+    assert browser.execute_script("return typeof hacked") == "undefined"
+    assert "The same from a shell" in browser.find_element(By.TAG_NAME, "body").text
+    assert not browser.find_elements(By.CSS_SELECTOR, "[src*='googleapis']"), "nothing comes from elsewhere"
+
+
+@pytest.mark.parametrize(("tab", "button"), [("Tags", "Find tags"), ("Masks", "Make masks")])
+def test_tags_and_masks_in_the_app(browser, served, dropped, tab, button):
+    opened(browser, served, dropped[:2], tab)
+    soon(lambda: buttons(browser, button), "the tab")[0].click()
+    shown_in_frame(browser)
+    assert count(browser) == "2 images"
+    browser.switch_to.default_content()
+    soon(lambda: len(browser.find_elements(By.CSS_SELECTOR, ".pictures img")) >= 2, "pictures")
+    photographed(browser, f"app-{tab.lower()}")
+
+
+def test_errors_in_the_app(browser, served, dropped):
+    opened(browser, served, dropped[:1])
+    field = browser.find_element(By.CSS_SELECTOR, "textarea[placeholder^='cat']")
+    field.clear()
+    field.send_keys("<img src=x onerror=hacked=1>, giraffe")
+    buttons(browser, "Label the images")[0].click()
+    soon(lambda: "has never seen the words" in browser.find_element(By.TAG_NAME, "body").text, "the error")
+    photographed(browser, "app-error")
+    body = browser.find_element(By.TAG_NAME, "body").text
+    assert "giraffe" in body
+    assert "Traceback" not in body
+    assert browser.execute_script("return typeof hacked") == "undefined"
