@@ -11,22 +11,21 @@ settings, and of each method its worst run against the text.
 from __future__ import annotations
 
 import argparse
-import functools
 import shlex
 import sys
 from pathlib import Path
 
 from jaxzs import report
-from jaxzs.evaluation import METHODS, Labelled, measure, read_features, table
+from jaxzs.evaluation import METHODS, Labelled, Run, cells, read_features, table
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def regimes(data: Labelled) -> list[tuple[str, int]]:
-    """Regimes of a data set with their number of seeds: those that draw little are repeated."""
+def runs_of(data: Labelled) -> list[Run]:
+    """Regimes of a data set with their seeds: those that draw little are repeated."""
     classes = len(data.text_features)
     few, some = max(2, classes // 5), max(2, classes // 2)
-    return [
+    regimes = [
         ("full", 1),
         ("balanced:4", 3),
         ("balanced:16", 2),
@@ -35,6 +34,7 @@ def regimes(data: Labelled) -> list[tuple[str, int]]:
         (f"present:{few}", 3),
         (f"present:{some}", 2),
     ]
+    return [Run(regime, seed) for regime, seeds in regimes for seed in range(seeds)]
 
 
 def main() -> None:
@@ -55,30 +55,21 @@ def main() -> None:
         settings={"temperature": 0.01},
         skip_existing=arguments.skip_existing,
     )
-    rows = []
+    found = []
     for path in paths:
         data = read_features(path)
         for method in methods:
-            for regime, seeds in regimes(data):
-                for seed in range(seeds):
-                    own = {"method": method, "regime": regime, "seed": seed}
-                    cell = sweep.cell(
-                        f"{data.name} {regime} {method} {seed}",
-                        functools.partial(measure, data, method, regime, seed),
-                        settings=own,
-                        data=data.entry,
-                    )
-                    rows.append({"data": data.name, **own, **cell.metrics})
-                    print(rows[-1], flush=True)
-    record = sweep.finish(report.Results({"rows": rows}))
+            found += cells(sweep, data, method, runs_of(data), prefix=f"{data.name} ").values()
+            print(*[cell.row for cell in found[-len(runs_of(data)) :]], sep="\n", flush=True)
+    record = sweep.finish(report.Results({"rows": [cell.row for cell in found]}))
     text = (
         "# Which method, and when it hurts: CLIP ViT-B/32 features\n\n"
         f"`{shlex.join(command)}`; {record['device']}, jax {record['versions']['jax']}, float32.\n"
         "Accuracy in %, mean over the seeds of a setting. `auto` is the rule of `adapt.choose`, `uniform` InMaP as "
         "published (gamma 0), `proxy` InMaP with gamma chosen, `gda` anchored GDA.\n\n"
     )
-    (arguments.out / "adapt_features.md").write_text(text + table(rows, methods) + "\n")
-    print(text + table(rows, methods))
+    (arguments.out / "adapt_features.md").write_text(text + table(found, methods) + "\n")
+    print(text + table(found, methods))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxzs import clip, parallel, patch, proxy
+from jaxzs.adapt.choice import by_rule
+from jaxzs.adapt.images import _compiled as run_method
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.model import normalize
 from jaxzs.clip.params import abstract_params, flatten, unflatten
@@ -49,8 +51,9 @@ from jaxzs.patch.windows import window_scores
 from jaxzs.prompt import Frozen, Task, TextPrompt, VisualPrompt
 from jaxzs.prompt.training import Batches, Run, start, train_chunk
 from jaxzs.proxy.fit import learn as learn_in_memory
+from jaxzs.proxy.gamma import FEWEST_SPLITS
 from jaxzs.proxy.rows import Rows
-from jaxzs.proxy.settings import in_float32
+from jaxzs.proxy.settings import for_rows, in_float32
 from jaxzs.report import markdown_table
 
 HBM = {"v5e": 16e9, "v6e": 32e9, "v5p": 95e9}  # bytes a chip, as published
@@ -156,6 +159,32 @@ def fit(num_images: int, num_classes: int, mesh: Mesh, dtype: Any, dim: int = 76
     kind = jnp.dtype(dtype).name
     title = f"proxy.fit, {num_images:,} images ({kind}), {num_classes:,} classes"
     return Program(title, run, (x, mask, text), _label_sums(num_classes, dim))
+
+
+def adapted(method: str, num_images: int, num_classes: int, mesh: Mesh, dtype: Any, dim: int = 768) -> Program:
+    """A head by blocks of images: anchored GDA ("gda"), or the rule ("auto") with its choice among two splits."""
+    rows = parallel.padded_length(num_images, mesh.size)
+    x = on_mesh(mesh, (rows, dim), dtype, ("images", None))
+    mask = on_mesh(mesh, (rows,), jnp.bool_, ("images",))
+    folds = on_mesh(mesh, (rows, FEWEST_SPLITS), jnp.bool_, ("images", None))  # of so many images
+    text = on_mesh(mesh, (num_classes, dim), jnp.float32, (None, None))
+    temperature = jnp.float32(0.01)
+    settings = in_float32(proxy.Settings(solver="closed_form"))
+
+    def run(x: Any, mask: Any, folds: Any, text: Any) -> Any:
+        own = Rows(mask, features=x, fold=folds)
+        where = dataclasses.replace(settings, sharding=parallel.sharding(mesh, ("images", None), x.shape))
+        numbers = (temperature, settings, None)
+        blocks = for_rows(where, own, num_classes)
+        return run_method(own, text, numbers, blocks, method=by_rule, choices=method)
+
+    # P^T X of every split, half and balance at once, and X^T X of every half; anchored GDA has those of all images.
+    sums = num_classes * dim + dim * dim + 4 * (num_classes + dim)
+    halves = 2 * FEWEST_SPLITS
+    largest = sums if method == "gda" else halves * (len(proxy.GAMMAS) * num_classes * (dim + 1) + dim * (dim + 4))
+    name = {"gda": "adapt.anchored_gda", "auto": "adapt.fit, the rule"}[method]
+    title = f"{name}, {num_images:,} images ({jnp.dtype(dtype).name}), {num_classes:,} classes"
+    return Program(title, run, (x, mask, folds, text), {"all-reduce": 4 * largest})
 
 
 def learn(num_images: int, num_classes: int, mesh: Mesh, dim: int = 768) -> Program:
@@ -326,7 +355,12 @@ def host_programs(mesh: Mesh) -> list[Program]:
 
 
 def pod_programs(mesh: Mesh) -> list[Program]:
-    return [*host_programs(mesh), fit(BILLION, 1000, mesh, jnp.bfloat16), fit(BILLION, 21_841, mesh, jnp.bfloat16)]
+    return [
+        *host_programs(mesh),
+        fit(BILLION, 1000, mesh, jnp.bfloat16),
+        fit(BILLION, 21_841, mesh, jnp.bfloat16),
+        *(adapted(method, BILLION, 1000, mesh, jnp.bfloat16) for method in ("gda", "auto")),
+    ]
 
 
 # --- checks -----------------------------------------------------------------------------------------------------

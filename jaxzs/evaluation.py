@@ -9,18 +9,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxzs import adapt, proxy
 from jaxzs.errors import ConfigError, DataError
-from jaxzs.report import Figure, Results, data_entry, markdown_table
+from jaxzs.proxy.checks import features_and_proxies
+from jaxzs.report import Figure, Results, Sweep, curves, data_entry, markdown_table
+from jaxzs.zeroshot import predict
 
 Method = Literal["zero-shot", "uniform", "proxy", "closed_form", "stata", "transclip", "gda", "auto"]
 METHODS: tuple[Method, ...] = get_args(Method)
+NUMBERS = 2**26  # float32 numbers that the runs of one program hold at once: 256 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Labelled:
     """Features of a data set with their labels, and the text proxies of its classes.
 
     image_features: [N,E] float32. labels: [N] int. text_features: [C,E] float32. identity: hash of what they come from.
-    temperature: 1 / logit scale of the checkpoint.
+    temperature: 1 / logit scale of the checkpoint. class_names: C texts, or none where they are not known.
     """
 
     name: str
@@ -37,6 +42,12 @@ class Labelled:
     text_features: np.ndarray
     identity: str
     temperature: float = 0.01
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes as plots name them."""
+        return self.class_names or tuple(map(str, range(len(self.text_features))))
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -45,13 +56,14 @@ class Labelled:
 
 
 def read_features(path: Path, name: str | None = None) -> Labelled:
-    """Features from an .npz file with image_features [N,E], labels [N] and text_features [C,E].
+    """Features from an .npz file with image_features [N,E], labels [N], text_features [C,E], perhaps class_names [C].
 
     Raises `DataError` naming the file and what it lacks.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
             x, y, z = (stored[key] for key in ("image_features", "labels", "text_features"))
+            names = tuple(map(str, stored["class_names"])) if "class_names" in stored else ()
         content = hashlib.sha256(path.read_bytes()).hexdigest()  # two files of one name are not one data set
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
@@ -63,8 +75,10 @@ def read_features(path: Path, name: str | None = None) -> Labelled:
         raise DataError(f"{path}: features {x.shape}, labels {y.shape} and text {z.shape} do not fit together")
     if y.dtype.kind not in "iu" or (y < 0).any() or (y >= len(z)).any():
         raise DataError(f"{path}: labels must be whole numbers from 0 to {len(z) - 1}, the number of classes less one")
+    if names and len(names) != len(z):
+        raise DataError(f"{path}: {len(names)} class_names for {len(z)} rows of text_features")
     name = name or path.stem.split("_")[0]
-    return Labelled(name, x.astype(np.float32), y, z.astype(np.float32), content)
+    return Labelled(name, x.astype(np.float32), y, z.astype(np.float32), content, class_names=names)
 
 
 def drawn(regime: str, labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
@@ -112,31 +126,112 @@ def _positive(text: str) -> int:
     return number
 
 
-def probabilities(
-    data: Labelled, method: Method, mask: np.ndarray, told: np.ndarray | None, seed: int
-) -> tuple[np.ndarray, str]:
-    """What a method says of the images that are there, and what it chose: [N,C] calibrated, rows of others anything."""
-    x, z, temperature = data.image_features, data.text_features, data.temperature
-    if method == "uniform":  # InMaP as published, gamma 0
-        result = proxy.fit(x, z, logit_scale=1 / temperature, mask=mask)
-        head, chose = adapt.text_head(result.proxies, temperature=4 * temperature), ""  # InMaP's: four times the text's
-        return np.asarray(jax.nn.softmax(adapt.scores(head, x), axis=-1)), chose  # [N,C]
-    shots = None if told is None or method == "zero-shot" else adapt.Shots(x, told)
-    key = jax.random.key(seed)
-    found = adapt.fit(x, z, method=method, temperature=temperature, key=key, shots=shots, mask=mask)
-    chose = "" if found.choice is None else f"{found.choice.method} {float(found.choice.gamma):g}"
-    return np.asarray(adapt.probabilities(found, x)), chose
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What one cell of a table measures of a data set, beside the method.
 
-
-def measure(data: Labelled, method: Method, regime: str, seed: int, shots: int = 0) -> Results:
-    """One cell: accuracy, mean of the classes' accuracies, top 5 and calibration error of a method on what is there.
-
-    shots: images of each class whose labels the method is told; they are not among those that are measured.
+    regime: of `drawn`. seed: of what the regime and the shots draw. shots: images of each class whose labels the method
+    is told; they are not among those that are measured.
     """
-    mask = drawn(regime, data.labels, len(data.text_features), seed)
-    told, mask = _told(data.labels, mask, shots, seed)
-    p, chose = probabilities(data, method, mask, told if shots else None, seed)
-    return results(data, method, regime, p[mask], data.labels[mask], chose)
+
+    regime: str = "full"
+    seed: int = 0
+    shots: int = 0
+
+    @property
+    def setting(self) -> str:
+        """Regime and shots: what the seeds of a row of the table have in common."""
+        return self.regime + (f", {self.shots} shot{'s' * (self.shots != 1)}" if self.shots else "")
+
+    @property
+    def protocol(self) -> str:
+        """How figures name it."""
+        return f"{self.setting}, seed {self.seed}"
+
+
+class Cell(NamedTuple):
+    """A run of a method, what it has measured, and its seconds, a program's shared evenly among its runs."""
+
+    data: str
+    method: str
+    run: Run
+    results: Results
+    seconds: float
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """As JSON: what it is, and what was measured."""
+        own = {"data": self.data, "method": self.method, **dataclasses.asdict(self.run), "setting": self.run.setting}
+        return {**own, **self.results.metrics, "seconds": self.seconds}
+
+
+class Drawn(NamedTuple):
+    """Images of one run, or of several with an axis [R] before: all that differs between runs of a method.
+
+    mask: [N] bool, images that are there and not told. told: [N] int32, the class of an image that the method is told,
+    -1 elsewhere; None without shots. key: of random splits.
+    """
+
+    mask: Any
+    told: Any
+    key: Any
+
+
+@partial(jax.jit, static_argnames="method")
+def probabilities(
+    x: jax.Array, text: jax.Array, temperature: jax.Array, runs: Drawn, *, method: Method
+) -> tuple[jax.Array, adapt.Choice | None]:
+    """What a method says in several runs at once: [R,N,C] calibrated, rows of others anything; what it chose [R].
+
+    x: [N,E]. text: [C,E]. temperature: []. runs: `Drawn` with an axis [R].
+    """
+
+    def one(run: Drawn) -> tuple[jax.Array, adapt.Choice | None]:
+        if method == "uniform":  # InMaP as published, gamma 0
+            result = proxy.fit(x, text, logit_scale=1 / temperature, mask=run.mask)
+            head = adapt.text_head(result.proxies, temperature=4 * temperature)  # InMaP's: four times the text's
+            return jax.nn.softmax(adapt.scores(head, x), axis=-1), None
+        shots = None if run.told is None or method == "zero-shot" else adapt.Shots(x, run.told)
+        found = adapt.fit(x, text, method=method, temperature=temperature, key=run.key, shots=shots, mask=run.mask)
+        return adapt.probabilities(found, x), found.choice
+
+    return jax.vmap(one)(runs)
+
+
+def at_once(data: Labelled, runs: int) -> int:
+    """How many of so many runs share a program, evenly: what they hold stays below `NUMBERS` numbers."""
+    num_images, dim = data.image_features.shape
+    num_classes = len(data.text_features)
+    # Features and scores of the images of a run; class means of the halves, splits and balances that the rule compares.
+    of_run = max(num_images * max(num_classes, dim), 80 * num_classes * dim)
+    calls = -(-runs // max(1, NUMBERS // of_run))
+    return -(-runs // max(1, calls))
+
+
+def measure(data: Labelled, method: Method, runs: Sequence[Run]) -> list[Results]:
+    """Accuracy, mean of the classes' accuracies, top 5 and calibration error of a method in each run, by one program.
+
+    runs: all with shots, or all without, and as many as memory allows (`at_once`). Of seed 0 also what plots are made
+    of. Raises `DataError` for features that cannot be used, and a run without images.
+    """
+    drawn_of = [_images_of(data, run) for run in runs]
+    masks = np.stack([mask for mask, _ in drawn_of])  # [R,N]
+    told = np.stack([told for _, told in drawn_of]) if runs[0].shots else None
+    x, text, _ = features_and_proxies(data.image_features, data.text_features, None)  # traced values are not checked
+    keys = jax.vmap(jax.random.key)(np.array([run.seed for run in runs], np.uint32))  # [R]
+    own = Drawn(masks, told, keys)
+    p, choices = probabilities(x, text, jnp.float32(data.temperature), own, method=method)
+    chosen = [None if choices is None else jax.tree.map(lambda leaf, i=i: leaf[i], choices) for i in range(len(runs))]
+    return [results(data, method, run, np.asarray(p[i])[masks[i]], masks[i], chosen[i]) for i, run in enumerate(runs)]
+
+
+def _images_of(data: Labelled, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The images that are measured [N] bool, and the classes that are told [N] int32."""
+    mask = drawn(run.regime, data.labels, len(data.text_features), run.seed)
+    told, mask = _told(data.labels, mask, run.shots, run.seed)
+    if not mask.any():
+        raise DataError(f"{data.name}: no images are left in {run.protocol}; ask for more classes or images")
+    return mask, told
 
 
 def _told(labels: np.ndarray, mask: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -149,8 +244,11 @@ def _told(labels: np.ndarray, mask: np.ndarray, shots: int, seed: int) -> tuple[
     return told, mask
 
 
-def results(data: Labelled, method: str, regime: str, p: np.ndarray, labels: np.ndarray, chose: str) -> Results:
-    """The figures of probabilities [n,C] and labels [n], in percent."""
+def results(
+    data: Labelled, method: str, run: Run, p: np.ndarray, mask: np.ndarray, choice: adapt.Choice | None
+) -> Results:
+    """The figures of probabilities [n,C] of the images in mask [N], in percent."""
+    labels = data.labels[mask]
     right = p.argmax(axis=1) == labels
     of_class = [right[labels == c].mean() for c in np.unique(labels)]
     rank = (p > p[np.arange(len(p)), labels][:, None]).sum(axis=1)  # [n], classes above the label's own
@@ -161,29 +259,70 @@ def results(data: Labelled, method: str, regime: str, p: np.ndarray, labels: np.
         "ECE": adapt.expected_calibration_error(p, labels),
     }
     percent = {name: round(100 * float(value), 3) for name, value in figures.items()}
+    chose = "" if choice is None else f"{choice.method} {float(choice.gamma):g}"
     metrics = {"images": len(labels), "classes present": len(of_class), "chose": chose, **percent}
-    return Results(metrics, tuple(Figure(data.name, method, name, value, regime) for name, value in percent.items()))
+    shown = tuple(Figure(data.name, method, name, value, run.protocol) for name, value in percent.items())
+    # Other seeds are repetitions: their figures are kept, a plot of each would tell nothing more.
+    return (
+        _with_plots(Results(metrics, shown), data, method, run, p, mask) if run.seed == 0 else Results(metrics, shown)
+    )
 
 
-def table(rows: list[dict[str, Any]], methods: Sequence[str]) -> str:
+def _with_plots(found: Results, data: Labelled, method: str, run: Run, p: np.ndarray, mask: np.ndarray) -> Results:
+    """Also confusions, calibration, and changes per class against the text."""
+    labels, predicted, names, protocol = data.labels[mask], p.argmax(axis=1), data.names, run.protocol
+    confusion = curves.confusion(data.name, method, names, predicted, labels, protocol)
+    calibration = curves.calibration(data.name, method, p.max(axis=1), predicted == labels, protocol)
+    found = dataclasses.replace(found, confusion=(confusion,), reliability=(calibration,))
+    if method == "zero-shot":
+        return found
+    text = np.asarray(predict(jnp.asarray(data.image_features[mask]), jnp.asarray(data.text_features)))  # [n]
+    changes = curves.per_class(data.name, method, names, text, predicted, labels, protocol)
+    return dataclasses.replace(found, per_class=(changes,))
+
+
+def cells(sweep: Sweep, data: Labelled, method: Method, runs: Sequence[Run], *, prefix: str = "") -> dict[str, Cell]:
+    """`measure` into the cells of a sweep, but those that are kept: by their keys, which begin with `prefix`."""
+    keys = {f"{prefix}{method} {run.regime} {run.seed} {run.shots}": run for run in runs}
+    settings = {key: {"method": method, **dataclasses.asdict(run)} for key, run in keys.items()}
+    computed: dict[str, Results] = {}
+    # With shots it is another program.
+    for own in ([key for key in keys if not keys[key].shots], [key for key in keys if keys[key].shots]):
+        computed |= sweep.batch(
+            {key: settings[key] for key in own},
+            lambda missing: measure(data, method, [keys[key] for key in missing]),
+            size=at_once(data, max(1, len(own))),
+            data=data.entry,
+        )
+    seconds = {key: sweep.cells[key]["seconds"]["run"] for key in keys}
+    return {key: Cell(data.name, method, run, computed[key], seconds[key]) for key, run in keys.items()}
+
+
+def table(found: Sequence[Cell], methods: Sequence[str]) -> str:
     """Accuracy of each setting, mean over its seeds; the mean of settings; the worst run against the text."""
-    value = {(r["data"], r["regime"], r["seed"], r["method"]): r for r in rows}
+    value = {(cell.data, cell.run.setting, cell.run.seed, cell.method): cell.results.metrics for cell in found}
     settings = list(dict.fromkeys(key[:2] for key in value))
 
-    def mean(setting: tuple[str, str], method: str) -> float:
-        return float(np.mean([r["accuracy"] for k, r in value.items() if k[:2] == setting and k[3] == method]))
+    def mean(setting: tuple[str, str], method: str) -> float | None:
+        own = [r["accuracy"] for k, r in value.items() if k[:2] == setting and k[3] == method]
+        return float(np.mean(own)) if own else None  # a method that knows no shots
 
     def worst(method: str) -> float:
         of_text = lambda k: value[(*k[:3], "zero-shot")]["accuracy"]  # noqa: E731
         return min(r["accuracy"] - of_text(k) for k, r in value.items() if k[3] == method)
 
     def everywhere(method: str, figure: str) -> float:
-        return float(np.mean([r[figure] for r in rows if r["method"] == method]))
+        return float(np.mean([r[figure] for k, r in value.items() if k[3] == method]))
 
-    lines = [[" ".join(setting), *[mean(setting, m) for m in methods]] for setting in settings]
-    # Of settings and not of rows: one with more seeds counts no more.
-    lines.append(["**mean**", *[float(np.mean([mean(s, m) for s in settings])) for m in methods]])
+    def of_settings(method: str) -> float:
+        # Of settings and not of rows: one with more seeds counts no more.
+        return float(np.mean([m for s in settings if (m := mean(s, method)) is not None]))
+
+    lines: list[list[Any]] = [[" ".join(setting), *[mean(setting, m) for m in methods]] for setting in settings]
+    lines.append(["**mean**", *map(of_settings, methods)])
     lines.append(["**worst run against text**", *[worst(m) for m in methods]])
     for figure in ("mean per-class recall", "acc@5", "ECE"):
         lines.append([figure, *[everywhere(m, figure) for m in methods]])
+    of_runs = [float(np.mean([cell.seconds for cell in found if cell.method == m])) for m in methods]
+    lines.append(["milliseconds a run, compiled", *[1000 * own for own in of_runs]])
     return markdown_table(("setting", *methods), lines, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -10,7 +11,8 @@ import pytest
 
 from jaxzs import cli
 from jaxzs.errors import ConfigError, DataError
-from jaxzs.evaluation import drawn, read_features, table
+from jaxzs.evaluation import Cell, Labelled, Run, at_once, drawn, measure, read_features, table
+from jaxzs.report import Results, read_record
 
 LABELS = np.repeat(np.arange(5), 40)
 
@@ -24,34 +26,85 @@ def test_regimes_draw_what_they_say():
     assert sorted(sizes("present:2")) == [0, 0, 0, 40, 40]
     assert sorted(sizes("present:2x30")) == [0, 0, 0, 30, 30]
     assert any(np.any(sizes("present:2") != sizes("present:2", seed)) for seed in (1, 2, 3))
+    with pytest.raises(DataError, match="no images are left in present:1, seed 0"):
+        measure(dataclasses.replace(features_of(), labels=np.zeros(30, int)), "gda", [Run("present:1")])
     for regime in ("some", "balanced", "balanced:0", "present:x", "imbalanced:-1", "present:2y"):
         with pytest.raises(ConfigError, match="none of full"):
             drawn(regime, LABELS, 5, 0)
 
 
 def test_the_table_tells_mean_and_worst():
-    rows = [
-        {
-            "data": "d",
-            "regime": r,
-            "seed": 0,
-            "method": m,
-            "accuracy": a,
-            "mean per-class recall": a,
-            "acc@5": a,
-            "ECE": 1.0,
-        }
-        for r, m, a in [
-            ("full", "zero-shot", 90.0),
-            ("few", "zero-shot", 80.0),
-            ("full", "auto", 96.0),
-            ("few", "auto", 78.0),
+    names = "accuracy", "mean per-class recall", "acc@5", "ECE"
+    found = [
+        Cell("d", method, Run(regime, 0, shots), Results(dict.fromkeys(names, accuracy)), 0.02)
+        for regime, shots, method, accuracy in [
+            ("full", 0, "zero-shot", 90.0),
+            ("few", 0, "zero-shot", 80.0),
+            ("full", 1, "zero-shot", 91.0),
+            ("full", 0, "auto", 96.0),
+            ("few", 0, "auto", 78.0),
         ]
     ]
-    text = table(rows, ("zero-shot", "auto"))
+    text = table(found, ("zero-shot", "auto"))
     lines = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines()}
-    assert lines["**mean**"] == ["85.0", "87.0"]
+    assert lines["d full, 1 shot"] == ["91.0", ""]  # auto was not run there
+    assert lines["**mean**"] == ["87.0", "87.0"]
     assert lines["**worst run against text**"] == ["0.0", "-2.0"]
+    assert lines["milliseconds a run, compiled"] == ["20.0", "20.0"]
+
+
+def features_of(classes: int = 3, images: int = 30) -> Labelled:
+    rng = np.random.default_rng(0)
+    centres, y = rng.normal(size=(classes, 16)), np.arange(images) % classes
+    x = (centres[y] + 0.6 * rng.normal(size=(images, 16))).astype(np.float32)
+    return Labelled("made", x, y, (centres + rng.normal(size=centres.shape)).astype(np.float32), "identity")
+
+
+@pytest.mark.slow
+def test_runs_of_one_program_are_what_each_is_alone():
+    """Seeds, regimes and numbers of shots together, vmapped, against one by one; figures name all three."""
+    data = features_of()
+    for runs in ([Run("full"), Run("present:2", 1), Run("balanced:4", 2)], [Run("full", 1, 1), Run("full", 0, 3)]):
+        together = measure(data, "gda", runs)
+        for run, own in zip(runs, together, strict=True):
+            [alone] = measure(data, "gda", [run])
+            assert own.figures == alone.figures
+            assert own.confusion == alone.confusion
+        assert {figure.protocol for own in together for figure in own.figures} == {run.protocol for run in runs}
+    assert runs[0].protocol == "full, 1 shot, seed 1"
+    assert runs[1].protocol == "full, 3 shots, seed 0"
+
+
+def test_seed_0_has_what_plots_are_made_of():
+    data = features_of()
+    text, first, second = [
+        *measure(data, "zero-shot", [Run("full")]),
+        *measure(data, "gda", [Run("full"), Run("full", 1)]),
+    ]
+    assert not second.confusion
+    assert not second.reliability
+    assert sum(first.confusion[0].images) == 30
+    found = first.confusion[0]
+    right = sum(n for t, p, n in zip(found.truth, found.predicted, found.images, strict=True) if t == p)
+    accuracy = {figure.figure: figure.value for figure in first.figures}
+    assert 100 * right / 30 == pytest.approx(accuracy["accuracy"], abs=1e-3)  # rounded to three digits
+    [curve] = first.reliability
+    assert sum(curve.share) == pytest.approx(100, abs=0.05)  # of 15 bins, each rounded
+    pairs = zip(curve.share, curve.confidence, curve.accuracy, strict=True)
+    assert sum(s * abs(c - a) / 100 for s, c, a in pairs) == pytest.approx(accuracy["ECE"], abs=0.02)
+    assert not text.per_class
+    of_text = np.average(first.per_class[0].zero_shot)  # classes of equal size
+    assert of_text == pytest.approx(text.figures[0].value, abs=1e-3)
+
+
+def test_memory_decides_how_many_runs_are_vmapped(monkeypatch):
+    data = features_of()
+    assert at_once(data, 7) == 7
+    monkeypatch.setattr("jaxzs.evaluation.NUMBERS", 3 * 80 * 3 * 16)
+    assert at_once(data, 7) == 3  # 3, 3 and 1
+    assert at_once(data, 4) == 2  # evenly
+    monkeypatch.setattr("jaxzs.evaluation.NUMBERS", 1)
+    assert at_once(data, 7) == 1
 
 
 @pytest.mark.slow
@@ -72,6 +125,8 @@ def test_folders_and_features_are_measured_and_kept(tmp_path, digit_photos, caps
     assert set(record["cells"]) == {f"{m} full 0 {s}" for m in ("zero-shot", "gda") for s in (0, 1)}
     assert cli.main([*command, "--skip-existing"]) == 0
     assert capsys.readouterr().err.count("kept from") == 8
+    figures = read_record(out / "made.json").results.figures
+    assert {figure.protocol for figure in figures} == {"full, seed 0", "full, 1 shot, seed 0"}
     page = tmp_path / "page.html"
     assert cli.main([*command, "--skip-existing", "--html", str(page), "--json"]) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]  # one document, nothing else
@@ -79,6 +134,15 @@ def test_folders_and_features_are_measured_and_kept(tmp_path, digit_photos, caps
     shown = page.read_text()
     assert shown.count("<td>accuracy</td>") == 8
     assert all(f"{cell['accuracy']:.2f}" in shown for cell in cells)
+    # of both data sets: confusions of two methods, changes of one, reliability, with and without shots; accuracies
+    assert shown.count('<img src="data:image/png;base64,') == 2 * (2 * (2 + 1 + 1) + 1)
+    assert "made: confusion, gda, full, 1 shot, seed 0" in shown
+    pictures = {path.name for path in (out / "plots").iterdir()}
+    assert "demo-digits-reliability-full-seed-0.png" in pictures
+    told = tmp_path / "report"
+    assert cli.main(["report", str(out), "--out", str(told), "--html", str(tmp_path / "both.html")]) == 0
+    assert {path.name for path in told.glob("*.png")} == {name.removeprefix("demo-") for name in pictures}
+    assert (tmp_path / "both.html").read_text().count("<figure>") == len(pictures)
 
 
 def test_what_cannot_be_measured_is_named(tmp_path, capsys):

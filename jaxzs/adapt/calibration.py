@@ -100,8 +100,7 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, *, b
     >>> adapt.expected_calibration_error(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1]))
     0.3
     """
-    found = reliability(probabilities, labels, bins)
-    return round(sum(share * abs(sure - right) for share, sure, right in found), 6)
+    return error_of_bins(np.array(reliability(probabilities, labels, bins)).reshape(-1, 3))
 
 
 def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> list[tuple[float, float, float]]:
@@ -113,7 +112,18 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels)
     if p.ndim != 2 or y.shape != p.shape[:1]:
         raise DataError(f"probabilities {p.shape} and labels {y.shape} must be [N,C] and [N]")
-    sure, right = p.max(axis=1), p.argmax(axis=1) == y  # [N], [N]
+    return [tuple(row) for row in bins_of(p.max(axis=1), p.argmax(axis=1) == y, bins).tolist()]
+
+
+def bins_of(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> np.ndarray:
+    """`reliability` of the highest probabilities [N] and whether they are right [N]: [K,3]."""
+    sure, hit = np.asarray(confidence, np.float64), np.asarray(right)
     places = np.clip((sure * bins).astype(int), 0, bins - 1)  # [N]; a confidence of 1 is of the last bin
-    found = [(places == b) for b in range(bins)]
-    return [(float(m.mean()), float(sure[m].mean()), float(right[m].mean())) for m in found if m.any()]
+    found = [places == b for b in np.unique(places)]
+    return np.array([(m.mean(), sure[m].mean(), hit[m].mean()) for m in found]).reshape(-1, 3)
+
+
+def error_of_bins(found: np.ndarray) -> float:
+    """Expected calibration error of `bins_of` [K,3]: 0 to 1."""
+    share, sure, right = found.T
+    return round(float((share * np.abs(sure - right)).sum()), 6)

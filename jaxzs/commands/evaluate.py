@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
@@ -28,7 +27,8 @@ from jaxzs.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from jaxzs.clip import Model
-    from jaxzs.evaluation import Labelled
+    from jaxzs.evaluation import Cell, Labelled, Method, Run
+    from jaxzs.report import Record
 
 WITH_SHOTS = ("zero-shot", "auto", "gda")
 
@@ -52,7 +52,7 @@ class EvaluateOptions(OutputOptions, ComputeOptions):
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
     """Folder of the records, one for each model and data set, of evaluate.md, and of features that were encoded."""
     html: File = None
-    """Write a page of all cells to look at in a browser."""
+    """Write a page to look at in a browser: figures of all cells, plots of seed 0."""
     skip_existing: Flag = False
     """Keep the cells of the records that are there, made with the same settings, model and data."""
 
@@ -60,57 +60,69 @@ class EvaluateOptions(OutputOptions, ComputeOptions):
 def run(options: EvaluateOptions) -> int:
     """Measure every cell and print the table; what is finished is kept, whatever stops the rest."""
     _check(options)
-    from jaxzs.evaluation import measure, table
+    from jaxzs.evaluation import cells, table
     from jaxzs.files import atomic_path
-    from jaxzs.report import Sweep, write_page
-    from jaxzs.report.records import json_values
+    from jaxzs.report import Sweep
+    from jaxzs.report.records import json_values, parse_record
+    from jaxzs.report.results import renamed
 
     # Always with zero-shot, which the table compares every method with.
-    methods = tuple(dict.fromkeys(("zero-shot", *options.method)))
-    rows: list[dict[str, Any]] = []
-    figures: list[dict[str, Any]] = []  # every number of every cell, as a page shows them
+    methods = cast("tuple[Method, ...]", tuple(dict.fromkeys(("zero-shot", *options.method))))
+    found: list[Cell] = []
+    records: list[Record] = []
     for model, data in _pairs(options):
         # Hub ids have slashes, names of files have none.
         where = data.name if model is None else f"{model.name}-{data.name}".replace("/", "-")
-        settings = {"temperature": data.temperature, "templates": list(options.templates)}
         sweep = Sweep(
             options.out / f"{where}.json",
             command=command_line(options),
-            settings=settings,
+            settings={"temperature": data.temperature, "templates": list(options.templates)},
             model=model,
             data=data.entry,
             skip_existing=options.skip_existing,
             notify=options.notice,
         )
-        for own in _cells(options, methods):
-            name = " ".join(map(str, own.values()))
-            cell = sweep.cell(name, functools.partial(measure, data, **own), settings=own)
-            regime = own["regime"] + (f", {counted(own['shots'], 'shot')}" if own["shots"] else "")
-            rows.append({**own, "data": where, **cell.metrics, "regime": regime})
-            shown = {"data": where, "protocol": f"{regime}, seed {own['seed']}"}
-            figures += [{**dataclasses.asdict(figure), **shown} for figure in cell.figures]
-            options.notice(f"{where} {name}: {cell.metrics['accuracy']:.2f} %")
-        sweep.finish()
-    text = table(rows, methods)
+        asked: dict[str, Any] = {}  # a record keeps cells of earlier runs, too
+        for method in methods:
+            for key, cell in cells(sweep, data, method, _runs(options, method)).items():
+                found.append(cell._replace(data=where))
+                asked[key] = sweep.cells[key]
+                options.notice(f"{where} {key}: {cell.results.metrics['accuracy']:.2f} %")
+        record = parse_record({**sweep.finish(), "cells": asked}, options.out / f"{where}.json")
+        # Pictures of one data set under several models have titles of their own.
+        records.append(dataclasses.replace(record, results=renamed(record.results, where)))
+    text = table(found, methods)
     with atomic_path(options.out / "evaluate.md") as temporary:
         temporary.write_text(f"`{command_line(options)}`\n\n{text}\n", encoding="utf-8")
     options.say(text)
-    options.say(f"{counted(len(rows), 'cell')}, records and evaluate.md in {options.out}")
+    options.say(f"{counted(len(found), 'cell')}, records and evaluate.md in {options.out}")
     if options.html is not None:
-        write_page(options.html, {"command": command_line(options), "figures": figures})
-        options.say(f"page written to {options.html}")
+        _write_page(options, records)
+    rows = [cell.row for cell in found]
     options.print_record({"command": command_line(options), "cells": json_values(rows)})
     return FINISHED
 
 
-def _cells(options: EvaluateOptions, methods: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    for method in methods:
-        for shots in options.shots:
-            if shots and method not in WITH_SHOTS:
-                continue  # these methods know no labels
-            for regime in options.regime:
-                for seed in range(options.seeds):
-                    yield {"method": method, "regime": regime, "seed": seed, "shots": shots}
+def _runs(options: EvaluateOptions, method: str) -> list[Run]:
+    from jaxzs.evaluation import Run
+
+    # The other methods know no labels.
+    shots = [own for own in options.shots if not own or method in WITH_SHOTS]
+    seeds = range(options.seeds)
+    return [Run(regime, seed, own) for own in shots for regime in options.regime for seed in seeds]
+
+
+def _write_page(options: EvaluateOptions, records: Sequence[Record]) -> None:
+    """The figures of all cells, and the plots, which are left in OUT/plots."""
+    from jaxzs.report import write_page
+    from jaxzs.report.summary import draw, rows_of
+
+    folder = options.out / "plots"
+    plots = [(title, folder / name) for title, name in draw(records, rows_of(records), folder)]
+    figures = [dataclasses.asdict(figure) for record in records for figure in record.results.figures]
+    assert options.html is not None  # asked for
+    write_page(options.html, {"command": command_line(options), "figures": figures}, plots=plots)
+    options.say(f"page with {counted(len(plots), 'plot')} written to {options.html}")
 
 
 def _check(options: EvaluateOptions) -> None:
@@ -187,4 +199,5 @@ def _encoded(options: EvaluateOptions, model: Model, name: str, place: str) -> L
         text,
         str(store.path.name),
         float(1 / model.logit_scale),
+        tuple(names),
     )

@@ -29,7 +29,7 @@ class ReportOptions(OutputOptions):
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("report")
     """Folder for report.md, figures.csv and the plots."""
     html: File = None
-    """Write a page to look at in a browser: of one record all its images, of several their figures."""
+    """Write a page to look at in a browser: of one record all its images, of several their figures; plots."""
 
 
 def run(options: ReportOptions) -> int:
@@ -65,7 +65,7 @@ def run(options: ReportOptions) -> int:
     made = counted(len(records), "record"), counted(len(rows), "number"), counted(len(pictures), "plot")
     options.say(f"{', '.join(made)} written to {options.out}")
     if options.html is not None:
-        write_page(options.html, _joined(options, records))
+        write_page(options.html, _joined(options, records), plots=[(title, options.out / n) for title, n in pictures])
         options.say(f"page written to {options.html}")
     if skipped:
         lines = [f"  {reason}" for reason in list(skipped.values())[:_SHOWN]]

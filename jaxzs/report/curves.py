@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxzs.report.results import Convergence, Figure, PerClass, Pseudolabels
+from jaxzs.report.results import Confusion, Convergence, Figure, PerClass, Pseudolabels, Reliability
 
 if TYPE_CHECKING:
     from jaxzs.prompt import Evaluation, Record
@@ -79,3 +79,20 @@ def per_class(
 
     names = tuple(class_names[c] for c in present)
     return PerClass(data, method, names, percent(zero_shot), percent(predictions), protocol)
+
+
+def confusion(
+    data: str, method: str, class_names: Sequence[str], predicted: np.ndarray, labels: np.ndarray, protocol: str = ""
+) -> Confusion:
+    """Pairs of true and predicted class that occur, and how often: predicted [N] and labels [N] are classes."""
+    pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)  # [K,2], [K]
+    truth, found = (tuple(class_names[c] for c in column) for column in pairs.T)
+    return Confusion(data, method, truth, found, tuple(counts.tolist()), protocol)
+
+
+def calibration(data: str, method: str, confidence: Any, right: Any, protocol: str = "") -> Reliability:
+    """Confidence and accuracy over bins: confidence [N] from 0 to 1, right [N] bool."""
+    from jaxzs.adapt.calibration import bins_of
+
+    share, sure, accuracy = (tuple((100 * part).round(3).tolist()) for part in bins_of(confidence, right).T)
+    return Reliability(data, method, share, sure, accuracy, protocol)

@@ -64,7 +64,9 @@ class _Item(NamedTuple):
     mask: str
 
 
-def write_page(path: str | Path, record: Mapping[str, Any], *, maps: Maps | None = None) -> Written:
+def write_page(
+    path: str | Path, record: Mapping[str, Any], *, maps: Maps | None = None, plots: Sequence[tuple[str, Path]] = ()
+) -> Written:
     """One self-contained HTML file of a run: counts, right and wrong, confusions, all images, settings.
 
     Args:
@@ -72,6 +74,7 @@ def write_page(path: str | Path, record: Mapping[str, Any], *, maps: Maps | None
       record: what a command writes (`jaxzs classify --out run.json`), with the `results` of its images; an image that
         is no longer where it was has no thumbnail. A record without images shows its figures and settings.
       maps: heat maps of tags for each path, shown when an image is pointed at.
+      plots: titles and PNG files of plots, which are put into the page.
 
     Returns:
       `Written`. Pictures take at most 48 MiB: smaller ones for more images, and none for the last where that is not
@@ -95,6 +98,7 @@ def write_page(path: str | Path, record: Mapping[str, Any], *, maps: Maps | None
         table=_class_table(classes, items),
         confusion=_confusion(classes, items),
         figures=[{key: _clean(figure.get(key, "")) for key in _FIGURE} for figure in record.get("figures") or ()],
+        plots=[(_clean(title), _of_file(file)) for title, file in plots],
         sections=_sections(record),
         missing=sum(not one["i"] for one in pictures),  # gone since the run, or beyond the room
         measure=_measure(items),
@@ -321,6 +325,10 @@ def _picture(item: _Item, maps: Sequence[tuple[str, np.ndarray]], side: int) -> 
             return picture, layers
         layers.append(("mask", _encoded(_coloured(mask), "PNG")))
     return picture, layers
+
+
+def _of_file(picture: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def _heat(scores: np.ndarray) -> Image.Image:

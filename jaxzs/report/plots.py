@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxzs.report.results import Convergence, Figure, PerClass, Pseudolabels
+from jaxzs.report.results import Confusion, Convergence, Figure, PerClass, Pseudolabels, Reliability
 
 GAIN, LOSS = "#2a7f62", "#b5483a"
 _COLOURS = ("#1f5fa8", "#d9822b", "#2a7f62", "#9a4f96", "#7a6a53", "#c2405b", "#4fa3b8", "#8a8a2c")
 _MARKERS = "osD^vPX*"
 _LINES = ("-", "--", ":", "-.")
 _OBJECTIVE_NOISE = 1e-6  # of float32 objectives made of logits up to 25
+_SERIES = 12  # with more, dots of a row cannot be told apart
 _NAMED_CLASSES = 60  # with more, names on an axis cannot be read
+_COUNTED_CLASSES = 15  # with more, counts in the cells of a matrix cannot be read
 
 
 def plot_figures(path: str | Path, figures: Sequence[Figure], published: Sequence[Figure] = ()) -> None:
@@ -21,6 +23,9 @@ def plot_figures(path: str | Path, figures: Sequence[Figure], published: Sequenc
     figure, axes = _canvas(7.5, 1.6 + 0.32 * len({one.method for one in figures}))
     methods = list(dict.fromkeys(one.method for one in figures))
     series = list(dict.fromkeys((one.figure, one.protocol) for one in (*figures, *published)))
+    if len(series) > _SERIES:  # of many settings and measures the first measure alone
+        figures = [one for one in figures if one.figure == figures[0].figure]
+        series = list(dict.fromkeys((one.figure, one.protocol) for one in (*figures, *published)))
     for number, of in enumerate(series):
         # Series lie side by side, within 0.6 of the row of their method.
         shift = 0.6 * ((number + 0.5) / len(series) - 0.5)
@@ -46,7 +51,10 @@ def plot_figures(path: str | Path, figures: Sequence[Figure], published: Sequenc
     axes.set_xlabel("%")
     axes.grid(axis="x", linewidth=0.4)
     axes.set_title(figures[0].data, fontsize=10)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    if len(series) <= _SERIES:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    else:
+        axes.set_title(f"{figures[0].data}: {figures[0].figure}, a dot a setting", fontsize=10)
     _save(figure, path)
 
 
@@ -63,8 +71,55 @@ def plot_per_class(path: str | Path, result: PerClass) -> None:
         axes.set_xticks(range(len(order)), names, rotation=60, ha="right", fontsize=8)
     axes.set_ylabel("change in accuracy, points")
     axes.set_xlabel(f"class{' (zero-shot accuracy, %)' if named else ''}, poorest first")
-    title = ", ".join(filter(None, (f"{result.method} against zero-shot", result.protocol)))
-    axes.set_title(": ".join(filter(None, (result.data, title))), fontsize=9)
+    _title(axes, result.data, f"{result.method} against zero-shot", result.protocol)
+    _save(figure, path)
+
+
+def plot_confusion(path: str | Path, result: Confusion) -> None:
+    """Images of each true class (rows) by the class they were given (columns), as a share of the row."""
+    import numpy as np
+
+    names = sorted({*result.truth, *result.predicted})
+    place = {name: number for number, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)))
+    for true, predicted, images in zip(result.truth, result.predicted, result.images, strict=True):
+        counts[place[true], place[predicted]] += images
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # a class that was only predicted has no images
+    named = len(names) <= _NAMED_CLASSES
+    side = max(3.5, 0.28 * len(names) + 1.5) if named else 9.0  # inches
+    figure, axes = _canvas(side, side)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if named:
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+    if len(names) <= _COUNTED_CLASSES:
+        for (row, column), number in np.ndenumerate(counts):
+            if number:
+                shade = "white" if share[row, column] > 0.5 else "black"
+                axes.text(column, row, f"{number:.0f}", ha="center", va="center", fontsize=7, color=shade)
+    axes.set_xlabel("given")
+    axes.set_ylabel("true")
+    _title(axes, result.data, f"confusion, {result.method}", result.protocol)
+    _save(figure, path)
+
+
+def plot_reliability(path: str | Path, curves: Sequence[Reliability]) -> None:
+    """Accuracy over confidence, a dot a bin, as large as its share of the images; on the diagonal where honest."""
+    figure, axes = _canvas(5.0, 5.0)
+    axes.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle=":")
+    for number, curve in enumerate(curves):
+        colour = _COLOURS[number % len(_COLOURS)]
+        pairs = zip(curve.share, curve.confidence, curve.accuracy, strict=True)
+        error = sum(share * abs(sure - right) / 100 for share, sure, right in pairs)
+        label = f"{curve.method}, {error:.1f} % off"
+        axes.plot(curve.confidence, curve.accuracy, color=colour, linewidth=1.2, label=label)
+        sizes = [4 + 2 * share for share in curve.share]
+        axes.scatter(curve.confidence, curve.accuracy, s=sizes, color=colour, marker=_MARKERS[number % len(_MARKERS)])
+    axes.set_xlabel("confidence, %")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(linewidth=0.4)
+    axes.legend(frameon=False, fontsize=8)
+    _title(axes, curves[0].data, "reliability", curves[0].protocol)
     _save(figure, path)
 
 
@@ -138,6 +193,11 @@ def _canvas(width: float, height: float) -> tuple[Any, Any]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _title(axes: Any, data: str, what: str, protocol: str) -> None:
+    title = ", ".join(filter(None, (what, protocol)))
+    axes.set_title(": ".join(filter(None, (data, title))), fontsize=9)
 
 
 def _save(figure: Any, path: str | Path) -> None:

@@ -5,7 +5,8 @@
     settings      all that determines the results: options, seeds, templates
     model         name and fingerprint of the checkpoint; null where there is none
     data          name, fingerprint and number of images of the data; null where there are none
-    metrics, figures, per_class, convergence, pseudolabels    what was measured (`jaxzs.report.results`)
+    metrics, figures, per_class, convergence, pseudolabels, confusion, reliability    what was measured
+                  (`jaxzs.report.results`)
     cells         parts of a sweep: each with its identity, seconds, revision, date and results (`jaxzs.report.sweep`)
     seconds       compile, run, and perhaps stages
     versions, device, backend, num_devices, matmul_precision, git_revision, date    where and when

@@ -1,4 +1,4 @@
-"""What a run has measured, in the four shapes that tables and plots are made of.
+"""What a run has measured, in the shapes that tables and plots are made of.
 
 All numbers are in percent except objectives and gradient norms. `data`, `method` and `protocol` are short names that
 become rows, columns and legends, so runs that are to stand side by side spell them alike.
@@ -52,6 +52,38 @@ class PerClass:
 
 
 @dataclasses.dataclass(frozen=True)
+class Confusion:
+    """How many images of a class (truth) were given which (predicted): lists of the pairs that occur.
+
+    >>> report.Confusion("digits", "proxies", ("one", "one"), ("one", "two"), (8, 2)).images
+    (8, 2)
+    """
+
+    data: str
+    method: str
+    truth: tuple[str, ...]
+    predicted: tuple[str, ...]
+    images: tuple[int, ...]
+    protocol: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reliability:
+    """Of each bin of confidence: its share of the images, their mean confidence and their accuracy, all in percent.
+
+    >>> report.Reliability("digits", "proxies", (40.0, 60.0), (55.0, 95.0), (50.0, 90.0)).accuracy
+    (50.0, 90.0)
+    """
+
+    data: str
+    method: str
+    share: tuple[float, ...]
+    confidence: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    protocol: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Convergence:
     """Objective of a proxy solver, and the norm of its gradient, after so many passes over the features.
 
@@ -98,6 +130,8 @@ class Results:
     per_class: tuple[PerClass, ...] = ()
     convergence: tuple[Convergence, ...] = ()
     pseudolabels: tuple[Pseudolabels, ...] = ()
+    confusion: tuple[Confusion, ...] = ()
+    reliability: tuple[Reliability, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """`metrics`, and every list that is not empty; figures that are not finite (an F1 of no tags) are left out."""
@@ -117,6 +151,8 @@ SHAPES: dict[str, type] = {
     "per_class": PerClass,
     "convergence": Convergence,
     "pseudolabels": Pseudolabels,
+    "confusion": Confusion,
+    "reliability": Reliability,
 }
 
 
@@ -125,6 +161,14 @@ def joined(parts: Iterable[Results]) -> Results:
     parts = list(parts)
     lists: dict[str, Any] = {name: tuple(one for part in parts for one in getattr(part, name)) for name in SHAPES}
     return Results(**lists)
+
+
+def renamed(results: Results, data: str) -> Results:
+    """The same of data of another name."""
+    lists: dict[str, Any] = {
+        name: tuple(dataclasses.replace(one, data=data) for one in getattr(results, name)) for name in SHAPES
+    }
+    return dataclasses.replace(results, **lists)
 
 
 def parse(values: Mapping[str, Any], where: str) -> Results:

@@ -20,6 +20,9 @@ CSV_HEADER = (
 )  # fmt: skip
 
 
+_COLUMNS = 8  # numbers of a line that can be read
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A measured number, the record it is from, and the published one that it may be compared with."""
@@ -96,6 +99,12 @@ def draw(records: Sequence[Record], rows: Sequence[Row], folder: Path) -> list[t
         for per_class in record.results.per_class:
             named = ", ".join(filter(None, (per_class.method, per_class.protocol)))
             plots.plot_per_class(name(f"{per_class.data}: change per class, {named}"), per_class)
+        for confusion in record.results.confusion:
+            named = ", ".join(filter(None, (confusion.method, confusion.protocol)))
+            plots.plot_confusion(name(f"{confusion.data}: confusion, {named}"), confusion)
+        for methods in _by_protocol(record.results.reliability):
+            named = ", ".join(filter(None, ("reliability", methods[0].protocol)))
+            plots.plot_reliability(name(f"{methods[0].data}: {named}"), methods)
         for curves in _groups(record.results.convergence):
             plots.plot_convergence(name(f"{curves[0].data}: convergence of proxies"), curves)
         for curves in _groups(record.results.pseudolabels):
@@ -129,19 +138,31 @@ def _groups(curves: Sequence[Any]) -> list[list[Any]]:
     return [[curve for curve in curves if curve.data == name] for name in names]
 
 
+def _by_protocol(curves: Sequence[Any]) -> list[list[Any]]:
+    """Methods that were measured on the same images in the same setting belong into one picture."""
+    names = dict.fromkeys((curve.data, curve.protocol) for curve in curves)
+    return [[curve for curve in curves if (curve.data, curve.protocol) == name] for name in names]
+
+
 def _figures_table(rows: Sequence[Row]) -> str:
-    """Methods down; kinds of numbers across, each with its published column where there is one."""
-    columns = list(dict.fromkeys((row.figure.figure, row.figure.protocol) for row in rows))
+    """Methods down; kinds of numbers across, each with its published column where there is one.
+
+    Of many protocols each has lines of its own.
+    """
+    by_line = len({(row.figure.figure, row.figure.protocol) for row in rows}) > _COLUMNS
     # The same method in several records: model and record tell the lines apart.
     several = len({row.record.path for row in rows}) > 1
-    lines: dict[tuple[str, ...], dict[tuple[str, str], Row]] = {}
+    columns: dict[tuple[str, ...], None] = {}
+    lines: dict[tuple[str, ...], dict[tuple[str, ...], Row]] = {}
     for row in rows:
+        protocol = (row.figure.protocol,)
+        column = (row.figure.figure, *(() if by_line else protocol))
         where = (_model(row.record), str(row.record.path)) if several else ()
-        key: tuple[str, ...] = (row.figure.method, *where)
-        lines.setdefault(key, {})[row.figure.figure, row.figure.protocol] = row
+        columns[column] = None
+        lines.setdefault((row.figure.method, *(protocol if by_line else ()), *where), {})[column] = row
     # A column of published numbers only where there is one.
     compared = [c for c in columns if any(c in own and own[c].published for own in lines.values())]
-    header = ["method", *(["model", "record"] if several else [])]
+    header = ["method", *(["protocol"] if by_line else []), *(["model", "record"] if several else [])]
     for column in columns:
         header.append(", ".join(filter(None, column)))
         if column in compared:

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,27 +79,64 @@ class Sweep:
 
         settings: those of this cell beyond the sweep's. data: of this cell, where cells have their own.
         """
-        own = identity({**self.settings, **(settings or {})}, self._model, data or self.data)
+        return self.batch({key: settings}, lambda _: [compute()], data=data)[key]
+
+    def batch(
+        self,
+        cells: Mapping[str, Mapping[str, Any] | None],
+        compute: Callable[[list[str]], Sequence[Results]],
+        *,
+        size: int = 1,
+        data: Mapping[str, Any] | None = None,
+    ) -> dict[str, Results]:
+        """Cells that are computed together, their settings by key; `compute` is called with at most `size` keys.
+
+        Each has an equal part of the seconds.
+        """
+        found = {key: self._kept(key, self._identity(own, data)) for key, own in cells.items()}
+        missing = [key for key, kept in found.items() if kept is None]
+        for start in range(0, len(missing), size):
+            keys = missing[start : start + size]
+            with measured() as seconds:
+                computed = compute(keys)
+            share = {name: round(value / len(keys), 3) for name, value in seconds.items()}
+            for key, results in zip(keys, computed, strict=True):
+                self.cells[key] = self._cell(cells[key], data, share, results)
+                found[key] = shapes.parse(self.cells[key], key)  # the same whether it was computed or kept
+            self._write(Results())  # who stops the sweep loses no finished cell
+        return {key: results for key, results in found.items() if results is not None}
+
+    def _identity(self, settings: Mapping[str, Any] | None, data: Mapping[str, Any] | None) -> str:
+        return identity({**self.settings, **(settings or {})}, self._model, data or self.data)
+
+    def _kept(self, key: str, own: str) -> Results | None:
+        """What the file holds of a cell, if it was made with the same."""
         kept = self._before.cells.get(key) if self._before else None
+        if kept is None:
+            return None
         # A cell is known by what it was made with, not by its name.
-        if kept is not None and kept["identity"] == own:
-            self.notify(f"{key}: kept from {self.path}")
-            self.cells[key] = kept
-            return shapes.parse(kept, f"{self.path}: cells[{key!r}]")
-        if kept is not None:
+        if kept["identity"] != own:
             self.notify(f"{key}: {self.path} has it with other settings or data; computed anew")
-        with measured() as seconds:
-            found = compute()
+            return None
+        self.notify(f"{key}: kept from {self.path}")
+        self.cells[key] = kept
+        return shapes.parse(kept, f"{self.path}: cells[{key!r}]")
+
+    def _cell(
+        self,
+        settings: Mapping[str, Any] | None,
+        data: Mapping[str, Any] | None,
+        seconds: Mapping[str, float],
+        found: Results,
+    ) -> dict[str, Any]:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        cell: dict[str, Any] = {"identity": own, "seconds": seconds}
+        cell: dict[str, Any] = {"identity": self._identity(settings, data), "seconds": dict(seconds)}
         cell |= {"git_revision": git_revision(), "date": now}
         if settings:
             cell["settings"] = dict(settings)
         if data is not None:
             cell["data"] = dict(data)
-        self.cells[key] = json_values({**cell, **found.as_json()})
-        self._write(Results())  # who stops the sweep loses no finished cell
-        return shapes.parse(self.cells[key], key)  # the same whether it was computed or kept
+        return json_values({**cell, **found.as_json()})
 
     def finish(self, results: Results | None = None, **more: Any) -> dict[str, Any]:
         """Write the record with what belongs to no cell; returns it. `more` as in `write_record`."""

@@ -24,7 +24,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits:
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     widths = [max(width, 4) for width in widths]  # room for the rule below the header
     # A column goes to the right where all of it are numbers.
-    right = [bool(rows) and all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
+    right = [
+        bool(rows) and all(isinstance(row[i], (int, float, type(None))) for row in rows) for i in range(len(header))
+    ]
     line = lambda row: (  # noqa: E731
         "| "
         + " | ".join(
@@ -41,6 +43,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits:
 
 
 def _cell(value: Any, digits: int) -> str:
+    if value is None:  # nothing was measured there
+        return ""
     if isinstance(value, float):
         return f"{value:.{digits}f}"
     return " ".join(str(value).splitlines()).replace("|", "\\|")  # a name cannot begin another cell or row
