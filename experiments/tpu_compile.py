@@ -108,16 +108,15 @@ def encode_images(name: str, per_chip: int, mesh: Mesh, placement: Placement = "
     def encode(params: Any, pixels: Any) -> Any:
         return clip.encode_image(params, pixels, config, numerics=clip.Numerics(jnp.bfloat16))
 
+    title, arguments = f"encode {name}, {per_chip} images a chip", (parameters(config, mesh, placement), pixels)
+    if placement == "replicated":
+        return Program(title, encode, arguments)
     # Where parameters are split, weights travel, never images: matrix by matrix, gathered or sent around in pieces; or,
     # where pieces are small, many at once by an all-reduce with zeros.
-    matrix = 2 * config.vision.intermediate_size * config.vision.hidden_size
+    matrix = 2 * config.vit.intermediate_size * config.vit.hidden_size
     every = sum(2 * leaf.size for _, leaf in flatten(abstract_params(config)["vision_model"]))
     allowed = {"all-gather": matrix, "collective-permute": matrix, "all-reduce": every}
-    title = f"encode {name}, {per_chip} images a chip"
-    if placement != "replicated":
-        title += f", parameters {placement}"
-    arguments = parameters(config, mesh, placement), pixels
-    return Program(title, encode, arguments, {} if placement == "replicated" else allowed)
+    return Program(f"{title}, parameters {placement}", encode, arguments, allowed)
 
 
 def text_proxies(num_classes: int, mesh: Mesh, name: str = "ViT-L/14@336") -> Program:
@@ -292,7 +291,7 @@ def dense_maps(mesh: Mesh, per_chip: int = 32, names: int = 150) -> Program:
     """Cosines of the patches of windows with names, NACLIP: what `patch.segment_dense` runs, ADE20K's 150 names."""
     config = clip.ARCHITECTURES["ViT-B/16"]
     size, batch = config.vision.image_size, per_chip * mesh.size
-    last = patch.Dense(attention="naclip").last
+    last = patch.Dense(attention="naclip").last(config)
     task = DenseTask(config, last, clip.Numerics(jnp.bfloat16))
     shapes = jax.ShapeDtypeStruct((names, config.projection_dim), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
 
@@ -340,6 +339,8 @@ def host_programs(mesh: Mesh) -> list[Program]:
         encode_images("ViT-B/16", 128, mesh),
         encode_images("ViT-L/14@336", 32, mesh),
         encode_images("ViT-L/14@336", 32, mesh, "fully_sharded"),
+        encode_images("SigLIP-So400m/14@384", 32, mesh),
+        encode_images("RN50", 128, mesh),
         text_proxies(1000, mesh),
         text_proxies(21_841, mesh),
         learn(IMAGENET_TRAIN, 1000, mesh),

@@ -26,6 +26,31 @@ def test_every_part_gives_a_rate_and_the_record_is_written(tmp_path, capsys):
     assert record["model"]["fingerprint"] == clip.load("demo").fingerprint
     assert "encode images, 2 at once" in printed.out
     assert "images/s" in printed.out
+    assert record["processor"] in printed.out
+    assert record["bfloat16_gain"] > 0
+    assert f"--bfloat16 {'pays' if record['bfloat16_gain'] > 1.1 else 'does not pay'}" in printed.out
+
+
+@pytest.mark.slow
+def test_a_siglip_and_a_resnet(tmp_path, capsys):
+    """Of random shapes, the texts of one at their full length, the other without tags."""
+    arguments = [
+        "--batch-size",
+        "1",
+        "--rounds",
+        "1",
+        "--images",
+        "16",
+        "--classes",
+        "4",
+        "--out",
+        str(tmp_path / "r.json"),
+    ]
+    assert main(["bench", "text", "image", "--shape", "SigLIP-B/16", *arguments]) == 0
+    assert set(json.loads((tmp_path / "r.json").read_text())["metrics"]) == {"text", "image"}
+    assert main(["bench", "image", "tag", "--shape", "RN50", *arguments]) == 0
+    assert set(json.loads((tmp_path / "r.json").read_text())["metrics"]) == {"image"}
+    assert "tag is left out: the image tower is a ResNet" in capsys.readouterr().err
 
 
 def test_json_alone_goes_to_standard_output(capsys):
@@ -51,8 +76,11 @@ def test_wrong_settings_are_named(arguments, message, capsys):
 
 
 def test_published_shapes_are_those_of_the_checkpoints():
-    # Parameters of OpenAI's checkpoints in millions, as their model cards give them.
-    millions = {"ViT-B/32": 151.3, "ViT-B/16": 149.6, "ViT-L/14": 427.6, "ViT-L/14@336": 427.9}
+    # Parameters of the checkpoints in millions, as their model cards give them; of RN50 without its BatchNorms' own.
+    millions = {
+        "ViT-B/32": 151.3, "ViT-B/16": 149.6, "ViT-L/14": 427.6, "ViT-L/14@336": 427.9,
+        "RN50": 102.0, "SigLIP-B/16": 203.2, "SigLIP-So400m/14@384": 878.0,
+    }  # fmt: skip
     for name, config in clip.ARCHITECTURES.items():
         count = sum(leaf.size for _, leaf in clip.params.flatten(clip.abstract_params(config)))
         assert count / 1e6 == pytest.approx(millions[name], abs=0.05), name

@@ -192,21 +192,11 @@ class CLIPConfig:
         """The image tower, where what is asked for needs a transformer; `ConfigError` for a ResNet."""
         if isinstance(self.vision, ResNetConfig):
             raise ConfigError(
-                "the image tower is a ResNet, which has no tokens: visual prompts, tags and masks need a vision "
-                "transformer; classification, proxies, heads and textual prompts do not"
+                "the image tower is a ResNet, which has no tokens that attend to each other: visual prompts, tags and "
+                "masks from tags need a vision transformer; classification, proxies, heads, textual prompts, dense "
+                "features, masks without tags and learned tags do not"
             )
         return self.vision
-
-    @property
-    def vit_with_class_token(self) -> VisionConfig:
-        """The image tower, where what is asked for reads a class token; `ConfigError` for SigLIP and CLIPA."""
-        if self.vit.pooling != "class":
-            raise ConfigError(
-                "the image tower was not trained to read a class token (SigLIP, CLIPA), whose attention tags and masks "
-                "are made from; dense features, masks without tags, classification, proxies, heads and prompts do not "
-                "need one"
-            )
-        return self.vit
 
     @classmethod
     def from_hf(cls, source: Mapping[str, Any] | str | Path) -> CLIPConfig:
@@ -388,11 +378,26 @@ def _check_tower(part: str, tower: TextConfig | VisionConfig | ResNetConfig) -> 
 
 _LARGE_TEXT = TextConfig(768, 3072, 12, 12)  # width, MLP, layers, heads
 
-# The published shapes of OpenAI's CLIP, for measuring and compiling without their weights.
+_SO400M: dict[str, Any] = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+}
+
+# Published shapes, for measuring and compiling without their weights.
 ARCHITECTURES: Mapping[str, CLIPConfig] = {
     "ViT-B/32": CLIPConfig(),
     "ViT-B/16": CLIPConfig(vision=VisionConfig(patch_size=16)),
     # Of vision: width, MLP, layers, heads, image, patch.
     "ViT-L/14": CLIPConfig(_LARGE_TEXT, VisionConfig(1024, 4096, 24, 16, 224, 14), 768),
     "ViT-L/14@336": CLIPConfig(_LARGE_TEXT, VisionConfig(1024, 4096, 24, 16, 336, 14), 768),
+    "RN50": CLIPConfig(vision=ResNetConfig((3, 4, 6, 3), 64, 32), projection_dim=1024),
+    "SigLIP-B/16": CLIPConfig(_SIGLIP_TEXT, _SIGLIP_VISION, 768, logit_bias=True),
+    "SigLIP-So400m/14@384": CLIPConfig(
+        dataclasses.replace(_SIGLIP_TEXT, **_SO400M),
+        dataclasses.replace(_SIGLIP_VISION, **_SO400M, image_size=384, patch_size=14),
+        1152,
+        logit_bias=True,
+    ),
 }

@@ -289,14 +289,16 @@ def pool_image(
 ) -> jax.Array:
     """One vector an image, not projected: what left the last block, x [B,T,D] -> [B,D].
 
-    tree: under "vision_model". prefix: prompt tokens behind the class token, which no mean and no head reads.
+    tree: under "vision_model". bias: additive [B,1,1,P], lowest where a mean or a head must not read a patch. prefix:
+    prompt tokens behind the class token, which neither reads.
     """
     norm = functools.partial(layer_norm, tree["post_layernorm"], eps=vision.layer_norm_eps)
     if vision.pooling == "class":
         return norm(x[:, 0])  # [B,D]; the LayerNorm of one token, not of all
     first = int(vision.class_token) + prefix  # CLIPA has a class token, but its mean leaves it out
-    if vision.pooling == "mean":
-        return norm(x[:, first:].mean(1))  # CLIPA: the LayerNorm comes after the mean
+    if vision.pooling == "mean":  # CLIPA: the LayerNorm comes after the mean
+        share = None if bias is None else jax.nn.softmax(bias[:, 0, 0])[:, :, None]  # [B,P,1]
+        return norm(x[:, first:].mean(1) if share is None else (share * x[:, first:]).sum(1))
     return map_head(tree["head"], norm(x[:, first:]), vision, numerics, bias)  # [B,D]
 
 

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 Part = Literal["image", "text", "proxy", "prompt", "tag"]
 PARTS: tuple[Part, ...] = ("image", "text", "proxy", "prompt", "tag")
-Shape = Literal["ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336"]
+Shape = Literal[
+    "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336", "RN50", "SigLIP-B/16", "SigLIP-So400m/14@384"
+]  # fmt: skip
 
 _TEXT_LENGTH = 16  # tokens of a usual prompt, start and end included
 _PROMPT_CLASSES, _PROMPT_BATCH, _PROMPT_STEPS = 50, 16, 4
 _TAG_FOREGROUND, _TAG_NAMES = 20, 45  # as for VOC
+_PAYS = 1.1  # below, what bfloat16 gains in products is lost in the conversions around them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,14 +74,14 @@ def run(options: BenchOptions) -> int:
     run = Run(options)
     model = _model(run)
     timed: dict[str, Any] = {}
-    # A part that is named twice is measured once.
-    with tqdm(dict.fromkeys(options.parts), unit="part", desc="measure", disable=options.no_progress) as parts:
+    with tqdm(_parts(options, model.config), unit="part", desc="measure", disable=options.no_progress) as parts:
         for part in parts:
             parts.set_postfix_str(part)
             timed[part] = _time(_MEASURED[part](model, options), options.rounds)
     # Seconds of one call of each part, not of all its rounds.
     run.seconds = {when: sum(of[when] for of in timed.values()) for when in ("compile", "run")}
-    record = run.record(Results(timed), device_memory=_device_memory())
+    gain = _bfloat16_gain(options.rounds)
+    record = run.record(Results(timed), device_memory=_device_memory(), bfloat16_gain=gain)
     run.write(record, options.out)
     return run.finish(record, _table(model.name, record))
 
@@ -89,6 +92,16 @@ def _check(options: BenchOptions) -> None:
     if options.shape is not None and options.model != "demo":
         raise DataError("give only one of --model and --shape (random weights)")
     check_output_file(options.out, ".json")
+
+
+def _parts(options: BenchOptions, config: CLIPConfig) -> list[Part]:
+    """What is measured, each once; a ResNet has no tags."""
+    from jaxzs.clip import ResNetConfig
+
+    without = {"tag"} if isinstance(config.vision, ResNetConfig) else set()
+    if left_out := without & {*options.parts}:
+        options.notice(f"{', '.join(left_out)} is left out: the image tower is a ResNet")
+    return [part for part in dict.fromkeys(options.parts) if part not in left_out]
 
 
 def _model(run: Run) -> _Model:
@@ -209,11 +222,15 @@ def _image_shape(config: CLIPConfig) -> tuple[int, int, int]:
 
 
 def _token_ids(config: CLIPConfig, count: int, length: int = _TEXT_LENGTH) -> Any:
-    """Random texts of one length, the end token last: [count,length] int32."""
+    """Random texts of one length, the end token last: [count,length] int32; SigLIP's, padded, [count,64]."""
     import numpy as np
 
     text = config.text
     length = min(length, text.max_position_embeddings)
+    if text.pooling == "last":
+        ids = np.ones((count, text.max_position_embeddings), np.int32)  # 1 ends a text, and pads it
+        ids[:, : length - 1] = np.random.default_rng(0).integers(2, text.vocab_size, (count, length - 1))
+        return ids
     # Below the end token, which the first published configurations find as the largest id.
     highest = max(2, min(text.vocab_size, text.eos_token_id) - 2)
     ids = np.random.default_rng(0).integers(1, highest, (count, length)).astype(np.int32)
@@ -239,6 +256,26 @@ def _time(measured: _Measured, rounds: int) -> dict[str, Any]:
     }
 
 
+def _bfloat16_gain(rounds: int) -> float:
+    """How many times faster a product of 1024 x 1024 is with operands in bfloat16 instead of float32, in turn."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxzs import clip
+
+    product = jax.jit(lambda numerics, a, b: numerics.matmul(a, b))
+    kinds, operands = (clip.Numerics(), clip.Numerics(jnp.bfloat16)), (_normal((1024, 1024)),) * 2
+    gains = []
+    for round_ in range(1 + rounds):
+        seconds = []
+        for numerics in kinds:
+            start = time.perf_counter()
+            jax.block_until_ready(product(numerics, *operands))
+            seconds.append(time.perf_counter() - start)
+        gains += [seconds[0] / seconds[1]] if round_ else []  # the first round compiles
+    return statistics.median(gains)
+
+
 def _device_memory() -> dict[str, int] | None:
     """Peak and limit of the first device's memory in bytes, where it tells them (GPU and TPU do)."""
     import jax
@@ -246,6 +283,12 @@ def _device_memory() -> dict[str, int] | None:
     stats = jax.devices()[0].memory_stats() or {}
     names = [name for name in ("peak_bytes_in_use", "bytes_limit") if name in stats]
     return {name: int(stats[name]) for name in names} or None
+
+
+def _where(record: dict[str, Any]) -> str:
+    """Devices; of a CPU, whose kind jax does not tell, the processor."""
+    on_cpu = record["backend"] == "cpu"
+    return record["processor"] if on_cpu else f"{record['num_devices']} x {record['device']}"
 
 
 def _table(name: str, record: dict[str, Any]) -> str:
@@ -265,9 +308,12 @@ def _table(name: str, record: dict[str, Any]) -> str:
         for part, of in measured.items()
     ]
     lines = [
-        f"{name}; {products} products; {record['num_devices']} x {record['device']}; jax {record['versions']['jax']}",
+        f"{name}; {products} products; {_where(record)}; jax {record['versions']['jax']}",
         markdown_table(["part", "rate", "unit", "run, s", "compile, s"], rows),
     ]
+    gain = record["bfloat16_gain"]
+    verdict = "pays" if gain > _PAYS else "does not pay"
+    lines.append(f"a product with bfloat16 operands is {gain:.2g} x as fast as in float32 here: --bfloat16 {verdict}")
     memory = record["device_memory"]
     if memory and "peak_bytes_in_use" in memory:
         lines.append(f"peak device memory: {memory['peak_bytes_in_use'] / 2**30:.2f} GiB")

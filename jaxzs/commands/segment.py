@@ -42,8 +42,8 @@ class SegmentOptions(PatchOptions):
     maps: Literal["cam", "scores", "dense"] = "cam"
     """Where tags are: activation maps (CLIP-ES), or patch scores, which suit the demo checkpoint better. "dense" needs
     no tags: every pixel gets the name that its patch is nearest to (NACLIP)."""
-    attention: Literal["csa", "qq", "kk", "v", "naclip", "ordinary"] = "naclip"
-    """Of the last layer, for dense maps: csa is SCLIP's, qq ClearCLIP's, v MaskCLIP's."""
+    attention: Literal["csa", "qq", "kk", "v", "naclip", "ordinary"] | None = None
+    """Of the last layer, for dense maps: csa is SCLIP's, qq ClearCLIP's, v MaskCLIP's; default naclip (ResNets: v)."""
     background_below: float = 0.0
     """With dense maps, what is less probable becomes background; or name backgrounds with --background."""
     crf: Flag = False

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.config import CLIPConfig, VisionConfig
 from jaxzs.clip.layers import (
     Numerics,
     Params,
@@ -24,6 +24,7 @@ from jaxzs.clip.layers import (
     project_qkv,
 )  # fmt: skip
 from jaxzs.clip.model import normalize, vision_output
+from jaxzs.errors import ConfigError
 from jaxzs.patch.grid import Grid, divide
 from jaxzs.patch.tower import Pass, attend_by_head, embed_images
 
@@ -87,7 +88,7 @@ def class_activation_maps(
     >>> cam.maps.shape, cam.probability.shape
     ((1, 2, 36), (1, 3))
     """
-    vision = config.vit_with_class_token
+    vision, first = check_tower(config), int(config.vit.class_token)
     task = Pass(config, "all_half" if half_positions else "bilinear", numerics)
     x, bias = embed_images(params, pixels, grid, task)  # [B,T,D], [B,1,1,T]
     attention = []
@@ -105,7 +106,7 @@ def class_activation_maps(
         q, k, v = project_qkv(last["self_attn"], y, vision.num_attention_heads, numerics)  # [B,H,T,D/H]
         mixed, weights = attend(q, k, v, bias, numerics)  # [B,H,T,D/H], [B,H,T,T]
         z = finish_block(last, x, mixed, vision, numerics)  # [B,T,D]
-        tokens = vision_output(params, z, vision, numerics)[:, 1:]  # the class token is not used
+        tokens = vision_output(params, z, vision, numerics)[:, first:]  # the class token is not used
         feature = normalize(_mean_of_patches(tokens, grid))  # [B,E]
         cosine = jnp.einsum("be,bce->bc", feature, normalize(names), precision=jax.lax.Precision.HIGHEST)  # [B,K+M]
         logits = jnp.exp(params["logit_scale"].astype(jnp.float32)) * cosine
@@ -116,12 +117,25 @@ def class_activation_maps(
     seeds = jax.nn.one_hot(jnp.arange(K), found.shape[1])  # [K,K+M]
     seeds = jnp.broadcast_to(seeds[:, None], (seeds.shape[0], *found.shape))  # [K,B,K+M]
     (gradient,) = jax.vmap(pull_back)(seeds)  # [K,B,T,D]
-    channels = jax.vmap(_mean_of_patches, (0, None))(gradient[:, :, 1:], grid)  # [K,B,D]
-    maps = jnp.einsum("bpd,kbd->bkp", y[:, 1:], channels, precision=jax.lax.Precision.HIGHEST)  # [B,K,P]
+    channels = jax.vmap(_mean_of_patches, (0, None))(gradient[:, :, first:], grid)  # [K,B,D]
+    maps = jnp.einsum("bpd,kbd->bkp", y[:, first:], channels, precision=jax.lax.Precision.HIGHEST)  # [B,K,P]
     maps = jax.nn.relu(jnp.where(grid.patches[:, None], maps, 0.0))  # only what speaks for the class
     maps = min_max_with_epsilon(min_max_with_epsilon(maps, grid), grid)  # twice, as in CLIP-ES
     maps = jnp.where(present[:, :, None], maps, 0.0)
     return CamOutput(found, maps, (*attention, weights))
+
+
+def check_tower(config: CLIPConfig) -> VisionConfig:
+    """The image tower, where it has patches that a gradient can weigh; else `ConfigError`."""
+    config.check_one_size()
+    if config.vit.pooling == "map":
+        raise ConfigError(
+            "activation maps are gradients through a mean of patches, and this tower (SigLIP) reads its patches "
+            "through a MAP head, for which no such map is known",
+            python="patch.score_maps and patch.segment_dense make masks of it",
+            command="--maps scores and --maps dense make masks of it",
+        )
+    return config.vit
 
 
 def _mean_of_patches(tokens: jax.Array, grid: Grid) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs.clip.config import CLIPConfig
+from jaxzs.clip.config import CLIPConfig, ResNetConfig
 from jaxzs.clip.layers import (
     Attend,
     Numerics,
@@ -30,7 +30,8 @@ from jaxzs.clip.layers import (
     project_qkv,
 )  # fmt: skip
 from jaxzs.clip.model import normalize, position_table, vision_embeddings, vision_input, vision_output
-from jaxzs.errors import DataError
+from jaxzs.clip.resnet import local_features
+from jaxzs.errors import ConfigError, DataError
 from jaxzs.patch.settings import check_positive
 from jaxzs.patch.tags import check_pixels, check_texts
 
@@ -106,7 +107,7 @@ def dense_features(
     pixels: jax.Array | np.ndarray,
     config: CLIPConfig,
     *,
-    attention: Attention = "naclip",
+    attention: Attention | None = None,
     reduced: bool | None = None,
     neighbourhood: float | jax.Array = 5.0,
     positions: Positions = "bicubic_offset",
@@ -118,7 +119,9 @@ def dense_features(
       params: parameter tree of a checkpoint.
       pixels: [B,H,W,3] float, normalised; H and W any multiples of the patch size, at least two patches each.
       config: of the checkpoint.
-      attention: of the last block: "csa" (SCLIP), "qq" (ClearCLIP), "kk", "v" (MaskCLIP), "naclip", or "ordinary".
+      attention: of the last block: "csa" (SCLIP), "qq" (ClearCLIP), "kk", "v" (MaskCLIP), "naclip", the default, or
+        "ordinary". A ResNet has only "v": every place of its last map as the only key of the attention pool, without
+        positions, as MaskCLIP reads it; patches are 32 pixels wide.
       reduced: drop residual and MLP of the last block; by default as the paper of that attention does ("csa" and
         "ordinary" keep them).
       neighbourhood: standard deviation in patches of NACLIP's Gaussian; may be traced.
@@ -126,15 +129,16 @@ def dense_features(
         (n + 0.1) / native; "bicubic" exactly.
       numerics: how products are computed.
 
-    Raises `ImageError` for pixels that do not fit, `DataError` for an unknown attention.
+    Raises `ImageError` for pixels that do not fit, `DataError` for an unknown attention, `ConfigError` for one that a
+    ResNet does not have and for NaFlex.
 
     >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 96, 3), np.float32)
     >>> patch.dense_features(model.params, pixels, model.config, attention="csa").shape  # 6 x 12 patches
     (1, 72, 64)
     """
     check_pixels(pixels, config, None)
-    last = last_of(attention, reduced, positions)
-    check_last(last)
+    check_last(attention, positions)
+    last = last_of(attention, reduced, positions, config)
     check_positive("neighbourhood", neighbourhood)
     deviation = jnp.asarray(neighbourhood, jnp.float32)
     return dense_tokens(params, jnp.asarray(pixels), deviation, task=DenseTask(config, last, numerics))
@@ -144,6 +148,8 @@ def dense_features(
 def dense_tokens(params: Params, pixels: jax.Array, neighbourhood: jax.Array, *, task: DenseTask) -> jax.Array:
     """`dense_features`, unchecked, to be part of a program, too: [B,H,W,3] -> [B,P,E]."""
     config, last, numerics = task
+    if isinstance(config.vision, ResNetConfig):
+        return local_features(params, pixels, config.vision, numerics)  # [B,P,E]
     tree, vision = params["vision_model"], config.vit
     grid = pixels.shape[1] // vision.patch_size, pixels.shape[2] // vision.patch_size
     table = position_table(tree, vision, grid, last.positions)  # [T,D]
@@ -187,16 +193,27 @@ def dense_scores(
     return jnp.einsum("bpe,ce->bpc", features, texts, precision=jax.lax.Precision.HIGHEST)  # [B,P,C]
 
 
-def last_of(attention: Attention, reduced: bool | None, positions: Positions) -> Last:
-    """The last block as asked for; residual and MLP by default as in the paper of its attention."""
+def last_of(attention: Attention | None, reduced: bool | None, positions: Positions, config: CLIPConfig) -> Last:
+    """The last block as asked for, of this tower; residual and MLP by default as in the paper of its attention."""
+    attention = attention or default_attention(config)
+    if isinstance(config.vision, ResNetConfig) and attention != "v":
+        raise ConfigError(
+            f"attention is {attention!r}; the image tower is a ResNet, whose places do not attend to each other: "
+            "expected 'v', MaskCLIP's"
+        )
     return Last(attention, attention in _REDUCED if reduced is None else bool(reduced), positions)
 
 
-def check_last(last: Last) -> None:
+def default_attention(config: CLIPConfig, of_vit: Attention = "naclip") -> Attention:
+    """The attention of a tower where none is asked for."""
+    return "v" if isinstance(config.vision, ResNetConfig) else of_vit
+
+
+def check_last(attention: Attention | None, positions: Positions) -> None:
     """Raise `DataError` for a name that is not known."""
     for name, value, choices in (
-        ("attention", last.attention, get_args(Attention)),
-        ("positions", last.positions, get_args(Positions)),
+        ("attention", attention, (*get_args(Attention), None)),
+        ("positions", positions, get_args(Positions)),
     ):
         if value not in choices:
-            raise DataError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+            raise DataError(f"{name} is {value!r}, expected one of {', '.join(filter(None, choices))}")

@@ -18,7 +18,7 @@ from jaxzs.errors import renamed
 from jaxzs.patch.batching import DEFAULT_BATCHING, OF_BATCHING, Batching, Stack, stacks
 from jaxzs.patch.grid import full_grid
 from jaxzs.patch.settings import Tagging
-from jaxzs.patch.tags import OF_TAGGING, Tagger, Task, check_foreground, check_texts, decide, tag_program
+from jaxzs.patch.tags import OF_TAGGING, Tagger, Task, check_foreground, check_texts, check_tower, decide, tag_program
 
 
 class ImageTags(NamedTuple):
@@ -84,6 +84,7 @@ def tag_images(
     >>> found.boxes[0].round(1).tolist()  # top, bottom, left, right of the red square
     [0.2, 0.7, 0.2, 0.8]
     """
+    check_tower(model.config)
     check_texts("text_features", text_features, model.config)
     check_foreground(num_foreground, len(text_features))
     settings = settings.resolved(model.config.vision.num_hidden_layers, num_foreground)

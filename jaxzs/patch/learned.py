@@ -25,7 +25,7 @@ from jaxzs.clip.preprocess import to_rgb
 from jaxzs.errors import DataError
 from jaxzs.patch.batching import SIXTEEN, Batching, usable
 from jaxzs.patch.boxes import min_max, tight_boxes
-from jaxzs.patch.dense import Attention, dense_features
+from jaxzs.patch.dense import Attention, default_attention, dense_features
 from jaxzs.patch.grid import full_grid
 from jaxzs.patch.images import ImageTags
 from jaxzs.patch.settings import check_positive, check_share, is_known
@@ -286,20 +286,22 @@ def encoded_patches(
     model: Model,
     images: Iterable[Any],
     *,
-    attention: Attention = "csa",
+    attention: Attention | None = None,
     batching: Batching = SIXTEEN,
     numerics: Numerics = Numerics(),
 ) -> Iterator[Encoded]:
     """Patch and image features of images of any sizes, each made as large as the model takes them: `Encoded` batches.
 
-    attention: of the last layer, see `dense_features`. batching: how many images at a time, and what becomes of those
-    that cannot be used.
+    attention: of the last layer, see `dense_features`; by default "csa", of a ResNet "v".
+    batching: how many images at a time, and what becomes of those that cannot be used.
 
     >>> model = jaxzs.load("demo")
     >>> [batch] = patch.encoded_patches(model, [np.zeros((60, 90, 3), np.uint8)], batching=patch.Batching(2))
     >>> batch.numbers, batch.sizes, batch.patches.shape
     ([0], [(60, 90)], (2, 36, 64))
     """
+    model.config.check_one_size()
+    attention = attention or default_attention(model.config, "csa")
     photos = usable(images, functools.partial(_squashed, model), batching)
     while some := list(itertools.islice(photos, batching.batch_size)):
         numbers, sizes, pixels = (list(part) for part in zip(*some, strict=True))

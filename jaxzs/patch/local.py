@@ -17,13 +17,14 @@ from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.layers import Numerics, Params, block, layers_of
 from jaxzs.clip.model import normalize, vision_output
 from jaxzs.patch.grid import Grid
-from jaxzs.patch.tower import Pass, attend_by_head, embed_images
+from jaxzs.patch.tower import Pass, attend_by_head, between_patches, embed_images
 
 
 class LocalOutput(NamedTuple):
     """What the vision tower in local mode gives.
 
-    tokens: [B,T,E] projected, not normalised; the class token first.
+    tokens: [B,T,E] projected, not normalised; the class token first, where there is one. In SigLIP each is what the MAP
+      head makes of it as its only key.
     attention: L arrays [B,T,T], mean over heads; the last layer's is the ordinary one, though it was not used.
     """
 
@@ -111,7 +112,7 @@ def attention_votes(attention: Sequence[jax.Array], patches: jax.Array) -> jax.A
     count = jnp.maximum(pairs.sum((1, 2), dtype=jnp.float32), 1.0)
     votes = jnp.zeros(pairs.shape, jnp.int32)
     for weights in attention:
-        between = jnp.where(pairs, weights[:, 1:, 1:], 0.0)  # the class token takes no part
+        between = jnp.where(pairs, between_patches(weights, patches), 0.0)
         mean = between.sum((1, 2)) / count  # [B], of valid pairs
         votes = votes + (between > mean[:, None, None]).astype(jnp.int32)
     return jnp.where(pairs, votes, 0)
@@ -138,7 +139,7 @@ def fuse_attention(
      [0.  0.7]]
     """
     agreed = attention_votes(attention, patches) >= votes  # [B,P,P]
-    mean = sum(attention[layer][:, 1:, 1:] for layer in layers) / len(layers)  # [B,P,P]
+    mean = sum(between_patches(attention[layer], patches) for layer in layers) / len(layers)  # [B,P,P]
     fused = jnp.where(agreed & patches[:, :, None] & patches[:, None, :], mean, 0.0)
     if renormalize:
         fused = fused / jnp.maximum(fused.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
@@ -154,15 +155,18 @@ def class_probabilities(tokens: jax.Array, text_features: jax.Array, logit_scale
     return jax.nn.softmax(jnp.exp(logit_scale.astype(jnp.float32)) * cosine, axis=-1)
 
 
-def coarse_scores(tokens: jax.Array, text_features: jax.Array, logit_scale: jax.Array) -> jax.Array:
+def coarse_scores(
+    tokens: jax.Array, text_features: jax.Array, logit_scale: jax.Array, class_tokens: int = 1
+) -> jax.Array:
     """Class probabilities of every patch, the class token left out: tokens [B,T,E], [C,E] -> [B,P,C].
 
     text_features [C,E] of all names, background included. Both sides are L2-normalised here; logit_scale [] as in the
-    checkpoint (its logarithm). Float32, summing to 1 over C. TagCLIP, arXiv 2312.12828, section 3.
+    checkpoint (its logarithm); class_tokens: 0 for SigLIP. Float32, summing to 1 over C. TagCLIP, arXiv 2312.12828,
+    section 3.
 
     >>> tokens = jnp.array([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]])  # class token, two patches
     >>> print(patch.coarse_scores(tokens, jnp.eye(2), jnp.log(jnp.float32(100)))[0].round(2))
     [[1.  0. ]
      [0.5 0.5]]
     """
-    return class_probabilities(tokens[:, 1:], text_features, logit_scale)
+    return class_probabilities(tokens[:, class_tokens:], text_features, logit_scale)

@@ -14,6 +14,7 @@ from jaxzs.clip.layers import Numerics
 from jaxzs.clip.preprocess import to_rgb
 from jaxzs.errors import DataError, renamed
 from jaxzs.patch.batching import DEFAULT_BATCHING, OF_BATCHING, Batching, Stack, stacks
+from jaxzs.patch.cam import check_tower
 from jaxzs.patch.crf import MOST_POINTS, clip_es_colours, dense_crf
 from jaxzs.patch.images import ImageTags, on_mesh
 from jaxzs.patch.segmentation import OF_SEGMENTING, Segmenter, check_tags, enlarge, label_map, segment_program
@@ -77,6 +78,7 @@ def segment_images(
     """
     if batching.scales != (1.0,):
         raise DataError(f"scales are {batching.scales}: segmentation takes images at one, 1.0")
+    check_tower(model.config)
     check_texts("text_features", text_features, model.config)
     check_texts("background_features", background_features, model.config)
     texts, others = jnp.asarray(text_features, jnp.float32), jnp.asarray(background_features, jnp.float32)

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.layers import Numerics, Params
-from jaxzs.clip.model import read_image, vision_embeddings
+from jaxzs.clip.model import all_blocks, pool_image, project_image, read_image, vision_embeddings, vision_input
 from jaxzs.patch.boxes import min_max, tight_boxes
 from jaxzs.patch.grid import Grid, bilinear_taps, interpolate
 from jaxzs.patch.local import class_probabilities
@@ -118,14 +118,19 @@ def crop_region(region: jax.Array, box: jax.Array, native: tuple[int, int]) -> j
 def region_tokens(
     params: Params, crops: jax.Array, regions: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
 ) -> jax.Array:
-    """Class tokens that see only their region, in every layer: crops [M,S,S,3], regions [M,P'] bool -> [M,E].
+    """What the tower reads of a region alone: crops [M,S,S,3], regions [M,P'] bool -> [M,E], not normalised.
 
-    Patches attend freely. Projected, not normalised. The last block is evaluated for the class token alone.
+    A class token sees only its region, in every layer; a mean (CLIPA) or a MAP head (SigLIP) pools only that. Patches
+    attend freely. The last block is evaluated for the class token alone.
     """
+    tree, vision = params["vision_model"], config.vit
     hidden = jnp.where(regions, 0.0, _HIDDEN)  # [M,P']
+    x = vision_embeddings(tree, crops, vision, None, numerics)  # [M,T,D]
+    if vision.pooling != "class":
+        x = all_blocks(tree, vision_input(params, x, vision), vision, None, numerics)  # [M,T,D]
+        return project_image(params, pool_image(tree, x, vision, numerics, hidden[:, None, None]), numerics)  # [M,E]
     row = jnp.pad(hidden, ((0, 0), (1, 0)))[:, None, None, :]  # [M,1,1,T]; it may see itself
     bias = jnp.pad(row, ((0, 0), (0, 0), (0, regions.shape[1]), (0, 0)))  # other queries: free
-    x = vision_embeddings(params["vision_model"], crops, config.vit_with_class_token, None, numerics)  # [M,T,D]
     return read_image(params, x, config, numerics, bias=bias)  # [M,E]
 
 
@@ -155,7 +160,7 @@ def reidentify(
     ([[True, False]], [[True, False]])
     """
     B, F = candidates.accepted.shape
-    vision = config.vit_with_class_token
+    vision = config.vit
     total = candidates.accepted.sum(dtype=jnp.int32)  # [], decides how many calls are made
     # Candidates of all images in one row, image * F + class; B*F marks an empty slot, and is dropped when scattered.
     slots = jnp.flatnonzero(candidates.accepted, size=B * F, fill_value=B * F).astype(jnp.int32)

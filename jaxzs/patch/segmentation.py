@@ -18,10 +18,11 @@ from jaxzs.clip.layers import Numerics, Params
 from jaxzs.clip.model import resize_weights
 from jaxzs.errors import DataError, renamed
 from jaxzs.patch.boxes import above_threshold, union_of_boxes
-from jaxzs.patch.cam import CamTexts, class_activation_maps, min_max_with_epsilon
+from jaxzs.patch.cam import CamTexts, check_tower, class_activation_maps, min_max_with_epsilon
 from jaxzs.patch.grid import Grid, full_grid, grid_from_mask
 from jaxzs.patch.settings import Segmenting, is_known
 from jaxzs.patch.tags import NUMERICS, check_pixels, check_texts
+from jaxzs.patch.tower import between_patches
 
 OF_SEGMENTING = NUMERICS | {
     name: f"settings=patch.Segmenting({name}=...)"
@@ -59,7 +60,7 @@ def affinity(attention: Sequence[jax.Array], grid: Grid, layers: Sequence[int]) 
     [[0.625, 0.375], [0.375, 0.625]]
     """
     pairs = grid.patches[:, :, None] & grid.patches[:, None, :]  # [B,P,P]
-    mean = sum(attention[layer][:, 1:, 1:] for layer in layers) / len(layers)  # [B,P,P]
+    mean = sum(between_patches(attention[layer], grid.patches) for layer in layers) / len(layers)  # [B,P,P]
     weights = jnp.where(pairs, mean, 0.0)
     for _ in range(_NORMALIZATIONS):
         weights = weights / _or_one(weights.sum(1, keepdims=True))  # columns first, as in CLIP-ES
@@ -112,6 +113,7 @@ def segment(
     >>> found.maps.shape, found.probability.shape  # one tag, and a place for another
     ((1, 2, 6, 12), (1, 4))
     """
+    check_tower(config)
     check_pixels(pixels, config, mask)
     check_texts("text_features", text_features, config)
     check_texts("background_features", background_features, config)

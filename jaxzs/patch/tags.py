@@ -109,6 +109,7 @@ def tag(
     >>> bool((bold.refined.max() >= tags.refined.max()))
     True
     """
+    check_tower(config)
     check_pixels(pixels, config, mask)
     check_texts("text_features", text_features, config)
     check_foreground(num_foreground, len(text_features))
@@ -147,7 +148,7 @@ def tag_program(shared: Tagger, rows: tuple[jax.Array, jax.Array | None], task: 
     attention = fuse_attention(  # [B,P,P]
         local.attention, grid.patches, settings.attention_layers or (), settings.votes, renormalize=settings.renormalize
     )
-    coarse = coarse_scores(local.tokens, texts, params["logit_scale"])  # [B,P,C]
+    coarse = coarse_scores(local.tokens, texts, params["logit_scale"], int(config.vit.class_token))  # [B,P,C]
     refined = dual_masking(attention, coarse, grid, keep_border=settings.keep_border).scores  # [B,P,C], 3.2
     candidates = find_candidates(
         refined,
@@ -202,10 +203,16 @@ def decide(scores: jax.Array, relative_threshold: jax.Array, grid: Grid) -> tupl
 # --- checks at the boundary -------------------------------------------------------------------------
 
 
+def check_tower(config: CLIPConfig) -> None:
+    """Raise `ConfigError` for towers whose patches do not attend to each other (ResNets), and for NaFlex."""
+    config.check_one_size()
+    config.vit  # noqa: B018 # which raises
+
+
 def check_pixels(pixels: Any, config: CLIPConfig, mask: Any) -> None:
     """Raise `ImageError` unless pixels [B,H,W,3] and mask [B,H/p,W/p] fit the model and each other, and are finite."""
     config.check_one_size()
-    vision, shape = config.vit, tuple(pixels.shape)
+    vision, shape = config.vision, tuple(pixels.shape)
     if len(shape) != 4 or shape[3] != vision.num_channels or shape[0] == 0:
         raise ImageError(
             f"pixels have shape {shape}, expected [B,H,W,{vision.num_channels}] (channels last) of at least one image"

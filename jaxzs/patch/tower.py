@@ -28,12 +28,12 @@ class Pass(NamedTuple):
 def local_positions(params: Params, vision: VisionConfig, grid: Grid, positions: Positions = "bilinear") -> jax.Array:
     """Learned positions [B,T,D] float32, interpolated bilinearly to the true grid of each image.
 
-    The class token's row is never interpolated, but rounded with the others. Rows outside of the true grid mean
-    nothing.
+    The class token's row, where there is one, is never interpolated, but rounded with the others. Rows outside of the
+    true grid mean nothing.
     """
-    table = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32)
+    table, first = params["embeddings"]["position_embedding"]["embedding"].astype(jnp.float32), int(vision.class_token)
     native_rows, native_columns = vision.grid
-    native = table[1:].reshape(native_rows, native_columns, -1)  # [r,c,D]
+    native = table[first:].reshape(native_rows, native_columns, -1)  # [r,c,D]
     rows, columns = grid.shape
 
     def of_image(true_rows: jax.Array, true_columns: jax.Array) -> jax.Array:
@@ -41,7 +41,7 @@ def local_positions(params: Params, vision: VisionConfig, grid: Grid, positions:
         top, bottom, down = bilinear_taps(native_rows, true_rows, rows)
         wide = interpolate(native[:, left], native[:, right], across[None, :, None])  # [r,columns,D]
         tall = interpolate(wide[top], wide[bottom], down[:, None, None])  # [rows,columns,D]
-        return jnp.concatenate([table[:1], tall.reshape(rows * columns, -1)])  # [T,D]
+        return jnp.concatenate([table[:first], tall.reshape(rows * columns, -1)])  # [T,D]
 
     resized = jax.vmap(of_image)(jnp.maximum(grid.rows, 1), jnp.maximum(grid.columns, 1))
     if positions == "bilinear":
@@ -58,17 +58,24 @@ def embed_images(params: Params, pixels: jax.Array, grid: Grid, task: Pass) -> t
 
     params: the whole parameter tree. Padded patches enter as zeros, whatever their pixels hold.
     """
-    tree, vision = params["vision_model"], task.config.vit_with_class_token
+    task.config.check_one_size()
+    tree, vision = params["vision_model"], task.config.vit
     tables = grid if grid.padded else jax.tree.map(lambda part: part[:1], grid)  # one table serves all
     positions = local_positions(tree, vision, tables, task.positions)  # [B or 1,T,D]
     x = vision_embeddings(tree, pixels, vision, positions, task.numerics)
     x = vision_input(params, x, vision)  # [B,T,D]
     if not grid.padded:
         return x, None
-    visible = jnp.pad(grid.patches, ((0, 0), (1, 0)), constant_values=True)  # [B,T], the class token first
+    visible = jnp.pad(grid.patches, ((0, 0), (int(vision.class_token), 0)), constant_values=True)  # [B,T]
     hidden = jnp.where(visible, jnp.float32(0), jnp.finfo(jnp.float32).min)[:, None, None, :]  # [B,1,1,T]
     # A hidden token has weight 0 everywhere, but 0 times a NaN or an infinity of its pixels would be NaN.
     return jnp.where(visible[:, :, None], x, 0.0), hidden
+
+
+def between_patches(weights: jax.Array, patches: jax.Array) -> jax.Array:
+    """What patches attend to among themselves, the class token left out: [B,T,T], patches [B,P] -> [B,P,P]."""
+    first = weights.shape[1] - patches.shape[1]  # 0 in SigLIP
+    return weights[:, first:, first:]
 
 
 def attend_by_head(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs.clip import Model
+from jaxzs.clip import CLIPConfig, Model
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.model import normalize, resize_weights
 from jaxzs.clip.preprocess import to_rgb
@@ -57,7 +57,7 @@ class Dense:
     336
     """
 
-    attention: Attention = dataclasses.field(default="naclip", metadata={"static": True})
+    attention: Attention | None = dataclasses.field(default=None, metadata={"static": True})
     reduced: bool | None = dataclasses.field(default=None, metadata={"static": True})
     neighbourhood: Number = 5.0
     positions: Positions = dataclasses.field(default="bicubic_offset", metadata={"static": True})
@@ -70,7 +70,7 @@ class Dense:
     crf: CRF | None = None
 
     def __post_init__(self) -> None:
-        check_last(self.last)
+        check_last(self.attention, self.positions)
         check_positive("neighbourhood", self.neighbourhood)
         check_positive("scale", self.scale)
         check_share("threshold", self.threshold)
@@ -78,10 +78,9 @@ class Dense:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise DataError(f"{name} is {value}, expected at least 1")
 
-    @property
-    def last(self) -> Last:
-        """The last block that is asked for."""
-        return last_of(self.attention, self.reduced, self.positions)
+    def last(self, config: CLIPConfig) -> Last:
+        """The last block that is asked for, of this tower."""
+        return last_of(self.attention, self.reduced, self.positions, config)
 
 
 class DenseMask(NamedTuple):
@@ -150,11 +149,12 @@ def segment_dense(
     >>> mask.labels.shape, mask.scores.shape, set(np.unique(mask.labels).tolist()) <= {0, 1}
     ((96, 120), (12, 15, 3), True)
     """
+    model.config.check_one_size()
     check_texts("text_features", text_features, model.config)
     labels_of = _checked_classes(classes, len(text_features), settings)
     looking = _looking(model, settings, len(text_features))
     shared = model.params, normalize(jnp.asarray(text_features)), jnp.asarray(settings.neighbourhood, jnp.float32)
-    run = on_mesh(window_scores, shared, batching.mesh, DenseTask(model.config, settings.last, numerics))
+    run = on_mesh(window_scores, shared, batching.mesh, DenseTask(model.config, settings.last(model.config), numerics))
     size = batching.devices * -(-batching.batch_size // batching.devices)
     windows = _windows(model, looking, images, batching)
     for view in _looked_at(windows, run, size, looking.window):

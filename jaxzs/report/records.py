@@ -9,7 +9,7 @@
                   (`jaxzs.report.results`)
     cells         parts of a sweep: each with its identity, seconds, revision, date and results (`jaxzs.report.sweep`)
     seconds       compile, run, and perhaps stages
-    versions, device, backend, num_devices, matmul_precision, git_revision, date    where and when
+    versions, device, processor, backend, num_devices, matmul_precision, git_revision, date    where and when
 
 More keys may follow, such as the `results` of each image that the commands write. Records of before the schema have a
 command, settings and metrics only; they are read as they are.
@@ -50,6 +50,7 @@ _OPTIONAL: dict[str, tuple[type, ...]] = {
     "cells": (dict,),
     "versions": (dict,),
     "device": (str,),
+    "processor": (str,),
     "backend": (str,),
     "num_devices": (int,),
     "git_revision": (str, type(None)),
@@ -93,12 +94,27 @@ def environment() -> dict[str, Any]:
     return {
         "versions": versions,
         "device": jax.devices()[0].device_kind,
+        "processor": processor(),
         "backend": jax.default_backend(),
         "num_devices": jax.device_count(),
         "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
         "git_revision": git_revision(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def processor() -> str:
+    """Name of this machine's processor, and the bfloat16 instructions that it has."""
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine() or "unknown"
+    entries = dict(line.split(":", 1) for line in described.splitlines() if ":" in line)
+    entries = {key.strip(): value.strip() for key, value in entries.items()}
+    flags = set(entries.get("flags", entries.get("Features", "")).split())
+    known = sorted(flags & {"avx512_bf16", "amx_bf16", "bf16"})  # the last is Arm's
+    name = entries.get("model name") or platform.machine()
+    return f"{name} ({', '.join(known) or 'no bfloat16 instructions'})"
 
 
 def model_entry(model: Model) -> dict[str, str]:

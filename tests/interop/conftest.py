@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import pytest
 
+from experiments.torch_peers import importable_torchvision
+
 # Otherwise transformers asks the hub about every local folder, and waits for an answer.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # torch's threads spin while they wait, which takes the cores from everybody else; these models are tiny.
@@ -26,28 +28,15 @@ REQUIRED = os.environ.get("JAXZS_REQUIRE_INTEROP") == "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def importable_torchvision() -> Iterator[None]:
-    """PyPI's torchvision beside a torch without CUDA, where its compiled half cannot be loaded.
-
-    open_clip and transformers import it for its transforms, which are pure Python. The import fails all the same, for
-    two operators of detection that only the compiled half declares: declared here, and never called.
-    """
-    if (found := importlib.util.find_spec("torchvision")) is None:
-        yield
-        return
-    import torch
-
-    declared = torch.library.Library("torchvision", "FRAGMENT")  # for as long as it is held
-    try:
-        torch.ops.load_library(Path(str(found.origin)).parent / "_C.so")
-    except OSError:
-        for name in ("nms", "qnms"):
-            declared.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+def torchvision_can_be_imported() -> Iterator[None]:
+    """Beside a torch without CUDA, too."""
+    held = importable_torchvision()
     yield
+    del held
 
 
 @pytest.fixture(scope="session")
-def open_clip(importable_torchvision: None) -> Any:
+def open_clip(torchvision_can_be_imported: None) -> Any:
     """The library."""
     if not REQUIRED:
         pytest.importorskip("open_clip")
