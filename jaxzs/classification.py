@@ -227,6 +227,7 @@ def classify_features(
     text_proxies: jax.Array,
     labelling: Labelling = Labelling(),
     shots: adapt.Shots | None = None,
+    fitted: np.ndarray | None = None,
 ) -> Classification:
     """Classify features by text proxies, or by a head that is fitted to the features themselves.
 
@@ -236,7 +237,9 @@ def classify_features(
       image_features: [N,E], of all images to classify (heads are fitted to them).
       text_proxies: [C,E], from `zeroshot.text_proxies`.
       labelling: the method and its choices.
-      shots: other images whose labels are known, for "auto" and "gda".
+      shots: images whose labels are known, for "auto" and "gda".
+      fitted: [N] bool, the images that heads of `adapt.fit` are fitted to; by default all. Those that are among the
+        shots need not count twice.
 
     Returns:
       `Classification`, with the best `labelling.top` classes.
@@ -258,7 +261,7 @@ def classify_features(
     check_rows(image_features, "image")
     check_rows(text_proxies, "proxy")
     method, notes = _usable_method(labelling.method, num_images, num_classes)
-    found = _fitted(model, image_features, text_proxies, dataclasses.replace(labelling, method=method), shots)
+    found = _fitted(model, image_features, text_proxies, dataclasses.replace(labelling, method=method), shots, fitted)
     classes, scores = top_classes(image_features, found, min(labelling.top, num_classes))
     # Features were looked at above, but the temperatures are the checkpoint's own, which may be anything.
     if not np.isfinite(scores).all():
@@ -267,7 +270,12 @@ def classify_features(
 
 
 def _fitted(
-    model: Model, features: jax.Array, text: jax.Array, labelling: Labelling, shots: adapt.Shots | None
+    model: Model,
+    features: jax.Array,
+    text: jax.Array,
+    labelling: Labelling,
+    shots: adapt.Shots | None,
+    fitted: np.ndarray | None,
 ) -> adapt.Adapted:
     """The head, and what the rule chose."""
     if labelling.method == "learned":
@@ -280,7 +288,9 @@ def _fitted(
         proxies = proxy.fit(features, text, settings, logit_scale=model.logit_scale, key=key).proxies
         # Vision proxies are read at four times the text's temperature: 0.04 beside 0.01 in arXiv 2310.19752.
         return adapt.Adapted(adapt.text_head(proxies, temperature=4 * temperature), None, jnp.float32(1))
-    return adapt.fit(features, text, method=labelling.method, temperature=temperature, key=key, shots=shots)
+    return adapt.fit(
+        features, text, method=labelling.method, temperature=temperature, key=key, shots=shots, mask=fitted
+    )
 
 
 def _choice_of(found: adapt.Adapted) -> str:

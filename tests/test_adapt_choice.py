@@ -102,6 +102,25 @@ def test_shots_make_it_discriminant_analysis_with_them():
     assert_same_head(found.head, jax.tree.map(lambda leaf: leaf * found.scale, head))
 
 
+@pytest.mark.slow
+def test_calibration_is_the_same_jitted_vmapped_padded_sharded_and_scaled():
+    x, z, _ = inputs()
+    head = adapt.text_head(z, temperature=SPREAD)
+    expected = adapt.calibrate(head, x, 0.5)
+    sure = np.asarray(jax.nn.softmax(adapt.scores(expected, x))).max(-1)
+    np.testing.assert_allclose(sure.mean(), 0.5, atol=1e-4)  # bisection to 2e-6 of a factor
+    assert_same_head(jax.jit(adapt.calibrate)(head, x, 0.5), expected)
+    sweep = jax.vmap(lambda confidence: adapt.calibrate(head, x, confidence))(jnp.array([0.5, 0.9]))
+    assert_same_head(jax.tree.map(lambda leaf: leaf[0], sweep), expected)
+    assert np.abs(sweep.weights[1] - sweep.weights[0]).max() > 1e-3
+    padded = np.concatenate([x, np.full((8, x.shape[1]), np.nan, np.float32)])
+    assert_same_head(adapt.calibrate(head, padded, 0.5, mask=np.arange(len(padded)) < len(x)), expected)
+    rows, mask = parallel.shard_rows(x, parallel.make_mesh())
+    assert_same_head(adapt.calibrate(head, rows, 0.5, mask=mask), expected)
+    assert_same_head(adapt.calibrate(head, 3 * x, 0.5), expected)
+    assert_same_head(adapt.calibrate(head, lambda: iter([x[:50], x[50:]]), 0.5), expected)
+
+
 def test_calibration_error_is_that_of_bins():
     p = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
     labels = np.array([0, 1, 0, 0])

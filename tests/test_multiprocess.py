@@ -21,7 +21,7 @@ SCRIPT = """
     import numpy as np
     from functools import partial
     from tiny_model import noise, tiny_model
-    from jaxzs import clip, data, features, parallel, prompt, proxy
+    from jaxzs import adapt, clip, data, features, parallel, prompt, proxy
 
     process, processes = int(sys.argv[1]), int(sys.argv[2])
     several = parallel.initialize(sys.argv[3], processes, process) if processes > 1 else False
@@ -57,6 +57,17 @@ SCRIPT = """
     parts = partial(store.features, part=process, parts=processes)
     streamed = proxy.fit_chunks(parts, np.asarray(text), proxy.Settings(iterations=4))
     proxies = parallel.gather(result.proxies)
+    by_rule, streamed_rule = adapt.fit(x, z, mask=mask), adapt.fit(parts, np.asarray(text))
+    adapted = {{
+        "gda": adapt.anchored_gda(x, z, mask=mask, rounds=2),
+        "gda_chunks": adapt.anchored_gda(parts, np.asarray(text), rounds=2),
+        "rule": jax.tree.map(lambda leaf: leaf / by_rule.scale, by_rule.head),
+        "rule_chunks": jax.tree.map(lambda leaf: leaf / streamed_rule.scale, streamed_rule.head),
+        "stata": adapt.stata(x, z, mask=mask, neighbours=0, iterations=2)._replace(posterior=None),
+    }}
+    heads = {{name: np.concatenate([np.ravel(parallel.gather(leaf)) for leaf in jax.tree.leaves(head)])
+             for name, head in adapted.items()}}
+    gamma = parallel.gather(by_rule.choice.gamma)
 
     def accuracy(x, w, labels, mask):
         hits = (x @ w.T).argmax(-1) == labels
@@ -88,6 +99,8 @@ SCRIPT = """
         streamed=np.asarray(streamed.proxies),
         accuracy=metric,
         prefix=prefix,
+        gamma=gamma,
+        **heads,
         read=np.array(sorted(read)),
         main=parallel.is_main_process(),
     )
@@ -149,6 +162,19 @@ def test_equal_proxies_and_metrics(runs):
         np.testing.assert_allclose(each["streamed"], one["proxies"], atol=1e-5)
         assert each["accuracy"] == one["accuracy"]
     np.testing.assert_array_equal(two[0]["proxies"], two[1]["proxies"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gda", "gda_chunks", "rule", "rule_chunks", "stata"])
+def test_equal_heads(runs, name):
+    one, two = runs
+    # float32 sums over eight devices or over chunks, through rounds of labels and solves; scores of up to 100
+    close = {"rtol": 0, "atol": 5e-5 * np.abs(one[name]).max()}
+    for each in two:
+        np.testing.assert_allclose(each[name], one[name], **close)
+        np.testing.assert_allclose(each[name], one[name.removesuffix("_chunks")], **close)
+        assert each["gamma"] == one["gamma"]
+    np.testing.assert_array_equal(two[0][name], two[1][name])
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from jaxzs.commands.measures import confusion_table, measures, say_labels
@@ -26,6 +27,8 @@ from jaxzs.commands.options import (
     told_apart,
 )
 from jaxzs.commands.run import Run
+from jaxzs.commands.shots import rows_of as told_rows
+from jaxzs.commands.shots import shots_of, told_labels
 from jaxzs.commands.stream import label_as_they_come
 from jaxzs.commands.terminal import counted
 from jaxzs.errors import DataError, LabelError
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
-    from jaxzs.adapt import KeptHead, Shots
+    from jaxzs.adapt import KeptHead
     from jaxzs.classification import Classification, Labelling, Method
     from jaxzs.clip import Model
     from jaxzs.data import DatasetInfo, FolderSource
@@ -59,8 +62,8 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
     """A head or proxies that --save has kept, with their class names: nothing is learned, one image is enough."""
     method: Annotated[_Asked | None, shown_as("{auto,proxy,gda,stata,transclip,zero-shot}")] = None
     """What suits these images (auto, the default), one method, or the text as it is (the default with --prompt)."""
-    shots: Folder = None
-    """Folder with one subfolder a class of images whose labels are known, beside those to classify."""
+    shots: Annotated[Path | None, shown_as("DIR|TABLE")] = None
+    """Images whose labels are known: a folder with one subfolder a class, or a table with some labels filled in."""
     templates: Annotated[tuple[str, ...], shown_as("TEXT ...")] = ()
     """Sentences with {}, or sets simple, imagenet7, imagenet80, tagclip85; else the data set's or "a photo of a {}"."""
     gamma: str = "auto"
@@ -88,6 +91,8 @@ def run(options: ClassifyOptions) -> int:
     _check_options(options)
     if options.stream:  # without an end, hence without a record
         return label_as_they_come(options)
+    import numpy as np
+
     from jaxzs.classification import check_number_of_classes, classify_features, paths_of, rows_of
 
     run = Run(options)
@@ -99,13 +104,20 @@ def run(options: ClassifyOptions) -> int:
         learned = _learned(options, model)
         classes = _classes(run, given, _folders(source), learned)
         check_number_of_classes(len(classes.names), model.config.projection_dim)
+        told = told_labels(run, classes.names)
         text, encode = _text(run, model, classes, learned)
         features, read = _encode(run, model, source, encode)
-        shots = _shots(run, model, classes, encode)
+        here, shots = np.zeros(len(read), bool), None  # images to classify that are shots
+        if told is not None:
+            among = told_rows(told, source, read)
+            here[among[among >= 0]] = True
+            shots = shots_of(run, model, told, among, features, encode)
         run.step(f"comparing {counted(len(read), 'image')}, method {_method(options)}")
-        found = classify_features(model, features, text, _labelling(options, learned), shots)
+        # Images that are shots count once, as such.
+        fitted = None if here.all() else ~here
+        found = classify_features(model, features, text, _labelling(options, learned), shots, fitted)
     rows = rows_of(paths_of(source, read), classes.shown, found, options.top)
-    truth = _truth_of(run, classes, read)
+    truth = _truth_of(run, classes, read, here)
     if truth is not None:
         _add_truth(rows, classes, truth)
     run.write_table(options.out, *_table(rows))
@@ -134,15 +146,18 @@ def _labelling(options: ClassifyOptions, learned: KeptHead | TunedPrompt | None)
     return Labelling(_method(options), gamma, top=max(5, options.top), seed=options.seed, head=head)
 
 
-def _truth_of(run: Run, classes: _Classes, read: Sequence[int]) -> np.ndarray | None:
-    """The true class of each image that was read [N], -1 where it is not known; None where none is."""
+def _truth_of(run: Run, classes: _Classes, read: Sequence[int], told: np.ndarray) -> np.ndarray | None:
+    """The true class of each image that was read [N], -1 where not known or told [N] bool; None where none is."""
     import numpy as np
 
     if classes.truth == ():  # there are folders, but named for something else
         run.notice("note: no subfolder is named as a class; no accuracy")
     if not classes.truth:
         return None
-    return np.array([-1 if (place := classes.truth[number]) is None else place for number in read])  # [N]
+    truth = np.array([-1 if (place := classes.truth[number]) is None else place for number in read])  # [N]
+    if told.any():
+        run.notice(f"note: {counted(int(told.sum()), 'image')} of --shots not counted in the accuracy")
+    return np.where(told, -1, truth)
 
 
 def _add_truth(rows: Sequence[dict[str, Any]], classes: _Classes, truth: np.ndarray) -> None:
@@ -371,7 +386,10 @@ def _results(
     known = truth >= 0  # [N]
     if not known.any():
         return Results(metrics | {"known": 0})
-    metrics |= {"known": int(known.sum()), **measures(found.classes[known], truth[known], classes.shown)}
+    metrics |= {
+        "known": int(known.sum()),
+        **measures(found.classes[known], found.scores[known, 0], truth[known], classes.shown),
+    }
     method, protocol = _shown(run.options, found)
     predicted = {method: found.classes[:, 0]}
     # With a prompt or kept proxies there is no plain text to compare with.
@@ -386,7 +404,9 @@ def _results(
     if len(predicted) > 1:  # something to compare with
         of = predicted["zero-shot"], predicted[method], truth, protocol
         per_class = [curves.per_class(data, method, classes.shown, *of)]
-    return Results(metrics, tuple(figures), tuple(per_class))
+    right = (found.classes[:, 0] == truth)[known]
+    calibration = curves.calibration(data, method, found.scores[known, 0], right, protocol)
+    return Results(metrics, tuple(figures), tuple(per_class), reliability=(calibration,))
 
 
 def _shown(options: ClassifyOptions, found: Classification) -> tuple[str, str]:
@@ -428,43 +448,6 @@ def _save(run: Run, model: Model, classes: _Classes, found: Classification) -> N
         settings["gamma"] = options.gamma
     save_head(options.save, KeptHead(found.head, classes.names, model.fingerprint, settings))
     options.say(f"head kept in {options.save}")
-
-
-def _shots(run: Run, model: Model, classes: _Classes, encode: Encoder | None) -> Shots | None:
-    """Images of --shots with the classes that their subfolders name; others are told and left out."""
-    import numpy as np
-
-    from jaxzs.adapt import Shots
-    from jaxzs.classification import Encoding, encode_source
-    from jaxzs.data import open_images
-
-    options = run.options
-    if options.shots is None:
-        return None
-    source = open_images(options.shots)
-    folders = _folders(source)
-    if folders is None:
-        raise DataError(f"--shots {options.shots}: expected one subfolder a class")
-    places = _places(classes.names)
-    labels = [-1 if folder is None else places.get(_plain(folder), -1) for folder in folders]
-    if max(labels, default=-1) < 0:
-        raise DataError(f"--shots {options.shots}: no subfolder is named as a class ({', '.join(classes.names[:8])})")
-    if -1 in labels:
-        run.notice(f"note: {counted(labels.count(-1), 'image')} of {options.shots} are of no class, and left out")
-    choices = Encoding(options.batch_size, options.numerics, not options.quiet, encode)
-    features, read, unreadable = encode_source(model, source, choices)
-    for reason in unreadable:
-        run.notice(f"note: {reason}")
-    # What could not be read has no features, and its label goes with it.
-    return Shots(features, np.array([labels[number] for number in read], np.int32))
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ").strip().casefold()
-
-
-def _places(names: Sequence[str]) -> dict[str, int]:
-    return {_plain(name): place for place, name in enumerate(names)}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:

@@ -17,11 +17,15 @@ _LISTED = 20  # rows of a terminal that are read at a glance
 _SQUARE = 10  # classes of a confusion matrix that fits a terminal
 
 
-def measures(classes: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def measures(classes: np.ndarray, scores: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Figures of classes [N,k], most similar first, against the truth [N]: in percent, and counts by true class.
+
+    scores: [N], of the first ones.
 
     `confusion` holds of each true class how often it got which label; `recall` the share that got its own.
     """
+    from jaxzs.adapt.calibration import bins_of, error_of_bins
+
     counts: dict[str, collections.Counter[str]] = {}
     for predicted, true in zip(classes[:, 0], truth, strict=True):
         counts.setdefault(names[true], collections.Counter())[names[predicted]] += 1
@@ -32,6 +36,7 @@ def measures(classes: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> di
         "accuracy": 100 * float((classes[:, 0] == truth).mean()),
         **top,
         "mean_per_class_recall": sum(recall.values()) / len(recall),
+        "expected_calibration_error": 100 * error_of_bins(bins_of(scores, classes[:, 0] == truth)),
         "recall": recall,
         "confusion": {name: dict(own.most_common()) for name, own in counts.items()},
     }
@@ -56,6 +61,7 @@ def confusion_table(metrics: Mapping[str, Any]) -> str:
     mean = f"mean per-class recall {metrics['mean_per_class_recall']:.2f} %"
     if "accuracy_at_5" in metrics:
         mean += f", among the five best {metrics['accuracy_at_5']:.2f} %"
+    mean += f"; scores are {metrics['expected_calibration_error']:.2f} % off on average (expected calibration error)"
     return "\n".join([*lines, mean])
 
 

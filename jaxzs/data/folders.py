@@ -192,8 +192,8 @@ def _by_table(root: Path, table: Path, read: Table) -> FolderSource:
 def _resolver(root: Path, table: Path, names: Sequence[str]) -> Callable[[str], set[str]]:
     """A function from what a table says of a file to the names below root that it may mean.
 
-    As a path it is relative to the table, or to root; else it is a name without folders or suffix, and at last in other
-    capitals or with accents that are not composed.
+    As a path it is relative to the table, to root, or to where the command runs, as commands write paths; else it is a
+    name without folders or suffix, and at last in other capitals or with accents that are not composed.
     """
     by_path = {_normal(root, name): name for name in names}
     by_name: dict[str, set[str]] = collections.defaultdict(set)
@@ -206,7 +206,7 @@ def _resolver(root: Path, table: Path, names: Sequence[str]) -> Callable[[str], 
 
     def names_of(file: str) -> set[str]:
         file = file.replace("\\", "/")  # of a table written on Windows
-        for place in (table.parent, root):
+        for place in (table.parent, root, Path()):
             if file and (name := by_path.get(_normal(place, file))) is not None:
                 return {name}
         # The stricter reading first: "A.png" and "a.png" may both be there. Of several the caller tells.
