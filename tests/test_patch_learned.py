@@ -9,10 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from PIL import Image
 
-from jaxzs.clip import normalize
+import jaxzs
+from jaxzs.clip import encode_image, normalize
 from jaxzs.errors import DataError
-from jaxzs.patch import PatchClassifier, learn_patch_classifier, tag_with
+from jaxzs.patch import (
+    Batching,
+    PatchClassifier,
+    dense_features,
+    encoded_patches,
+    learn_patch_classifier,
+    tag_images_with,
+    tag_texts,
+    tag_with,
+)
 from jaxzs.patch.learned import Bank, Patches, discriminant, kept, log_entropy
 
 FILE = Path(__file__).parent / "golden" / "patch" / "piaa.npz"
@@ -163,3 +175,48 @@ def test_bad_input_is_named(change, match):
     arguments = {"patch_features": np.ones((2, 3, 4), np.float32), "text_proxies": np.eye(4, dtype=np.float32)} | change
     with pytest.raises(DataError, match=match):
         learn_patch_classifier(**arguments)
+
+
+def photos(number: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(30, 90, (number, 2)).tolist()
+    return [np.kron(rng.integers(0, 256, (9, 9, 3)), np.ones((10, 10, 1)))[:h, :w].astype(np.uint8) for h, w in sizes]
+
+
+def test_one_pass_gives_patches_and_images():
+    """What `dense_features` and `encode_image` give in two; rows that only fill up a batch are zeros."""
+    model, images = jaxzs.load("demo"), photos(3)
+    [batch] = encoded_patches(model, images, batching=Batching(4))
+    assert (batch.numbers, batch.sizes) == ([0, 1, 2], [image.shape[:2] for image in images])
+    side = model.config.vision.image_size
+    squashed = [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in images]
+    pixels = model.preprocessor.normalize(np.stack([np.asarray(one) for one in squashed]))
+    patches = dense_features(model.params, pixels, model.config, attention="csa")
+    whole = encode_image(model.params, pixels, model.config)
+    np.testing.assert_allclose(batch.patches[:3], patches, atol=1e-5 * float(jnp.abs(patches).max()))
+    np.testing.assert_allclose(batch.whole[:3], whole, atol=1e-5 * float(jnp.abs(whole).max()))
+
+
+@pytest.mark.slow
+def test_divided_over_devices(data_mesh):
+    """Encoded, learned and tagged on eight devices as on one: a batch of four becomes eight, one a device."""
+    model, images = jaxzs.load("demo"), photos(11)
+    texts = tag_texts(model, ["circle", "square", "star"], ["ground"], ["a picture of a {}."])
+
+    def tagged(mesh):
+        batches = list(encoded_patches(model, images, batching=Batching(4, mesh=mesh)))
+        features = np.concatenate([batch.patches[: len(batch.numbers)] for batch in batches])
+        if mesh is not None:
+            padded = np.concatenate([features, features[:5]])  # sixteen rows can be divided
+            features = jax.device_put(padded, NamedSharding(mesh, PartitionSpec("data")))[:11]
+        classifier = learn_patch_classifier(features, texts, per_class=16)
+        grid = model.config.vision.grid
+        return classifier, list(tag_images_with(classifier, batches, grid, num_foreground=3))
+
+    (alone, one), (shared, eight) = tagged(None), tagged(data_mesh)
+    # An inverse in float32: as far from the original, too.
+    np.testing.assert_allclose(shared.weights, alone.weights, atol=1e-4 * float(jnp.abs(alone.weights).max()))
+    assert [found.number for found in eight] == list(range(11))
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(b.scores, a.scores, atol=1e-5)
+        np.testing.assert_array_equal(b.tags, a.tags)

@@ -24,12 +24,23 @@ from jaxzs.clip.layers import (
     attend,
     block,
     dense,
+    last_block,
     layer_norm,
     layers_of,
     merge_heads,
     project_qkv,
 )  # fmt: skip
-from jaxzs.clip.model import normalize, position_table, vision_embeddings, vision_input, vision_output
+from jaxzs.clip.model import (
+    all_blocks,
+    encode_image,
+    normalize,
+    pool_image,
+    position_table,
+    project_image,
+    vision_embeddings,
+    vision_input,
+    vision_output,
+)
 from jaxzs.clip.resnet import local_features
 from jaxzs.errors import ConfigError, DataError
 from jaxzs.patch.settings import check_positive
@@ -147,16 +158,53 @@ def dense_features(
 @functools.partial(jax.jit, static_argnames="task")
 def dense_tokens(params: Params, pixels: jax.Array, neighbourhood: jax.Array, *, task: DenseTask) -> jax.Array:
     """`dense_features`, unchecked, to be part of a program, too: [B,H,W,3] -> [B,P,E]."""
-    config, last, numerics = task
-    if isinstance(config.vision, ResNetConfig):
-        return local_features(params, pixels, config.vision, numerics)  # [B,P,E]
-    tree, vision = params["vision_model"], config.vit
-    grid = pixels.shape[1] // vision.patch_size, pixels.shape[2] // vision.patch_size
-    table = position_table(tree, vision, grid, last.positions)  # [T,D]
-    x = vision_input(params, vision_embeddings(tree, pixels, vision, table, numerics), vision)  # [B,T,D]
-    *before, final = layers_of(tree, vision)
-    for layer in before:
-        x, _ = block(layer, x, vision, None, numerics)  # [B,T,D], all blocks but the last as trained
+    if isinstance(task.config.vision, ResNetConfig):
+        return local_features(params, pixels, task.config.vision, task.numerics)  # [B,P,E]
+    return _patches(params, _before_last(params, pixels, task), _grid(pixels, task), neighbourhood, task)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def dense_and_whole(
+    params: Params, pixels: jax.Array, neighbourhood: jax.Array, *, task: DenseTask
+) -> tuple[jax.Array, jax.Array]:
+    """Features of patches [B,P,E] and of whole images [B,E], as `clip.encode_image` has them, in one pass.
+
+    Images of the native size; only the last block is computed twice, in its two ways.
+    """
+    if isinstance(task.config.vision, ResNetConfig):
+        whole = encode_image(params, pixels, task.config, numerics=task.numerics)  # compilers see that maps are shared
+        return dense_tokens(params, pixels, neighbourhood, task=task), whole
+    vision, x = task.config.vit, _before_last(params, pixels, task)  # [B,T,D]
+    patches = _patches(params, x, _grid(pixels, task), neighbourhood, task)
+    *_, final = layers_of(params["vision_model"], vision)
+    if vision.pooling == "class":
+        first = jnp.zeros(len(x), jnp.int32)  # [B], where the class token stands
+        token = last_block(final, x, first, vision, None, task.numerics)  # [B,D]
+        return patches, vision_output(params, token, vision, task.numerics)
+    x, _ = block(final, x, vision, None, task.numerics)  # a mean or a MAP head reads every token
+    pooled = pool_image(params["vision_model"], x, vision, task.numerics)  # [B,D]
+    return patches, project_image(params, pooled, task.numerics)
+
+
+def _grid(pixels: jax.Array, task: DenseTask) -> tuple[int, int]:
+    size = task.config.vit.patch_size
+    return pixels.shape[1] // size, pixels.shape[2] // size
+
+
+def _before_last(params: Params, pixels: jax.Array, task: DenseTask) -> jax.Array:
+    """What enters the last block: [B,H,W,3] -> [B,T,D]; all blocks but that one as trained."""
+    tree, (config, last, numerics) = params["vision_model"], task
+    table = position_table(tree, config.vit, _grid(pixels, task), last.positions)  # [T,D]
+    x = vision_input(params, vision_embeddings(tree, pixels, config.vit, table, numerics), config.vit)  # [B,T,D]
+    return all_blocks(tree, x, config.vit, None, numerics, leave=1)
+
+
+def _patches(
+    params: Params, x: jax.Array, grid: tuple[int, int], neighbourhood: jax.Array, task: DenseTask
+) -> jax.Array:
+    """The last block with its own attention, and the way into the shared space: [B,T,D] -> [B,P,E]."""
+    vision, last, numerics = task.config.vit, task.last, task.numerics
+    *_, final = layers_of(params["vision_model"], vision)
     near = neighbourhood_bias(grid, neighbourhood, vision.class_token)  # [T,T]
     bias = near[None, None] if last.attention == "naclip" else None  # [1,1,T,T]
     if last.reduced:

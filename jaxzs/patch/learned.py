@@ -18,18 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.adapt import Head
-from jaxzs.clip import Model, encode_image
+from jaxzs.clip import Model
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.model import normalize
 from jaxzs.clip.preprocess import to_rgb
 from jaxzs.errors import DataError
 from jaxzs.patch.batching import SIXTEEN, Batching, usable
 from jaxzs.patch.boxes import min_max, tight_boxes
-from jaxzs.patch.dense import Attention, default_attention, dense_features
+from jaxzs.patch.dense import Attention, DenseTask, check_last, dense_and_whole, default_attention, last_of
 from jaxzs.patch.grid import full_grid
-from jaxzs.patch.images import ImageTags
+from jaxzs.patch.images import ImageTags, on_mesh
 from jaxzs.patch.settings import check_positive, check_share, is_known
-from jaxzs.patch.tags import check_foreground, decide
+from jaxzs.patch.tags import check_foreground, check_pixels, decide
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -274,12 +274,12 @@ def _scores(classifier, patches, whole, weighing):
 
 class Encoded(NamedTuple):
     """A batch of images; only the first `len(numbers)` rows count. numbers: places among the images given.
-    sizes: (height, width) of each. patches [B,P,E], whole [B,E]."""
+    sizes: (height, width) of each. patches [B,P,E], whole [B,E], on the host."""
 
     numbers: list[int]
     sizes: list[tuple[int, int]]
-    patches: jax.Array
-    whole: jax.Array
+    patches: np.ndarray
+    whole: np.ndarray
 
 
 def encoded_patches(
@@ -293,7 +293,7 @@ def encoded_patches(
     """Patch and image features of images of any sizes, each made as large as the model takes them: `Encoded` batches.
 
     attention: of the last layer, see `dense_features`; by default "csa", of a ResNet "v".
-    batching: how many images at a time, and what becomes of those that cannot be used.
+    batching: how many images at a time, the devices that share them, and what becomes of those that cannot be used.
 
     >>> model = jaxzs.load("demo")
     >>> [batch] = patch.encoded_patches(model, [np.zeros((60, 90, 3), np.uint8)], batching=patch.Batching(2))
@@ -301,15 +301,24 @@ def encoded_patches(
     ([0], [(60, 90)], (2, 36, 64))
     """
     model.config.check_one_size()
-    attention = attention or default_attention(model.config, "csa")
+    check_last(attention, "bicubic_offset")
+    last = last_of(attention or default_attention(model.config, "csa"), None, "bicubic_offset", model.config)
+    shared = model.params, jnp.float32(5)  # of NACLIP's neighbourhood
+    run = on_mesh(patches_and_whole, shared, batching.mesh, DenseTask(model.config, last, numerics))
+    size = batching.devices * -(-batching.batch_size // batching.devices)
     photos = usable(images, functools.partial(_squashed, model), batching)
-    while some := list(itertools.islice(photos, batching.batch_size)):
+    while some := list(itertools.islice(photos, size)):
         numbers, sizes, pixels = (list(part) for part in zip(*some, strict=True))
-        padded = np.zeros((batching.batch_size, *pixels[0].shape), np.float32)  # [B,H,W,3], one shape for all batches
+        padded = np.zeros((size, *pixels[0].shape), np.float32)  # [B,H,W,3], one shape for all batches
         padded[: len(pixels)] = pixels
-        patches = dense_features(model.params, padded, model.config, attention=attention, numerics=numerics)
-        whole = encode_image(model.params, padded, model.config, numerics=numerics)
-        yield Encoded(numbers, sizes, patches, whole)
+        check_pixels(padded, model.config, None)
+        yield Encoded(numbers, sizes, *run(padded))
+
+
+def patches_and_whole(shared: Any, rows: tuple[jax.Array], task: DenseTask) -> tuple[jax.Array, jax.Array]:
+    """Features of patches [B,P,E] and of whole images [B,E] from pixels [B,H,W,3]."""
+    (params, neighbourhood), (pixels,) = shared, rows
+    return dense_and_whole(params, pixels, neighbourhood, task=task)
 
 
 def _squashed(model: Model, number: int, image: Any) -> tuple[int, tuple[int, int], np.ndarray]:
