@@ -171,7 +171,7 @@ def tag_calls(params: Any, config: clip.CLIPConfig, pixels: np.ndarray, texts: n
     bias = rng.standard_normal(len(texts)).astype(np.float32)
     classifier = patch.PatchClassifier(jnp.asarray(weights), jnp.asarray(bias), jnp.asarray(texts))
     theirs = tuple(torch.tensor(one, device=device) for one in (weights, bias, texts))
-    on_device, last = jnp.asarray(pixels), last_of("csa", None, "bicubic_offset")
+    on_device, last = jnp.asarray(pixels), last_of("csa", None, "bicubic_offset", config)
 
     @torch.inference_mode()
     def by_torch(tower: TorchDense) -> np.ndarray:
@@ -208,23 +208,30 @@ def measured(calls: Calls, rounds: int) -> dict[str, dict[str, float]]:
         start = time.perf_counter()
         results[name] = call()
         first[name] = time.perf_counter() - start
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    wall: dict[str, list[float]] = {name: [] for name in calls}
+    busy: dict[str, list[float]] = {name: [] for name in calls}  # of all threads: other work hardly touches it
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             call()
-            seconds[name].append(time.perf_counter() - start)
-    exact, figures = results["torch float32"], {}
-    for name, values in seconds.items():
-        slow = seconds[f"torch {name.split()[1]}"]
-        figures[name] = {
-            "seconds": statistics.median(values),
-            # Both of a round suffer when the machine is shared: the median of the ratios of the rounds.
-            "times_torch": statistics.median(a / b for a, b in zip(slow, values, strict=True)),
-            "compile_seconds": max(0.0, first[name] - statistics.median(values)),
+            wall[name].append(time.perf_counter() - start)
+            busy[name].append(time.process_time() - cpu)
+    exact = results["torch float32"]
+    # Both of a round suffer when the machine is shared: the median of the ratios of the rounds.
+    ratio = lambda seconds, one, of: statistics.median(  # noqa: E731
+        a / b for a, b in zip(seconds[of], seconds[one], strict=True)
+    )
+    return {
+        name: {
+            "seconds": statistics.median(wall[name]),
+            "cpu_seconds": statistics.median(busy[name]),
+            "times_torch": ratio(wall, name, f"torch {name.split()[1]}"),
+            "cpu_times_torch": ratio(busy, name, f"torch {name.split()[1]}"),
+            "compile_seconds": max(0.0, first[name] - statistics.median(wall[name])),
             "difference": float(np.abs(results[name] - exact).max() / np.abs(exact).max()),
         }
-    return figures
+        for name in calls
+    }
 
 
 def main() -> None:
@@ -259,16 +266,18 @@ def main() -> None:
             name,
             program,
             one["seconds"],
+            one["cpu_seconds"],
             one["times_torch"],
+            one["cpu_times_torch"],
             f"{one['compile_seconds']:.1f}" if program.startswith("jaxzs") else "",
             f"{one['difference']:.0e}",
         ]
         for name, programs in figures.items()
         for program, one in programs.items()
     ]
-    header = ["work", "program", "s a batch", "x torch of that type", "compile s", "difference from torch float32"]
+    header = ["work", "program", "s a batch", "CPU s", "x torch of that type", "CPU x", "compile s", "difference"]
     table = markdown_table(header, rows)
-    title = f"{options.model}, random weights, {options.rounds} rounds in turn"
+    title = f"{options.model}, random weights, {options.rounds} rounds in turn; differences are from torch float32"
     print(title, table, sep="\n\n")
     if options.out is not None:
         command = shlex.join(["python", "-m", "experiments.bench_dense", *sys.argv[1:]])

@@ -3,7 +3,7 @@
     python experiments/segment_demo.py [--images 100] [--skip-existing]
 
 The scenes come with true masks. Tags are those that TagCLIP finds, and, to tell its mistakes apart from those of the
-masks, the true ones.
+masks, the true ones. Dense maps (SCLIP, NACLIP, MaskCLIP) need none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from experiments.demo_world import Scenes, scenes
 from experiments.demo_world.captions import BACKGROUND_NAMES, SHAPES
 from experiments.patch_demo import RESULTS, WORLDS, scenes_entry, tag_all
 from jaxzs import report
-from jaxzs.patch import CRF, Batching, Segmenting
+from jaxzs.patch import CRF, Batching, Dense, Segmenting, segment_dense
 from jaxzs.patch.masks import pixel_labels, score_maps, segment_images
 from jaxzs.patch.metrics import segmentation_report
 from jaxzs.patch.overlay import write_mask_overlay
@@ -33,6 +33,14 @@ from jaxzs.patch.segmentation import enlarge
 from jaxzs.patch.texts import tag_texts
 
 NAMES = ["background", *SHAPES]
+KEPT = {"reduced": False, "short_side": 144}  # the checkpoint's patches speak through residual and MLP
+DENSE = {
+    "dense, SCLIP": Dense(attention="csa", **KEPT),
+    "dense, SCLIP + CRF": Dense(attention="csa", crf=CRF(), **KEPT),
+    "dense, NACLIP with residual and MLP": Dense(attention="naclip", **KEPT),
+    "dense, NACLIP": Dense(attention="naclip", short_side=144),
+    "dense, MaskCLIP with residual and MLP": Dense(attention="v", **KEPT),
+}
 STEPS = ("CAM", "CAM + affinity", "CAM + affinity + CRF", "scores", "scores + CRF")
 
 
@@ -97,6 +105,16 @@ def segmented(
     return report.Results(rows, tuple(figures))
 
 
+def without_tags(model: jaxzs.Model, world: Scenes, name: str, texts: Any) -> report.Results:
+    """Figures of dense maps."""
+    classes = [*range(len(SHAPES)), *[-1] * len(BACKGROUND_NAMES)]
+    rows = {}
+    for method, settings in DENSE.items():
+        masks = segment_dense(model, world.images, texts, settings, classes=classes, batching=Batching(50))
+        rows[method] = segmentation_report((mask.labels for mask in masks), world.masks, NAMES)
+    return report.Results(rows, tuple(report.Figure(name, m, "mIoU", 100 * row["mIoU"]) for m, row in rows.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="demo")
@@ -127,6 +145,8 @@ def main() -> None:
         compute = functools.partial(segmented, model, world, name, kind, texts, sharpened, arguments.pictures, folder)
         for step, row in sweep.cell(f"{kind} tags", compute).metrics.items():
             figures["none" if step == "patch argmax" else kind, step] = row
+    for method, row in sweep.cell("no tags", lambda: without_tags(model, world, name, texts)).metrics.items():
+        figures["none", method] = row
     sweep.finish()
     table = report.markdown_table(
         ["tags", "labels", "mIoU", "pixel accuracy"],

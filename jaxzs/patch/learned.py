@@ -25,7 +25,7 @@ from jaxzs.clip.preprocess import to_rgb
 from jaxzs.errors import DataError
 from jaxzs.patch.batching import SIXTEEN, Batching, usable
 from jaxzs.patch.boxes import min_max, tight_boxes
-from jaxzs.patch.dense import Attention, DenseTask, check_last, dense_and_whole, default_attention, last_of
+from jaxzs.patch.dense import Attention, DenseTask, check_last, default_attention, dense_and_whole, last_of
 from jaxzs.patch.grid import full_grid
 from jaxzs.patch.images import ImageTags, on_mesh
 from jaxzs.patch.settings import check_positive, check_share, is_known
