@@ -29,7 +29,6 @@ from experiments.demo_world.captions import BACKGROUND_NAMES, DIGIT_TEMPLATES, D
 from experiments.demo_world.card import write_card
 from jaxzs import data, patch, proxy, zeroshot
 from jaxzs.clip import Model, encode_image, load
-from jaxzs.commands.demo import real_digits
 from jaxzs.patch.metrics import f1, mean_average_precision
 from jaxzs.report import Figure, Results, Sweep, data_entry, markdown_table
 
@@ -88,7 +87,7 @@ def classification_sets(mnist_folder: Path | None, num: int) -> dict[str, Classi
     templates = data.template_set("tagclip85")
     shapes, outlines = (list(SHAPES), templates), (list(demo_world.OUTLINE_SHAPES), templates)
     glyphs = [names[0] for names in GLYPH_NAMES], templates
-    sets = {"load_digits (real)": Classification(*real_digits(), *digits)}
+    sets = {"load_digits (real)": Classification(*data.samples.digits(), *digits)}
     if mnist_folder is not None:
         sets["MNIST test subset (real)"] = Classification(*mnist(mnist_folder), *digits)
     return sets | {

@@ -63,30 +63,32 @@ def relative_tags(scores: np.ndarray, threshold: float = 0.5) -> np.ndarray:
 
 
 def global_scores(model: jaxzs.Model, world: Scenes, texts: jnp.ndarray) -> np.ndarray:
-    """Probability of each shape from the class token of the whole image, at its own size like everything else."""
+    """Probability of each name from the class token of the whole image, at its own size like everything else."""
     scores = []
     for start in range(0, len(world.images), 50):
         pixels = jnp.asarray(model.preprocessor.normalize(world.images[start : start + 50]))
         features = encode_image(model.params, pixels, model.config, interpolate_positions=True)
         scores.append(class_probabilities(features, texts, model.params["logit_scale"]))
-    return np.concatenate(scores)[:, : len(SHAPES)]
+    return np.concatenate(scores)[:, : len(world.names)]
 
 
 def tag_all(model: jaxzs.Model, world: Scenes, texts: jnp.ndarray, **options) -> list:
     """`ImageTags` of every scene, in order."""
     options = {"batching": Batching(batch_size=16), **options}
-    found = tag_images(model, world.images, texts, num_foreground=len(SHAPES), **options)
+    found = tag_images(model, world.images, texts, num_foreground=len(world.names), **options)
     return sorted(found, key=lambda tagged: tagged.number)
 
 
 def figures(scores: np.ndarray, tags: np.ndarray, world: Scenes) -> dict[str, Any]:
-    return tag_report(scores, tags, world.tags, SHAPES)
+    return tag_report(scores, tags, world.tags, world.names)
 
 
-def ablation(model: jaxzs.Model, world: Scenes, texts: jnp.ndarray) -> dict[str, dict[str, Any]]:
+def ablation(
+    model: jaxzs.Model, world: Scenes, texts: jnp.ndarray, settings: Tagging | None = None
+) -> dict[str, dict[str, Any]]:
     """The paper's ablation: figures of each kind of score."""
-    found = tag_all(model, world, texts)
-    F = len(SHAPES)
+    found = tag_all(model, world, texts, settings=settings or Tagging())
+    F = len(world.names)
     steps = {
         "global": global_scores(model, world, texts),
         "coarse": np.stack([tagged.coarse[..., :F].max((0, 1)) for tagged in found]),

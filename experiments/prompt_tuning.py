@@ -4,6 +4,10 @@ On the demo checkpoint, with real handwritten digits (scikit-learn's) and with o
 
     python -m experiments.prompt_tuning --data digits outlines
 
+On the checkpoint "art", with drawings by an artist that it never saw (`experiments.art_world.sprites` reads them):
+
+    python -m experiments.prompt_tuning --data art --model art --paradigms ul
+
 On one of the six published data sets, with the published settings, next to the published numbers:
 
     python -m experiments.prompt_tuning --data eurosat --train FOLDER/train --test FOLDER/test \\
@@ -101,6 +105,21 @@ def outlines(model: Model, num_train: int = 220, num_test: int = 440) -> Task:
     return Task("outlines", list(demo_world.OUTLINE_SHAPES), "a photo of a {}", *parts)
 
 
+def art(model: Model, classes: int = 40, num_train: int = 16, num_test: int = 12) -> Task:
+    """Everyday things by the artist that the checkpoint "art" never saw: other seeds for training and test."""
+    from experiments.art_world.names import NAMES
+    from experiments.art_world.tests import things, unseen
+
+    artist, parts = unseen("jaxzs-out/art/sprites.npz"), []
+    for each, seed in ((num_train, 1), (num_test, 2)):
+        images, labels = things(artist, each, classes=classes, seed=seed)
+        parts.append((model.preprocess(list(images)), labels))
+    return Task("art", list(NAMES[:classes]), "a photo of a {}", *parts)
+
+
+MADE = {"digits": digits, "outlines": outlines, "art": art}
+
+
 def published(name: str, train: str, test: str) -> Task:
     """One of the six data sets: class names of the package, images at the user's places."""
     info = data.dataset_info(name)
@@ -186,7 +205,7 @@ def tune(
     logits = prompt.score(given.task, fitted.prompts, given.frozen, given.test.images)
     state.unlink(missing_ok=True)
     predictions, test = logits.argmax(2), fitted.records[-1].test or []
-    method, protocol = (f"{given.modality.name} {plan.strategy}", own_splits[0].paradigm.upper())
+    method, protocol = (f"{given.task.modality.name} {plan.strategy}", own_splits[0].paradigm.upper())
     per_class = curves.per_class(task.name, method, task.class_names, before, predictions, given.test.labels, protocol)
     return Results(
         {
@@ -338,7 +357,7 @@ def run_task(model: Model, task: Task, settings: Settings, options: argparse.Nam
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", default=["digits", "outlines"], choices=["digits", "outlines", *PUBLISHED])
+    parser.add_argument("--data", nargs="+", default=["digits", "outlines"], choices=[*MADE, *PUBLISHED])
     parser.add_argument("--train", help="images to learn from, of a published data set")
     parser.add_argument("--test", help="its test images")
     parser.add_argument("--model", default="demo")
@@ -363,7 +382,7 @@ def main() -> None:
                 parser.error(f"{name} needs --train and --test")
             task = published(name, options.train, options.test)
         else:
-            task = {"digits": digits, "outlines": outlines}[name](model)
+            task = MADE[name](model)
         run_task(model, task, settings, options)
 
 

@@ -353,7 +353,8 @@ def main() -> None:
     params, config, progress = train(options.out, plan, recipe, world, workers=options.workers)
     folder = options.out / "checkpoint"
     write_demo(folder, params, config, plan.size)
-    run = training_facts(progress, params)
+    command = "python -m experiments.train_demo_clip"
+    run = training_facts(progress, params, command + (" --world art" if options.world == "art" else ""))
     world.write_card(folder, run)
     results = options.results or options.out
     results.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ class Command(NamedTuple):
 
 
 _PURPOSES = {
-    "demo": "classify real handwritten digits with the embedded checkpoint, before and after learning",
+    "demo": "see all three families at work, offline, on images that come with the package",
     "classify": "label the images of a folder, zero-shot or with proxies learned from them",
     "tune": "tune textual, visual or joint prompts on few labels and pseudolabels",
     "tag": "find every class that is seen in each image, and where, without training",

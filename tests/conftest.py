@@ -80,10 +80,10 @@ def digit_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ten real scanned digits of each of the classes one, two and zero: `photos/` in documentation."""
     from PIL import Image
 
-    from jaxzs.commands.demo import real_digits
+    from jaxzs.data import samples
 
     folder = tmp_path_factory.mktemp("photos")
-    images, labels = real_digits()
+    images, labels = samples.digits()
     for digit, name in enumerate(("zero", "one", "two")):
         (folder / name).mkdir()
         for number, image in enumerate(images[labels == digit][:10]):

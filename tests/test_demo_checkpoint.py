@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxzs
-from experiments import demo_world, evaluate_demo_clip, train_demo_clip
+from experiments import demo_world, train_demo_clip
 from experiments.demo_clip_objective import image_outputs, multi_positive_loss, window_positions
 from experiments.demo_world import batches, captions
 from experiments.demo_world.captions import DIGITS, SHAPES
@@ -45,7 +45,7 @@ def test_files_fit_in_four_megabytes():
 
 def test_real_digits_are_recognised(model):
     """Real scans, never seen in training; the figures in the model card are on all of them."""
-    images, labels = evaluate_demo_clip.real_digits()
+    images, labels = data.samples.digits()
     templates = model.card["templates"]["digits"]
     assert accuracy(model, images[::4], labels[::4], model.card["classes"]["digits"], templates) > 0.8
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxzs.patch.images import ImageTags
-from jaxzs.patch.overlay import colour_of, draw_overlay, write_mask_overlay, write_overlay
+from jaxzs.patch.overlay import colour_of, draw_masks, draw_overlay, write_mask_overlay, write_overlay
 
 NAMES = [f"class {number}" for number in range(11)] + [
     "a name of far more words than any box in any picture has room for"
@@ -83,3 +83,11 @@ def test_colours_are_apart():
     apart = np.linalg.norm(seen[:8, None] - seen[None, :8], axis=-1) + 10 * np.eye(8)
     assert apart.min() > 0.15
     assert (np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 10 * np.eye(16)).min() > 0.15
+
+
+def test_masks_take_the_colours_that_their_tags_have():
+    from matplotlib.figure import Figure
+
+    labels = np.repeat([[0, 2, 5, 7]], 60, axis=0).repeat(20, axis=1)
+    colours = draw_masks(Figure().subplots(), IMAGE, labels, ["background", *NAMES], first=[7, 3, 2])
+    assert colours == {2: colour_of(2), 5: colour_of(3), 7: colour_of(0)}

@@ -1,7 +1,7 @@
 """Drawings composed into images: one thing, or several beside each other, on grounds from white to cluttered.
 
-Images are float32 [S,S,3] in [0, 1]; masks are bool [S,S]. Hardness runs from 0, a large thing on white, to 1: with hard
-images from the start a network stays at chance.
+Images are float32 [S,S,3] in [0, 1]; masks are bool [S,S]. Hardness runs from 0, a large thing on white, to 1: with
+hard images from the start a network stays at chance.
 """
 
 from __future__ import annotations

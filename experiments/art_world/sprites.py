@@ -4,7 +4,8 @@
         @lobehub/fluent-emoji-3d@1.1.0
     python -m experiments.art_world.sprites *.tgz --out jaxzs-out/art/sprites.npz
 
-Licences: Noto and the older Noto by Google, Apache-2.0; Twemoji by Twitter and others, CC-BY 4.0; Fluent by Microsoft, MIT.
+Licences: Noto and the older Noto by Google, Apache-2.0; Twemoji by Twitter and others, CC-BY 4.0; Fluent by Microsoft,
+MIT.
 Needs cairosvg for the one set that comes as SVG.
 """
 

@@ -113,8 +113,8 @@ def corrupted(kind: str, num: int, *, size: int = 48, seed: int = 0) -> tuple[np
 class Scenes(NamedTuple):
     """Scenes with several objects and what is truly in them.
 
-    images: uint8 [N, S, S, 3]. tags: bool [N, 12], which of SHAPES are there. backgrounds: int64 [N] into BACKGROUNDS.
-    masks: uint8 [N, S, S], 0 for background, 1 + shape elsewhere. contents: shape and colour of every object.
+    images: uint8 [N, S, S, 3]. tags: bool [N, F], which of `names` are there. backgrounds: int64 [N] into BACKGROUNDS.
+    masks: uint8 [N, S, S], 0 for background, 1 + name elsewhere. contents: shape and colour of every object.
     """
 
     images: np.ndarray
@@ -122,6 +122,7 @@ class Scenes(NamedTuple):
     backgrounds: np.ndarray
     masks: np.ndarray
     contents: list[Content]
+    names: tuple[str, ...] = SHAPES
 
 
 def scenes(

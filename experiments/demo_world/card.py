@@ -32,7 +32,7 @@ LIMITS = (
 )
 
 
-def training_facts(progress: dict[str, Any], params: Any) -> dict[str, Any]:
+def training_facts(progress: dict[str, Any], params: Any, command: str) -> dict[str, Any]:
     """What the card says about a training run: its `progress` record and its final parameters."""
     import jax
     import numpy as np
@@ -40,7 +40,7 @@ def training_facts(progress: dict[str, Any], params: Any) -> dict[str, Any]:
     from jaxzs.report import environment
 
     return {
-        "command": "python -m experiments.train_demo_clip",
+        "command": command,
         "images": progress["images"],
         "steps": progress["step"],
         "seconds": round(progress["seconds"]),

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: the demo in the package, a local path, or the HuggingFace hub and its cache."""
+"""Where a checkpoint is: one in the package, a local path, or the HuggingFace hub and its cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _SMALL_FILES = (
     "model_card.json",
 )
 _HUB_ID = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)  # the oldest ids have no owner
-_OTHERWISE = "Give the path of a folder with config.json and the weights instead, or the built-in 'demo'."
+EMBEDDED = ("demo", "art")  # digits, letters and shapes; things that artists drew
+_OTHERWISE = "Give the path of a folder with config.json and the weights instead, or the built-in 'demo' or 'art'."
 
 
 def find_checkpoint(
@@ -38,8 +39,8 @@ def find_checkpoint(
 ) -> Path:
     """The folder (or weight file) that a name stands for, downloaded from the hub where needed.
 
-    name_or_path: "demo" is the checkpoint inside this package; then an existing local path; then a hub id such as
-        "openai/clip-vit-base-patch32". A local folder that is called demo is "./demo".
+    name_or_path: "demo" and "art" are the checkpoints inside this package; then an existing local path; then a hub id
+        such as "openai/clip-vit-base-patch32". A local folder that is called demo is "./demo".
     revision: branch, tag or commit on the hub. Pin a commit for results that others should reproduce.
     local_files_only: take hub ids from the cache alone. HF_HUB_OFFLINE=1 does the same.
 
@@ -52,8 +53,8 @@ def find_checkpoint(
     True
     """
     name = str(name_or_path)
-    if name == "demo":
-        return _packaged("demo")
+    if name in EMBEDDED:
+        return _packaged(name)
     path = Path(name_or_path).expanduser()
     if name and os.path.exists(path):  # "" would be the current folder
         _refuse_hiding_folder(name_or_path, path)

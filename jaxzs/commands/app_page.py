@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from jaxzs.clip.hub import EMBEDDED
 from jaxzs.commands.app import Asked, Desk, Shown
 from jaxzs.commands.terminal import explained
 from jaxzs.data.images import MAX_FILE_BYTES
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
 _MODELS = (
-    "demo",
+    *EMBEDDED,
     "openai/clip-vit-base-patch32",
     "openai/clip-vit-base-patch16",
     "openai/clip-vit-large-patch14",
@@ -164,7 +165,7 @@ def _masks(desk: Desk, asked: list[Any]) -> None:
     background = _background()
     maps = gr.Radio(
         [("activation maps (CLIP-ES)", "cam"), ("patch scores", "scores"), ("every pixel its nearest name", "dense")],
-        value="scores" if desk.options.model == "demo" else "cam",
+        value="scores" if desk.options.model in EMBEDDED else "cam",
         label="Where classes are",
     )
     crf = gr.Checkbox(False, label="Sharpen along the edges of the photo (CRF)")

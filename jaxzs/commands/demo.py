@@ -1,197 +1,311 @@
-"""`jaxzs demo`: real handwritten digits, classified zero-shot and with proxies learned from them. Offline.
+"""`jaxzs demo`: all three families at work, offline, on images whose makers the embedded checkpoints never saw.
 
-The images are the 1,797 scanned digits that come with scikit-learn (UCI "Optical Recognition of Handwritten Digits").
-The checkpoint has only ever seen rendered glyphs, so this is an honest shift of domain.
+Things and scenes by an artist whose hand the checkpoint "art" does not know, and scanned digits for the checkpoint
+"demo", which has seen rendered ones only: two honest shifts of domain. What is shown is written to a folder as ordinary
+images, on which the commands told at the end can be tried.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
 
+from jaxzs.commands.demo_picture import draw
 from jaxzs.commands.options import ComputeOptions, OutputOptions, check_output_folder
 from jaxzs.commands.run import Run
 
 if TYPE_CHECKING:
     from jaxzs.clip import Model
-    from jaxzs.report import Convergence, Results
+    from jaxzs.data.samples import SceneSamples
+    from jaxzs.patch import ImageTags
+    from jaxzs.report import Figure, PerClass
 
-METHODS = ("zero-shot", "proxies, plain", "proxies, Sinkhorn")
+METHODS = ("zero-shot", "adapted", "proxies, balanced")
+STEPS = ("whole image", "TagCLIP")
+THINGS, DIGITS, SCENES = "things by an unseen artist", "scanned digits", "scenes by an unseen artist"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoOptions(OutputOptions, ComputeOptions):
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("jaxzs-demo")
-    """Folder for the picture and the record."""
+    """Folder for the picture, the page, the record, and the images to try commands on."""
 
 
 def run(options: DemoOptions) -> int:
-    """Classify, print the table, save the picture and the record; returns 0."""
+    """Classify, tag, segment; print the tables, write images, picture, page and record; returns 0."""
     check_output_folder(options.out)
-    from jaxzs.data import from_arrays
+    from jaxzs.clip import load
+    from jaxzs.data import from_arrays, samples
+    from jaxzs.report import Results, write_page
 
-    run = Run(options)
-    options.notice("Reading 1,797 real handwritten digits and the embedded CLIP (trained on drawings only) ...")
+    run, out = Run(options), options.out
     with run.measured():
-        images, labels = real_digits()
-        run.of_data("scikit-learn digits", from_arrays(images, labels).identity, len(images))
-        run.model, predictions, curves, stages = classify_digits(images)
-    run.seconds |= {name: round(value, 3) for name, value in stages.items()}
-    per_class = {name: accuracies(predicted, labels) for name, predicted in predictions.items()}
-    overall = {name: percent(predicted == labels) for name, predicted in predictions.items()}
-    picture = options.out / "demo.png"
-    draw(picture, images, labels, predictions, per_class)
+        images, labels, names = samples.things()
+        found = samples.scenes()
+        run.of_data("art", from_arrays(images, labels).identity, len(images) + len(found.images))
+        files = write_images(out, images, labels, found)
+        options.notice(f"1/4  600 pictures of {len(names)} things, drawn by an artist whom the model never saw ...")
+        run.model = art = load("art")
+        things = classify(art, images, labels, names, art.card["templates"]["plain"])
+        options.notice("2/4  1,797 scanned digits, and a model that has seen rendered ones only ...")
+        demo = load("demo")
+        digits = classify(demo, *samples.digits(), demo.card["classes"]["digits"], demo.card["templates"]["digits"])
+        options.notice(f"3/4  every thing in {len(found.images)} scenes: tags, and where they are ...")
+        tags = tag(art, found)
+        options.notice("4/4  a label for every pixel of them ...")
+        masks = segment(found, tags.found)
+    tables = {THINGS: things, DIGITS: digits}
+    figures = [*of_classification(tables), *tags.figures, *masks.figures]
     run.settings = {"protocol": "transductive", "methods": METHODS}
-    record = run.record(results_of(overall, per_class, curves))
+    metrics = {
+        "accuracy": {name: one.accuracy for name, one in tables.items()},
+        "tags": {figure.method: figure.value for figure in tags.figures},
+        "masks": {figure.method: figure.value for figure in masks.figures},
+    }
+    picture = out / "demo.png"
+    draw(picture, images, found, things=things, digits=digits, tags=tags, masks=masks)
+    rows = [*rows_of_things(files.things, things, names), *rows_of_scenes(files.scenes, tags.found, names)]
+    shown = Results(metrics, tuple(figures), tuple(of_classes(tables)), ())
+    record = run.record(shown, rows, class_names=list(names))
     run.write(record, picture)
-    options.say("\n" + table(overall, per_class))
-    gain = overall["proxies, Sinkhorn"] - overall["zero-shot"]
-    options.say(f"\nProxies were learned from the images alone, without labels: {gain:+.1f} points.")
-    options.say(f"Picture: {picture}   record: {picture.with_suffix('.json')}   {run.elapsed:.0f} seconds.")
-    options.notice(
-        "\nNext, on your own images:"
-        "\n  jaxzs classify FOLDER --labels cat,dog --model openai/clip-vit-base-patch32"
-        "\n  jaxzs --help"
-    )
-    return run.finish(record)
+    write_page(out / "demo.html", record, maps=heat_maps(files.scenes, tags.found, names))
+    options.say(told(tables, tags, masks))
+    options.say(f"\nLook at {picture} and {out / 'demo.html'}; {run.elapsed:.0f} seconds.")
+    options.notice(next_steps(out, art.card["tagging"]["relative_threshold"]))
+    return run.finish({key: value for key, value in record.items() if key != "results"})
 
 
-def real_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Scanned digits, white on black: ([1797,8,8] uint8, labels [1797] of 0 to 9)."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target  # 0 to 16 as scanned
+# --- what is done -------------------------------------------------------------------------------------------------
 
 
 class Classified(NamedTuple):
-    """Predicted digit of each image by each of `METHODS`, how proxies converged, seconds of each stage."""
+    """A set that was classified. labels [N]; predicted [N] by each of METHODS; scores [N] of the adapted ones.
 
-    model: Model
-    predictions: dict[str, np.ndarray]
-    convergence: list[Convergence]
-    seconds: dict[str, float]
+    accuracy: in % by method. per_class: the same of each class.
+    """
+
+    names: Sequence[str]
+    labels: np.ndarray
+    predicted: dict[str, np.ndarray]
+    scores: np.ndarray
+    accuracy: dict[str, float]
+    per_class: dict[str, tuple[float, ...]]
 
 
-def classify_digits(images: np.ndarray) -> Classified:
-    """Zero-shot, and by proxies with plain and with Sinkhorn labels; compiling is in the seconds."""
-    import jax
+def classify(
+    model: Model, images: np.ndarray, labels: np.ndarray, names: Sequence[str], templates: Sequence[str]
+) -> Classified:
+    """Zero-shot, by the rule that never sees a label, and by proxies that are told the classes are balanced."""
+    from jaxzs import adapt, proxy, zeroshot
 
-    from jaxzs import proxy, zeroshot
-    from jaxzs.clip import load
-    from jaxzs.report.curves import convergence
-
-    clock = _Clock()
-    model = load("demo")
-    classes = model.card["classes"]["digits"]
-    clock.lap("load")
     features = zeroshot.image_features(model, model.preprocess(list(images)))  # [N,E]
-    # Waited for: its seconds would be counted for the next stage.
-    jax.block_until_ready(features)
-    clock.lap("encode images")
-    text = zeroshot.text_proxies(model, classes, model.card["templates"]["digits"])  # [C,E]
-    predictions = {"zero-shot": np.asarray(zeroshot.predict(features, text))}
-    clock.lap("text proxies")
-    curves = []
-    # 1 takes the class balance that the text predicts, 0 a uniform one, which these digits very nearly have.
-    for name, gamma in (("proxies, plain", 1.0), ("proxies, Sinkhorn", 0.0)):
-        learned = proxy.fit(features, text, proxy.Settings(gamma=gamma), logit_scale=model.logit_scale)
-        predictions[name] = np.asarray(zeroshot.predict(features, learned.proxies))
-        curves.append(convergence("scikit-learn digits", "fast", learned, name))
-    clock.lap("learn proxies")
-    return Classified(model, predictions, curves, clock.seconds)
+    text = zeroshot.text_proxies(model, names, templates)  # [C,E]
+    adapted = adapt.fit(features, text, temperature=1 / model.logit_scale)
+    balanced = proxy.fit(features, text, proxy.Settings(gamma=0.0), logit_scale=model.logit_scale)
+    probabilities = np.asarray(adapt.probabilities(adapted, features))  # [N,C]
+    predicted = {
+        "zero-shot": np.asarray(zeroshot.predict(features, text)),
+        "adapted": probabilities.argmax(-1),
+        "proxies, balanced": np.asarray(zeroshot.predict(features, balanced.proxies)),
+    }
+    hits = {method: classes == labels for method, classes in predicted.items()}
+    accuracy = {method: 100 * float(right.mean()) for method, right in hits.items()}
+    per_class = {
+        method: tuple(100 * float(right[labels == c].mean()) for c in range(len(names)))
+        for method, right in hits.items()
+    }
+    return Classified(names, labels, predicted, probabilities.max(-1), accuracy, per_class)
 
 
-def results_of(overall: dict[str, float], per_class: dict[str, list[float]], curves: list[Convergence]) -> Results:
-    """What `jaxzs report` makes tables and plots of."""
-    from jaxzs.report import Figure, PerClass, Results
+class Tagged(NamedTuple):
+    """Tags of every scene, and mAP of the whole image's scores and of TagCLIP's."""
 
-    data, protocol = "scikit-learn digits", "transductive"
-    digits, before = tuple(map(str, range(10))), tuple(per_class[METHODS[0]])
-    return Results(
-        {"accuracy": overall, "per_class": per_class},
-        tuple(Figure(data, name, "accuracy", value, protocol) for name, value in overall.items()),
-        tuple(PerClass(data, name, digits, before, tuple(per_class[name]), protocol) for name in METHODS[1:]),
-        tuple(curves),
-    )
+    found: list[ImageTags]
+    figures: list[Figure]
 
 
-class _Clock:
-    """Seconds between laps, by name."""
+def tag(model: Model, given: SceneSamples) -> Tagged:
+    """Every thing in each scene, by the class token of the whole image and by TagCLIP."""
+    from jaxzs.patch import Batching, Tagging, tag_images, tag_texts
+    from jaxzs.patch.metrics import mean_average_precision
+    from jaxzs.report import Figure
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name], self._last = now - self._last, now
-
-
-def percent(hits: np.ndarray) -> float:
-    """Share of True, in percent."""
-    return 100 * float(np.mean(hits))
-
-
-def accuracies(predicted: np.ndarray, labels: np.ndarray) -> list[float]:
-    """Accuracy of each class in percent."""
-    return [percent(predicted[labels == digit] == digit) for digit in range(10)]
+    texts = tag_texts(model, given.names)
+    settings = Tagging(relative_threshold=model.card["tagging"]["relative_threshold"])
+    batching = Batching(batch_size=16)
+    found = tag_images(model, given.images, texts, settings, num_foreground=len(given.names), batching=batching)
+    ordered = sorted(found, key=lambda tagged: tagged.number)
+    scores = {
+        "whole image": whole_image_scores(model, given.images, texts),
+        "TagCLIP": np.stack([tagged.scores for tagged in ordered]),
+    }
+    there = given.tags[:, given.tags.any(0)]  # a class that is in no scene has no precision
+    value = lambda s: 100 * mean_average_precision(s[:, given.tags.any(0)], there)  # noqa: E731
+    return Tagged(ordered, [Figure(SCENES, step, "mAP", value(scores[step]), "tags") for step in STEPS])
 
 
-def table(overall: dict[str, float], per_class: dict[str, list[float]]) -> str:
-    """Accuracy in percent, overall and of each digit, one row a method."""
+def whole_image_scores(model: Model, images: np.ndarray, texts: Any) -> np.ndarray:
+    """Probability of each name from the class token of the whole image, at its own size: [N,C]."""
+    from jaxzs.clip import encode_image
+    from jaxzs.patch.local import class_probabilities
+
+    pixels = model.preprocessor.normalize(images)
+    features = encode_image(model.params, pixels, model.config, interpolate_positions=True)
+    return np.asarray(class_probabilities(features, texts, model.params["logit_scale"]))
+
+
+class Masked(NamedTuple):
+    """Label maps [H,W] of every scene, 0 for the background, and their mIoU."""
+
+    labels: list[np.ndarray]
+    figures: list[Figure]
+
+
+def segment(given: SceneSamples, found: Sequence[ImageTags]) -> Masked:
+    """Pixels by the patch scores of the tags found, sharpened along edges by a CRF; and with the true tags."""
+    from PIL import Image
+
+    from jaxzs.patch import CRF, Segmenting, pixel_labels, score_maps
+    from jaxzs.patch.metrics import segmentation_report
+    from jaxzs.report import Figure
+
+    sharpened, kinds, figures = Segmenting(crf=CRF()), {}, []
+    for kind in ("tags found", "true tags"):
+        labels = []
+        for image, true, tagged in zip(given.images, given.tags, found, strict=True):
+            tags = np.flatnonzero(true if kind == "true tags" else tagged.tags)
+            labels.append(pixel_labels(Image.fromarray(image), score_maps(tagged, tags), tags, sharpened))
+        kinds[kind] = labels
+        report = segmentation_report(np.stack(labels), given.masks, ["background", *given.names])
+        figures.append(Figure(SCENES, kind, "mIoU", 100 * report["mIoU"], "masks"))
+    return Masked(kinds["tags found"], figures)
+
+
+# --- what is told -------------------------------------------------------------------------------------------------
+
+
+def of_classification(tables: dict[str, Classified]) -> list[Figure]:
+    """Accuracy of every set and method."""
+    from jaxzs.report import Figure
+
+    return [
+        Figure(name, method, "accuracy", value, "transductive")
+        for name, one in tables.items()
+        for method, value in one.accuracy.items()
+    ]
+
+
+def of_classes(tables: dict[str, Classified]) -> list[PerClass]:
+    """The same of each class, for the plots of `jaxzs report`."""
+    from jaxzs.report import PerClass
+
+    before = METHODS[0]
+    return [
+        PerClass(name, method, tuple(one.names), one.per_class[before], one.per_class[method], "transductive")
+        for name, one in tables.items()
+        for method in METHODS[1:]
+    ]
+
+
+def told(tables: dict[str, Classified], tags: Tagged, masks: Masked) -> str:
+    """Every figure, as tables."""
     from jaxzs.report import markdown_table
 
-    rows = [[name, overall[name], *per_class[name]] for name in METHODS]
-    return "accuracy in %, on the fitted images (transductive)\n" + markdown_table(
-        ["method", "all", *map(str, range(10))], rows, digits=1
+    accuracy = [[name, *(one.accuracy[method] for method in METHODS)] for name, one in tables.items()]
+    gains = ", ".join(
+        f"{one.accuracy['adapted'] - one.accuracy['zero-shot']:+.1f} points on {name}" for name, one in tables.items()
+    )
+    lines = [
+        "\naccuracy in %, on the fitted images (transductive)",
+        markdown_table(["images", *METHODS], accuracy, digits=1),
+        f"\nAdapted to the images alone, without a label: {gains}. Proxies are told besides that classes are balanced.",
+        f"\n{SCENES}, in %",
+        markdown_table(
+            ["", "figure", "value"],
+            [[figure.method, figure.figure, figure.value] for figure in (*tags.figures, *masks.figures)],
+            digits=1,
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def next_steps(out: Path, threshold: float) -> str:
+    """Commands that work as they stand, on the images just written. threshold: of tags."""
+    place = lambda name: shlex.quote(str(out / name))  # noqa: E731
+    labels = f"--labels-file {place('labels.txt')} --model art"
+    tagged = f"{labels} --threshold {threshold}"
+    return (
+        "\nNext, on these images, and then on your own (with --model openai/clip-vit-base-patch16 and your labels):"
+        f"\n  jaxzs classify {place('things')} {labels} --html {place('classes.html')}"
+        f"\n  jaxzs tag {place('scenes')} {tagged} --overlay {place('tags')}"
+        f"\n  jaxzs segment {place('scenes')} {tagged} --maps scores --crf --out {place('masks')}"
+        "\n  jaxzs --help"
     )
 
 
-def draw(
-    path: Path,
-    images: np.ndarray,
-    labels: np.ndarray,
-    predictions: dict[str, np.ndarray],
-    per_class: dict[str, list[float]],
-) -> None:
-    """Digits whose label changed, with the prediction before and after; bars of accuracy by class."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+class Files(NamedTuple):
+    """Where the images are now."""
+
+    things: list[Path]
+    scenes: list[Path]
+
+
+def write_images(out: Path, images: np.ndarray, labels: np.ndarray, found: SceneSamples) -> Files:
+    """Things in a folder for each name, scenes in one, names in a text file."""
+    from PIL import Image
 
     from jaxzs.files import atomic_path
 
-    before, after = predictions[METHODS[0]], predictions[METHODS[-1]]
-    changed = np.flatnonzero(before != after)
-    shown = np.random.default_rng(0).permutation(changed)[:40]  # four rows of ten
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
-    FigureCanvasAgg(figure)  # it attaches itself to the figure
-    parts: Any = figure.subfigures(2, 1, height_ratios=(1.75, 1))
-    top, bottom = parts
-    top.suptitle(
-        f"Real digits whose label changed ({len(shown)} of {len(changed)} shown): "
-        "zero-shot \N{RIGHTWARDS ARROW} learned proxies"
-    )
-    axes: Any = top.subplots(4, 10)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, index in zip(axes.flat, shown, strict=False):  # fewer may have changed
-        axis.imshow(images[index], cmap="gray_r", interpolation="bicubic")
-        right, lost = after[index] == labels[index], before[index] == labels[index]
-        colour = "tab:green" if right else "tab:red" if lost else "tab:gray"
-        title = f"{before[index]} \N{RIGHTWARDS ARROW} {after[index]}"
-        axis.set_title(title, color=colour, fontsize=11)
-    axis = bottom.subplots()
-    for offset, name in zip((-0.27, 0, 0.27), METHODS, strict=True):
-        axis.bar(np.arange(10) + offset, per_class[name], width=0.26, label=name)
-    axis.set(xticks=range(10), ylabel="accuracy, %", ylim=(0, 118), xlabel="digit")  # room for the legend above 100
-    axis.set_title("green: now right, red: now wrong, grey: wrong both times", fontsize=9)
-    axis.legend(ncols=3, loc="upper center", frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    things, scenes = [], []
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        things.append(out / "things" / found.names[label] / f"{number:03d}.png")
+        things[-1].parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(things[-1])
+    (out / "scenes").mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(found.images):
+        scenes.append(out / "scenes" / f"{number:02d}.png")
+        Image.fromarray(image).save(scenes[-1])
+    with atomic_path(out / "labels.txt") as temporary:
+        temporary.write_text("\n".join(found.names) + "\n", encoding="utf-8")
+    return Files(things, scenes)
+
+
+def rows_of_things(paths: Sequence[Path], found: Classified, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row an image, as `jaxzs classify` writes them."""
+    rows = []
+    for path, predicted, score, truth in zip(
+        paths, found.predicted["adapted"], found.scores, found.labels, strict=True
+    ):
+        label, score = names[predicted], round(float(score), 6)
+        top = [{"label": label, "score": score}]
+        rows.append({"path": str(path), "label": label, "score": score, "top": top, "truth": names[truth]})
+    return rows
+
+
+def rows_of_scenes(paths: Sequence[Path], found: Sequence[ImageTags], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a scene: its tags, best first."""
+    rows = []
+    for path, tagged in zip(paths, found, strict=True):
+        best = [c for c in np.argsort(-tagged.scores) if tagged.tags[c]]
+        tags = [{"label": names[c], "score": round(float(tagged.scores[c]), 6)} for c in best]
+        rows.append({"path": str(path), "tags": tags})
+    return rows
+
+
+def heat_maps(
+    paths: Sequence[Path], found: Sequence[ImageTags], names: Sequence[str]
+) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Where each tag is, best first, by the path of the scene."""
+    return {
+        str(path): [(names[c], tagged.refined[..., c]) for c in np.argsort(-tagged.scores) if tagged.tags[c]]
+        for path, tagged in zip(paths, found, strict=True)
+    }

@@ -1,5 +1,6 @@
 """Image sources, batches of preprocessed images, and the class names and templates of public data sets."""
 
+from jaxzs.data import samples
 from jaxzs.data.batches import Batch, batches, shard
 from jaxzs.data.datasets import (
     DatasetInfo,
@@ -45,6 +46,7 @@ __all__ = [
     "open_source",
     "open_tfds",
     "order_names",
+    "samples",
     "search_images",
     "seen_unseen_split",
     "select",

@@ -211,12 +211,16 @@ def write_mask_overlay(path: str | Path, image: Image.Image, labels: np.ndarray,
 
 
 def draw_masks(
-    axis: Axes, image: Image.Image, labels: np.ndarray, names: Sequence[str]
+    axis: Axes, image: Image.Image, labels: np.ndarray, names: Sequence[str], first: Sequence[int] = ()
 ) -> dict[int, tuple[float, float, float]]:
-    """The greyed photo under its outlined label map [H,W], the largest eight named in place; the colour of each label."""
+    """The greyed photo under its outlined labels [H,W], the largest eight named in place; the colour of each label.
+
+    first: labels that get the first colours, in this order; the others follow by number.
+    """
     axis.imshow(image.convert("L"), cmap="gray", vmin=-80, vmax=335)  # colours are labels here
     sizes = {int(label): int((labels == label).sum()) for label in np.unique(labels) if label > 0}
-    colours = {label: colour_of(place) for place, label in enumerate(sizes)}
+    order = [*first, *(label for label in sizes if label not in first)]
+    colours = {label: colour_of(order.index(label)) for label in sizes}
     cover = np.zeros((*labels.shape, 4), np.float32)
     for label, colour in colours.items():
         cover[labels == label] = (*colour, 0.6)
