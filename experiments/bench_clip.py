@@ -7,7 +7,7 @@ with onnxruntime and onnx a third one takes part. ViTs run in transformers, ResN
 throughput does not depend on them, and all features are compared as a check.
 
 Everything runs on one core, `--core`: with several, PyTorch's threads spin while they wait, and take the cores from
-whoever is measured next.
+whoever is measured next. Seconds are the process's own on that core, so that what else the machine does hardly counts.
 """
 
 from __future__ import annotations
@@ -115,13 +115,13 @@ def encoders_of(name: str, pixels: Any, folder: Path) -> dict[str, Encoder]:
 
 
 def interleave(encoders: Mapping[str, Encoder], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, one encoder after the other in every round."""
+    """Seconds of the core for each call, one encoder after the other in every round."""
     seconds: dict[str, list[float]] = {name: [] for name in encoders}
     for _ in range(rounds):
         for name, encode in encoders.items():
-            start = time.perf_counter()
+            start = time.process_time()
             encode()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return seconds
 
 
@@ -137,9 +137,9 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
         encoders = encoders_of(name, pixels, Path(folder))
         first, features = {}, {}
         for key, encode in encoders.items():  # compiles, and warms up
-            start = time.perf_counter()
+            start = time.process_time()
             features[key] = encode()
-            first[key] = time.perf_counter() - start
+            first[key] = time.process_time() - start
         seconds = interleave(encoders, rounds)
     reference = features["torch float32"]
     return {
@@ -192,7 +192,10 @@ def main() -> None:
 
     held, start = importable_torchvision(), time.perf_counter()
     torch.set_num_threads(1)
-    found = {name: measure(name, options.batch, options.rounds) for name in options.models}
+    found = {}
+    for name in options.models:
+        found[name] = measure(name, options.batch, options.rounds)
+        print(name, {key: round(values["times_torch_float32"], 2) for key, values in found[name].items()}, flush=True)
     del held
     told = f"{processor()}, one core, batch {options.batch}, {options.rounds} rounds in turn"
     print(told, table(found), sep="\n\n")

@@ -141,19 +141,38 @@ def test_interpolated_positions_of_siglip():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rn_quickgelu", "hf_siglip"])  # CLIP's own: test_model.py, test_parallel.py
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_customtext_bias",
+        "worldwide_eos",
+        "clipa",
+        "rn_quickgelu",
+        "hf_siglip",
+        "hf_siglip2_naflex",
+        "openclip_siglip",
+    ],
+)
 def test_mapped_over_parameters_and_sharded(name):
-    """The same features under vmap over two sets of parameters, on 8 devices, and fully sharded."""
-    (params, config), ref = _read(name), reference(name)
-    images = jnp.tile(jnp.asarray(images_of(name))[:2], (4, 1, 1, 1))
-    encode = functools.partial(clip.encode_image, config=config)
+    """The same features of images and texts under vmap over two sets of parameters, on 8 devices, and fully sharded."""
+    (params, config), ref, mesh = _read(name), reference(name), parallel.make_mesh()
+    eight = lambda x: np.repeat(np.asarray(x)[:2], 4, axis=0)  # noqa: E731 # the first two rows, four times each
+    images, ids = jax.tree.map(eight, images_of(name)), eight(ref["input_ids"])
+    expected = [eight(ref[f"{what}_features_f64"]) for what in ("image", "text")]
+
+    def encode(params, images, ids):
+        return clip.encode_image(params, images, config), clip.encode_text(params, ids, config)
+
     with jax.default_matmul_precision("highest"):
-        both = jax.vmap(encode, in_axes=(0, None))(jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params), images)
-        assert_near(both[0, :2], ref["image_features_f64"][:2])
-        mesh = parallel.make_mesh()
-        rows, _ = parallel.shard_rows(images, mesh)
-        placed = clip.place_parameters(params, config, mesh, "fully_sharded")
-        assert_near(encode(placed, rows)[:2], ref["image_features_f64"][:2])
+        both = jax.vmap(encode, in_axes=(0, None, None))(
+            jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params), images, ids
+        )
+        rows = jax.device_put((images, ids), jax.NamedSharding(mesh, jax.P(mesh.axis_names)))
+        for placement in ("replicated", "fully_sharded"):
+            found = encode(clip.place_parameters(params, config, mesh, placement), *rows)
+            jax.tree.map(assert_near, list(found), expected)
+    jax.tree.map(assert_near, [x[0] for x in both], expected)
+    assert all(np.abs(x[1] - x[0]).max() > 0.1 for x in both)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import jaxzs
 from jaxzs.clip import read_checkpoint
 from jaxzs.errors import CheckpointError, JaxzsError
 
@@ -21,8 +22,12 @@ FILES = {
     "open_clip bin": ("vit_quickgelu_remainder_bin", "open_clip_pytorch_model.bin"),
     "open_clip configuration": ("vit_customtext_bias", "open_clip_config.json"),
     "OpenAI": ("openai_vit", "model.pt"),
+    "OpenAI, ResNet": ("openai_rn", "model.pt"),
+    "ResNet": ("rn_quickgelu", "open_clip_model.safetensors"),
     "big_vision": ("openclip_siglip", "big_vision.npz"),
+    "siglip": ("hf_siglip", "model.safetensors"),
     "siglip configuration": ("hf_siglip", "config.json"),
+    "NaFlex configuration": ("hf_siglip2_naflex", "config.json"),
 }
 
 
@@ -55,6 +60,29 @@ def test_damaged_files(kind, tmp_path):
         path.unlink()
         path.write_bytes(bytes(damaged[: len(damaged) - (trial % 7 == 0) * 9]))
         seen.add(outcome(path if "configuration" not in kind else tmp_path))
+    assert seen - {"loaded"}, "no damage was noticed"
+
+
+@pytest.mark.parametrize("name", ["vit_gelu", "hf_siglip", "hf_siglip2_naflex"])
+def test_damaged_preprocessing(name, tmp_path):
+    """A photo becomes pixels, finite ones, or an error says why not, whatever the file says of its preparation."""
+    shutil.copytree(GOLDEN / name, tmp_path / "model")
+    open_clip = tmp_path / "model" / "open_clip_config.json"
+    path = open_clip if open_clip.is_file() else tmp_path / "model" / "preprocessor_config.json"
+    content, rng, seen = path.read_bytes(), np.random.default_rng(0), set()
+    start = content.find(b"preprocess_cfg") if path == open_clip else 0
+    for _ in range(80):
+        damaged = bytearray(content)
+        for place in rng.integers(start, len(content), rng.integers(1, 3)):
+            damaged[place] = rng.choice(np.frombuffer(b'0159-.e"[]{}:, anull', np.uint8))  # mostly still JSON
+        path.write_bytes(bytes(damaged))
+        try:
+            model = jaxzs.load(tmp_path / "model", towers=("vision",))
+            pixels = model.preprocess(np.zeros((20, 30, 3), np.uint8))
+            assert np.isfinite(getattr(pixels, "values", pixels)).all()
+            seen.add("loaded")
+        except JaxzsError as error:
+            seen.add(type(error).__name__)
     assert seen - {"loaded"}, "no damage was noticed"
 
 

@@ -161,7 +161,7 @@ class CLIPConfig:
     'map'
     >>> clip.CLIPConfig.from_hf({"model_type": "blip"})
     Traceback (most recent call last):
-    jaxzs.errors.ConfigError: config: model_type is 'blip', expected 'clip' or 'siglip' or ...
+    jaxzs.errors.ConfigError: config: model_type is 'blip', expected 'clip' or ...
     """
 
     text: TextConfig = TextConfig()
@@ -231,7 +231,7 @@ class CLIPConfig:
         """
         kind = next(kind for kind in MODEL_TYPES if self._is(kind))  # in their order: the last one fits every model
         text, vision, shared = MODEL_TYPES[kind]
-        name = {"clip": "CLIPModel", "siglip": "SiglipModel"}.get(kind)
+        name = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}.get(kind)
         return {
             **({"architectures": [name]} if name else {}),
             "model_type": kind,
@@ -278,6 +278,7 @@ def _read_json(path: str | Path) -> tuple[Mapping[str, Any], str]:
 # What each model_type leaves out of its files: text tower, vision tower, fields of the whole.
 MODEL_TYPES: Mapping[str, tuple[TextConfig, VisionConfig, Mapping[str, Any]]] = {
     "clip": (TextConfig(), VisionConfig(), {}),
+    "metaclip_2": (TextConfig(pooling="eos"), VisionConfig(), {}),
     "siglip": (_SIGLIP_TEXT, _SIGLIP_VISION, {"logit_bias": True}),
     "siglip2": (_SIGLIP_TEXT, dataclasses.replace(_SIGLIP_VISION, variable=True), {"logit_bias": True}),
     "jaxzs_clip": (TextConfig(), VisionConfig(), {}),

@@ -91,8 +91,10 @@ _STYLES = {
 def style_of(folder: Path, settings: Mapping[str, Any]) -> Style:
     """By the class that `tokenizer_config.json` names, else by the files."""
     name = str(settings.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
-    by_files = _SIGLIP if (folder / "spiece.model").is_file() else _STYLES["CLIP"]
-    return _STYLES.get(name, by_files).stated(settings)
+    present = {file for file in ("spiece.model", "vocab.txt", "merges.txt") if (folder / file).is_file()}
+    # bert-base-uncased's settings name no class; CLIP's byte pairs come without a list of words.
+    kind = "Siglip" if "spiece.model" in present else "Bert" if present == {"vocab.txt"} else "CLIP"
+    return _STYLES.get(name, _STYLES[kind]).stated(settings)
 
 
 def read_pipeline(folder: Path, style: Style) -> tuple[Path, Pipeline]:

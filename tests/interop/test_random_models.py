@@ -1,4 +1,4 @@
-"""Random models of transformers' own classes, of every family that it has: CLIP, SigLIP, SigLIP 2 with NaFlex."""
+"""Random models of transformers' own classes, of every family that it has: CLIP, MetaCLIP 2, SigLIP, NaFlex."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _WIDE = {**_TEXT, "hidden_size": 48}  # SigLIP's images have no projection: both
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "CLIP": ("CLIP", {**_TEXT, "eos_token_id": 99}, _VISION),
     "CLIP, gelu": ("CLIP", {**_TEXT, "eos_token_id": 99, "hidden_act": "gelu"}, {**_VISION, "hidden_act": "gelu"}),
+    "MetaCLIP 2": ("MetaClip2", {**_TEXT, "eos_token_id": 2}, _VISION),
     "SigLIP": ("Siglip", _WIDE, _VISION),
     "SigLIP, a narrow text tower": ("Siglip", {**_TEXT, "projection_size": 48}, _VISION),
     "SigLIP 2, NaFlex": ("Siglip2", _WIDE, {**_VISION, "num_patches": 16}),
@@ -40,7 +41,7 @@ def write(name: str, folder: Path):
     import transformers
 
     kind, text, vision = MODELS[name]
-    more = {"projection_dim": 24} if kind == "CLIP" else {}
+    more = {} if kind.startswith("Siglip") else {"projection_dim": 24}
     config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision, **more)
     model = getattr(transformers, f"{kind}Model")(config)
     randomize(model)
@@ -53,6 +54,7 @@ def inputs(name: str) -> tuple[dict[str, np.ndarray], Any, np.ndarray]:
     rng = np.random.default_rng(0)
     ids = rng.integers(3, 99, (4, 12))
     ids[:, -1] = 99  # CLIP's end token; SigLIP reads this place whatever it holds
+    ids[:, 6] = 2 if name == "MetaCLIP 2" else 50  # there the end, whatever higher ids there are
     if "NaFlex" not in name:
         pixels = rng.standard_normal((3, 32, 32, 3)).astype(np.float32)
         return {"pixel_values": pixels.transpose(0, 3, 1, 2)}, pixels, ids
