@@ -256,7 +256,7 @@ def text_of(metrics: dict[str, Any]) -> str:
         parts += [
             f"`python -m experiments.bench_adapt --scale {own['scale']:g}`: "
             + ", ".join(f"{name} {value:,}" for name, value in own["shape"].items())
-            + '. Medians; the first call compiles. "times less": than StatA in PyTorch as it reads, of graphs than faiss.',
+            + '. Medians; the first call compiles. "times less": than StatA as it reads, of graphs than faiss.',
             report.markdown_table(tuple(own["rows"][0]), rows, 3),
             "Equal: " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in own["agreement"].items()) + ".",
         ]
