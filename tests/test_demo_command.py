@@ -36,8 +36,8 @@ def test_demo_shows_the_gains_of_all_three_families(shown):
     digits, things = accuracy[DIGITS], accuracy[THINGS]
     assert digits["zero-shot"] > 80
     assert digits["proxies, balanced"] > digits["zero-shot"] + 8
-    assert things["zero-shot"] > 55
-    assert things["adapted"] > things["zero-shot"] + 8
+    assert things["zero-shot"] > 52
+    assert things["adapted"] > things["zero-shot"] + 10
     tags, masks = record["metrics"]["tags"], record["metrics"]["masks"]
     assert tags["TagCLIP"] > tags["whole image"]
     assert masks["true tags"] > masks["tags found"] > 10
