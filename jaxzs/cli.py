@@ -129,7 +129,10 @@ def _run(name: str, arguments: list[str]) -> int:
         description=command.help[0].upper() + command.help[1:] + ".",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    with computing(options):
+    with contextlib.ExitStack() as around:
+        around.enter_context(terminal.ticking())
+        with terminal.clock("starting", disable=options.no_progress):
+            around.enter_context(computing(options))  # imports jax
         return getattr(module, command.run)(options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 
 import jax
 import numpy as np
@@ -383,3 +384,21 @@ def test_files_are_written_before_the_screen(pictures, tiny_checkpoint, tmp_path
     assert main(["classify", str(pictures / "dark"), *options]) == 0
     assert len(out.read_text().splitlines()) == 13
     assert len(json.loads(out.with_suffix(".json").read_text())["results"]) == 12
+
+
+def test_the_clock_goes_on_while_nothing_is_said(monkeypatch, capsys):
+    from tqdm import tqdm
+
+    from jaxzs.commands import terminal
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with terminal.ticking(), terminal.clock("thinking"):
+        time.sleep(2.2)
+        terminal.say("a line between")
+    out, err = capsys.readouterr()
+    assert "thinking 00:01" in err
+    assert out == "a line between\n"
+    assert not list(tqdm._instances)
+    with terminal.clock("thinking", disable=True):  # --quiet
+        pass
+    assert capsys.readouterr().err == ""

@@ -112,10 +112,10 @@ def run(options: ClassifyOptions) -> int:
             among = told_rows(told, source, read)
             here[among[among >= 0]] = True
             shots = shots_of(run, model, told, among, features, encode)
-        run.step(f"comparing {counted(len(read), 'image')}, method {_method(options)}")
         # Images that are shots count once, as such.
         fitted = None if here.all() else ~here
-        found = classify_features(model, features, text, _labelling(options, learned), shots, fitted)
+        with run.step(f"comparing {counted(len(read), 'image')}, method {_method(options)}"):
+            found = classify_features(model, features, text, _labelling(options, learned), shots, fitted)
     rows = rows_of(paths_of(source, read), classes.shown, found, options.top)
     truth = _truth_of(run, classes, read, here)
     if truth is not None:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
@@ -103,9 +102,9 @@ class Run:
         from jaxzs.clip import find_checkpoint, towers_of
 
         name, revision = self.options.model, self.options.revision
-        self.step(f"loading {name}")
-        alone = images_only and towers_of(find_checkpoint(name, revision=revision)) == ("vision",)
-        self.model = self.options.load(("vision",) if alone else ("text", "vision"))
+        with self.step(f"loading {name}"):
+            alone = images_only and towers_of(find_checkpoint(name, revision=revision)) == ("vision",)
+            self.model = self.options.load(("vision",) if alone else ("text", "vision"))
         if getattr(self.options, "truncate", False):
             self.model = dataclasses.replace(
                 self.model, tokenizer=dataclasses.replace(self.model.tokenizer, truncate=True)
@@ -121,10 +120,11 @@ class Run:
         self.notices.append(text)
         self.options.notice(text)
 
-    def step(self, doing: str) -> None:
-        """What takes seconds now, for a person who waits at a terminal; compiling is a part of it."""
-        if sys.stderr.isatty():
-            self.options.notice(f"{doing} ...")
+    @contextlib.contextmanager
+    def step(self, doing: str) -> Iterator[None]:
+        """What takes seconds inside of the block, with a clock, for a person who waits at a terminal."""
+        with terminal.clock(doing, disable=self.options.no_progress):
+            yield
 
     def tell_pairing(self, pairing: Pairing) -> None:
         """Which class each label of the data is, unless both are the same list; the first of many."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
+import threading
+from collections.abc import Iterator
 from typing import TextIO
 
 from jaxzs.errors import JaxzsError
@@ -25,7 +28,46 @@ def warn(text: str) -> None:
 def _write(text: str, stream: TextIO) -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     # What a terminal of another encoding lacks is shown as an escape, instead of ending the command.
-    print(escaped(text).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    with _beside_bars(stream):
+        print(escaped(text).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def _beside_bars(stream: TextIO) -> contextlib.AbstractContextManager[None]:
+    """Bars step aside for a line and come again below it."""
+    tqdm = sys.modules.get("tqdm")
+    return contextlib.nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=stream)
+
+
+@contextlib.contextmanager
+def clock(doing: str, *, disable: bool | None = None) -> Iterator[None]:
+    """On a terminal, what is done inside of the block, and for how long it has been."""
+    from tqdm import tqdm
+
+    with tqdm(desc=doing, bar_format="{desc} {elapsed}", leave=False, disable=disable):
+        yield
+
+
+@contextlib.contextmanager
+def ticking() -> Iterator[None]:
+    """Inside, the clocks of progress bars on a terminal go on while nothing else does, as when a program is compiled."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(1):
+            if (tqdm := sys.modules.get("tqdm")) is not None:
+                for bar in list(tqdm.tqdm._instances):
+                    bar.refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def explained(error: BaseException) -> str | None:

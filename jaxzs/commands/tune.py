@@ -111,8 +111,8 @@ def run(options: TuneOptions) -> int:
         zero_shot = _zero_shot(job)
         if state.exists():
             run.notice(f"going on from {state}")
-        run.step(f"tuning on {counted(len(job.pool.images), 'image')}")
-        fitted = _fit(job, state)
+        with run.step(f"tuning on {counted(len(job.pool.images), 'image')}"):
+            fitted = _fit(job, state)
     # Prompts, then the record, then the state goes: whatever stops the run, nothing that was trained is lost.
     _save(job, fitted)
     record = run.record(
