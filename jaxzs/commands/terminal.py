@@ -49,7 +49,7 @@ def clock(doing: str, *, disable: bool | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ticking() -> Iterator[None]:
-    """Inside, the clocks of progress bars on a terminal go on while nothing else does, as when a program is compiled."""
+    """Inside, the clocks of bars on a terminal go on while nothing else does, as when a program is compiled."""
     if not sys.stderr.isatty():
         yield
         return
