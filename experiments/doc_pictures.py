@@ -64,7 +64,7 @@ def photograph(page: Path, picture: Path, folder: Path) -> None:
         raise DependencyError("no chromium here: apt-get install chromium")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     flags += ["--disable-quic", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
-    flags += [f"--user-data-dir={folder}", "--window-size=1280,1480", f"--screenshot={picture}"]
+    flags += [f"--user-data-dir={folder}", "--window-size=1280,1180", f"--screenshot={picture}"]
     subprocess.run([chromium, *flags, page.as_uri()], check=True, capture_output=True)
 
 

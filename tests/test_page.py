@@ -138,7 +138,7 @@ const told = [];
 const set = (id, value) => {
   const field = document.getElementById(id);
   field.value = value;
-  field.dispatchEvent(new Event("input", { bubbles: true }));
+  for (const kind of ["input", "change"]) field.dispatchEvent(new Event(kind, { bubbles: true }));
   told.push([id, value, document.getElementById("count").textContent, document.querySelectorAll(".card").length]);
 };
 set("text", "3.PNG"); set("text", "");

@@ -220,7 +220,9 @@
   });
 
   // --- what starts it ------------------------------------------------------------------------------------------------
-  form.addEventListener("input", filter);
+  // A choice is told by "change" alone where no person makes it, such as a screen reader's or a driver's.
+  form.addEventListener("input", (event) => event.target.tagName !== "SELECT" && filter());
+  form.addEventListener("change", (event) => event.target.tagName === "SELECT" && filter());
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(filter));
   for (const button of document.querySelectorAll("table [data-class]")) {
