@@ -313,11 +313,12 @@ def test_tags_and_masks_in_the_app(browser, served, scene, tab, button):
     assert count(browser) == "1 image"
     assert "red square" in browser.find_element(By.ID, "grid").text
     browser.switch_to.default_content()
-    soon(lambda: browser.find_elements(By.CSS_SELECTOR, ".pictures img"), "pictures")
+    drawn = soon(lambda: browser.find_elements(By.CSS_SELECTOR, ".pictures img"), "pictures")[0]
+    soon(lambda: browser.execute_script("return arguments[0].naturalWidth", drawn) > 300, "the picture itself")
     browser.execute_script("window.scrollTo(0, 0)")
     photographed(browser, f"app-{tab.lower()}")
-    browser.execute_script("document.querySelector('.pictures').scrollIntoView()")
-    photographed(browser, f"app-{tab.lower()}-pictures")
+    browser.execute_script("document.querySelector('iframe').scrollIntoView()")
+    photographed(browser, f"app-{tab.lower()}-page")
 
 
 def test_errors_in_the_app(browser, served, dropped):

@@ -30,6 +30,7 @@ _STYLE = """
 .results iframe { width: 100%; height: 780px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 .results pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 8px 12px; }
 .results p { margin: 6px 0; }
+.pictures .grid-wrap { min-height: 0 !important; max-height: 900px !important; }
 .pictures .gallery-item, .pictures .thumbnail-lg { aspect-ratio: auto !important; }
 """
 
@@ -188,8 +189,8 @@ def _outputs() -> list[Any]:
     import gradio as gr
 
     return [
-        gr.HTML(elem_classes="results", visible=False),
         gr.Gallery(label="Pictures", columns=1, height="auto", elem_classes="pictures", visible=False),
+        gr.HTML(elem_classes="results", visible=False),
         gr.HTML(elem_classes="results", visible=False),
         gr.File(label="Files", file_count="multiple", interactive=False, visible=False),
     ]
@@ -199,8 +200,8 @@ def _results(shown: Shown) -> list[Any]:
     import gradio as gr
 
     return [
-        gr.HTML(shown.page, visible=True),
         gr.Gallery(shown.pictures, visible=bool(shown.pictures)),
+        gr.HTML(shown.page, visible=True),
         gr.HTML(shown.told, visible=True),
         gr.File(shown.files, visible=True),
     ]
