@@ -2,7 +2,7 @@
 
     python -m experiments.doc_pictures --out docs/pictures
 
-The picture of `jaxzs demo` is the one in experiments/results, that of `jaxzs app` a screenshot of its tests:
+The picture of `jaxzs app` is a screenshot of its tests:
 
     JAXZS_SCREENSHOTS=screenshots python -m pytest tests/test_browser.py -k tags
     python -m experiments.doc_pictures --app screenshots/app-tags.png
@@ -26,7 +26,6 @@ from jaxzs.commands.demo import real_digits
 from jaxzs.errors import DependencyError
 
 LABELS = "red square,blue circle,green triangle,yellow star"
-RESULTS = Path(__file__).parent / "results"
 WIDTH = 1100  # pixels
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -87,7 +86,6 @@ def main() -> None:
     if app is not None:
         small(app, out / "app.png")
         return
-    small(RESULTS / "demo.png", out / "demo.png")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         scene = folder / "scene.png"
