@@ -201,7 +201,8 @@ def main() -> None:
     print(told, table(found), sep="\n\n")
     if options.out is None:
         return
-    command = f"python -m experiments.bench_clip --models {' '.join(options.models)} --batch {options.batch}"
+    numbers = f"--batch {options.batch} --rounds {options.rounds}"
+    command = f"python -m experiments.bench_clip --models {' '.join(options.models)} {numbers}"
     settings = {"batch": options.batch, "rounds": options.rounds}
     peers = {"torch": torch.__version__, "transformers_peer": transformers.__version__}
     seconds = {"run": time.perf_counter() - start}
