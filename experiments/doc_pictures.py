@@ -22,7 +22,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from jaxzs import cli
-from jaxzs.commands.demo import real_digits
+from jaxzs.data import samples
 from jaxzs.errors import DependencyError
 
 LABELS = "red square,blue circle,green triangle,yellow star"
@@ -49,7 +49,7 @@ def write_scene(file: Path) -> None:
 
 def write_digits(folder: Path) -> None:
     """400 scanned digits in one folder a class."""
-    images, labels = real_digits()
+    images, labels = samples.digits()
     for number, (image, label) in enumerate(zip(images[:400], labels[:400], strict=True)):
         place = folder / NAMES[label] / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
