@@ -168,8 +168,9 @@ def test_equal_proxies_and_metrics(runs):
 @pytest.mark.parametrize("name", ["gda", "gda_chunks", "rule", "rule_chunks", "stata"])
 def test_equal_heads(runs, name):
     one, two = runs
-    # float32 sums over eight devices or over chunks, through rounds of labels and solves; scores of up to 100
-    close = {"rtol": 0, "atol": 5e-5 * np.abs(one[name]).max()}
+    # float32 sums over eight devices or over chunks, carried on through two rounds of labels and solves, by the rule
+    # through five: of 61 images of 12 features it has parted by 9e-5
+    close = {"rtol": 0, "atol": (3e-4 if "rule" in name else 5e-5) * np.abs(one[name]).max()}
     for each in two:
         np.testing.assert_allclose(each[name], one[name], **close)
         np.testing.assert_allclose(each[name], one[name.removesuffix("_chunks")], **close)
