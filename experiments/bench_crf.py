@@ -22,6 +22,7 @@ from PIL import Image, ImageFilter
 
 from jaxzs.patch import CRF, dense_crf
 from jaxzs.report import markdown_table, write_record
+from jaxzs.report.records import processor
 
 
 def drawn_photo(height: int, width: int) -> np.ndarray:
@@ -124,7 +125,9 @@ def main() -> None:
         for name, programs in figures.items()
         for program, one in programs.items()
     ]
-    title = f"A photo of {photo.shape[0]}x{photo.shape[1]}, 10 iterations, {options.rounds} rounds in turn"
+    title = (
+        f"A photo of {photo.shape[0]}x{photo.shape[1]}, 10 iterations, {options.rounds} rounds in turn, {processor()}"
+    )
     print(title, markdown_table(header, rows), sep="\n\n")
     if options.out is not None:
         command = shlex.join(["python", "-m", "experiments.bench_crf", *sys.argv[1:]])

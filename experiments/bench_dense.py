@@ -29,6 +29,7 @@ from jaxzs import clip, patch
 from jaxzs.patch.dense import DenseTask, dense_and_whole, last_of, neighbourhood_bias
 from jaxzs.patch.learned import Weighing
 from jaxzs.report import markdown_table, write_record
+from jaxzs.report.records import processor
 
 CONFIGS = {
     "ViT-B/16": clip.ARCHITECTURES["ViT-B/16"],
@@ -277,7 +278,8 @@ def main() -> None:
     ]
     header = ["work", "program", "s a batch", "CPU s", "x torch of that type", "CPU x", "compile s", "difference"]
     table = markdown_table(header, rows)
-    title = f"{options.model}, random weights, {options.rounds} rounds in turn; differences are from torch float32"
+    title = f"{options.model}, random weights, {options.rounds} rounds in turn, {processor()}"
+    title += "; differences are from torch float32"
     print(title, table, sep="\n\n")
     if options.out is not None:
         command = shlex.join(["python", "-m", "experiments.bench_dense", *sys.argv[1:]])
