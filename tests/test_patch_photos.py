@@ -59,6 +59,7 @@ def sizes(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")  # a real width: without it minutes become a quarter of an hour
 def test_dense_masks_of_photographs(photos, checkpoint, tmp_path, monkeypatch, capsys):
     """Masks in the photos' own pixels, of the classes that were named; pictures at print size; no warnings."""
     monkeypatch.setenv("JAXZS_CACHE", str(tmp_path / "cache"))
@@ -87,6 +88,7 @@ def test_dense_masks_of_photographs(photos, checkpoint, tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")  # a real width: without it minutes become a quarter of an hour
 def test_learned_tags_of_photographs(photos, checkpoint, tmp_path, monkeypatch, capsys):
     """Tags, with boxes in the photos' own pixels; a photo enlarged to 12 megapixels has the tags that it had."""
     monkeypatch.setenv("JAXZS_CACHE", str(tmp_path / "cache"))
