@@ -215,6 +215,7 @@ CASES = {
         ("good.json --out note.txt", ["--out note.txt is a file", "expected a folder"]),
         ("good.json --outt x", ["--outt", "Perhaps you meant", "--out"]),
     ],
+    "app": [("--port 70000", ["--port is 70000", "65535"]), ("--prot 7860", ["--prot", "Perhaps you meant", "--port"])],
     "bench": [
         ("best", ["'best'", "image"]),
         ("image --model ./nowhere", ["./nowhere", "Give the path"]),

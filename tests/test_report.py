@@ -434,7 +434,7 @@ def test_the_records_of_the_repository_are_read():
     folder = Path(__file__).parents[1] / "experiments" / "results"
     records = [read_record(folder / name) for name in ONE_EACH]
     records += [read_record(path) for path in (folder / "prompt_tuning").glob("*[!h].json")]
-    assert len(records) == 5
+    assert len(records) == 6
     for record in records:
         assert record.schema == 1
         assert record.results.figures
