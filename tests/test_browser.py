@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 from jaxzs.report import write_page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: pip install selenium")
+from selenium.common import exceptions  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
@@ -41,7 +42,7 @@ FLAGS = (
     "--disable-sync",
     "--window-size=1280,1000",
 )
-PATIENCE = 300  # seconds, on a loaded machine; every wait ends as soon as there is something to see
+PATIENCE = 120  # seconds, on a loaded machine; every wait ends as soon as there is something to see
 
 
 @pytest.fixture
@@ -69,6 +70,21 @@ def soon(found: Callable[[], Any], what: str) -> Any:
             return value
         time.sleep(0.1)
     raise AssertionError(f"{what}: not within {PATIENCE} s")
+
+
+def clicked(element: Callable[[], Any]) -> None:
+    """Clicks what is found, once nothing moves any more and nothing lies over it."""
+
+    def done() -> bool:
+        try:
+            element().click()
+        except (exceptions.ElementNotInteractableException, exceptions.StaleElementReferenceException):
+            return False
+        except exceptions.ElementClickInterceptedException:
+            return False
+        return True
+
+    soon(done, "a click")
 
 
 def photographed(browser: Any, name: str) -> None:
@@ -128,14 +144,14 @@ def test_filters(browser, large_page):
     browser.get(large_page.as_uri())
     browser.find_element(By.ID, "text").send_keys("class 7")
     soon(lambda: count(browser) != "10,000 images", "a filter by text")
-    browser.find_element(By.CSS_SELECTOR, "form [type=reset]").click()
+    clicked(lambda: browser.find_element(By.CSS_SELECTOR, "form [type=reset]"))
     soon(lambda: count(browser) == "10,000 images", "all again")
     choose(browser, "answer", "wrong")
     soon(lambda: count(browser) == "1,429 of 10,000 images", "every seventh")
     choose(browser, "true", "class 3")
     soon(lambda: count(browser) == "71 of 10,000 images", "those of a class")
     # The same by the cell of the confusion matrix.
-    browser.find_element(By.CSS_SELECTOR, "form [type=reset]").click()
+    clicked(lambda: browser.find_element(By.CSS_SELECTOR, "form [type=reset]"))
     cell = browser.find_element(By.CSS_SELECTOR, '.confusion [data-true="3"][data-class="4"]')
     assert cell.text == "71"
     cell.send_keys(Keys.ENTER)  # a click would have to wait until the page has scrolled to it
@@ -144,7 +160,7 @@ def test_filters(browser, large_page):
 
 def choose(browser: Any, name: str, text: str) -> None:
     field = browser.find_element(By.ID, name)
-    next(one for one in field.find_elements(By.TAG_NAME, "option") if one.text == text).click()
+    clicked(lambda: next(one for one in field.find_elements(By.TAG_NAME, "option") if one.text == text))
 
 
 def test_keys_alone(browser, large_page):
@@ -169,7 +185,7 @@ def test_keys_alone(browser, large_page):
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     assert browser.find_element(By.ID, "d-place").text == "2 of 10,000"
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
-    assert not dialog.get_attribute("open")
+    soon(lambda: not dialog.get_attribute("open"), "the dialog closed")
     # The dialog tells that it is closed in a task of its own.
     soon(lambda: browser.switch_to.active_element.get_attribute("data-place") == "1", "focus on the image seen last")
 
@@ -254,7 +270,7 @@ def opened(browser: Any, address: str, files: list[Path], tab: str = "") -> None
     field.send_keys("\n".join(map(str, files)))
     soon(lambda: files[0].suffix in browser.find_element(By.TAG_NAME, "body").text, "the files")
     if tab:
-        buttons(browser, tab)[0].click()
+        clicked(lambda: buttons(browser, tab)[0])
 
 
 def typed(browser: Any, labels: str) -> None:
@@ -315,7 +331,8 @@ def test_labels_in_the_app(browser, served, dropped):
 def test_tags_and_masks_in_the_app(browser, served, scene, tab, button):
     opened(browser, served, [scene], tab)
     typed(browser, "red square, blue circle, green triangle, yellow star")
-    soon(lambda: buttons(browser, button), "the tab")[0].click()
+    soon(lambda: buttons(browser, button), "the tab")
+    clicked(lambda: buttons(browser, button)[0])
     shown_in_frame(browser)
     assert count(browser) == "1 image"
     assert "red square" in browser.find_element(By.ID, "grid").text
@@ -331,7 +348,7 @@ def test_tags_and_masks_in_the_app(browser, served, scene, tab, button):
 def test_errors_in_the_app(browser, served, dropped):
     opened(browser, served, dropped[:1])
     typed(browser, "<img src=x onerror=hacked=1>, giraffe")
-    buttons(browser, "Label the images")[0].click()
+    clicked(lambda: buttons(browser, "Label the images")[0])
     soon(lambda: "has never seen the words" in browser.find_element(By.TAG_NAME, "body").text, "the error")
     photographed(browser, "app-error")
     body = browser.find_element(By.TAG_NAME, "body").text
