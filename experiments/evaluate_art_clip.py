@@ -24,32 +24,15 @@ from experiments.art_world.scenes import Artists
 from experiments.art_world.tests import scenes, things, unseen
 from experiments.demo_world import Scenes
 from experiments.patch_demo import ablation, tag_all
-from jaxzs import adapt, load, proxy, zeroshot
+from jaxzs import load
 from jaxzs.clip import Model
-from jaxzs.patch import CRF, Dense, Segmenting, Tagging, pixel_labels, score_maps, segment_dense, tag_texts
+from jaxzs.commands.demo import classify, label_maps
+from jaxzs.patch import CRF, Dense, Segmenting, Tagging, segment_dense, tag_texts
 from jaxzs.patch.metrics import segmentation_report
 from jaxzs.report import Figure, Results, markdown_table, write_record
 
 RESULTS = Path(__file__).parent / "results" / "art_clip"
-METHODS = ("zero-shot", "adapted", "proxies, balanced")
 Table = dict[str, dict[str, float]]  # row -> column -> %
-
-
-def classified(model: Model, images: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
-    """Accuracy in % of each of METHODS among the first `classes` names."""
-    features = zeroshot.image_features(model, model.preprocess(list(images)))  # [N,E]
-    text = zeroshot.text_proxies(model, NAMES[:classes], model.card["templates"]["plain"])  # [C,E]
-    adapted = adapt.fit(features, text, temperature=1 / model.logit_scale)
-    balanced = proxy.fit(features, text, proxy.Settings(gamma=0.0), logit_scale=model.logit_scale)
-    predictions = (
-        zeroshot.predict(features, text),
-        adapt.scores(adapted.head, features).argmax(-1),
-        zeroshot.predict(features, balanced.proxies),
-    )
-    return {
-        name: 100 * float((np.asarray(predicted) == labels).mean())
-        for name, predicted in zip(METHODS, predictions, strict=True)
-    }
 
 
 def classification(model: Model, artists: dict[str, Artists], each: int) -> Table:
@@ -59,7 +42,9 @@ def classification(model: Model, artists: dict[str, Artists], each: int) -> Tabl
         for ground, hardness in (("on white", 0.0), ("on any ground", 1.0)):
             for classes in (len(EVERYDAY), len(NAMES)):
                 given = things(artist, each, classes=classes, hardness=hardness)
-                rows[f"{classes} things, {who}, {ground}"] = classified(model, *given, classes)
+                templates = model.card["templates"]["plain"]
+                found = classify(model, *given, NAMES[:classes], templates)
+                rows[f"{classes} things, {who}, {ground}"] = found.accuracy
     return rows
 
 
@@ -82,15 +67,11 @@ def segmentation(model: Model, world: Scenes) -> Table:
     found = tag_all(model, world, texts, settings=settings_of(model))
     names = ["background", *world.names]
     rows: Table = {}
-    for kind in ("tags found", "true tags"):
+    kinds = {"tags found": np.stack([tagged.tags for tagged in found]), "true tags": world.tags}
+    for kind, tags in kinds.items():
         for how, settings in (("", Segmenting()), (" + CRF", Segmenting(crf=CRF()))):
-            labels = []
-            for image, true, tagged in zip(world.images, world.tags, found, strict=True):
-                tags = np.flatnonzero(true if kind == "true tags" else tagged.tags)
-                labels.append(pixel_labels(Image.fromarray(image), score_maps(tagged, tags), tags, settings))
-            rows[f"patch scores, {kind}{how}"] = {
-                "mIoU": 100 * segmentation_report(np.stack(labels), world.masks, names)["mIoU"]
-            }
+            labels = label_maps(world.images, tags, found, settings)
+            rows[f"patch scores, {kind}{how}"] = {"mIoU": 100 * segmentation_report(labels, world.masks, names)["mIoU"]}
     dense = segment_dense(
         model, [Image.fromarray(image) for image in world.images], texts, Dense(attention="ordinary", threshold=0.3)
     )

@@ -29,9 +29,8 @@ from experiments import second_looks
 from experiments.demo_world import Scenes, scenes
 from experiments.demo_world.captions import BACKGROUND_NAMES, SHAPES
 from jaxzs import report
-from jaxzs.clip import encode_image
+from jaxzs.commands.demo import whole_image_scores
 from jaxzs.patch import Batching, Tagging, encoded_patches, learn_patch_classifier, tag_images, tag_images_with
-from jaxzs.patch.local import class_probabilities
 from jaxzs.patch.metrics import calibrate_thresholds, tag_report
 from jaxzs.patch.overlay import write_overlay
 from jaxzs.patch.texts import tag_texts
@@ -64,12 +63,8 @@ def relative_tags(scores: np.ndarray, threshold: float = 0.5) -> np.ndarray:
 
 def global_scores(model: jaxzs.Model, world: Scenes, texts: jnp.ndarray) -> np.ndarray:
     """Probability of each name from the class token of the whole image, at its own size like everything else."""
-    scores = []
-    for start in range(0, len(world.images), 50):
-        pixels = jnp.asarray(model.preprocessor.normalize(world.images[start : start + 50]))
-        features = encode_image(model.params, pixels, model.config, interpolate_positions=True)
-        scores.append(class_probabilities(features, texts, model.params["logit_scale"]))
-    return np.concatenate(scores)[:, : len(world.names)]
+    blocks = [world.images[start : start + 50] for start in range(0, len(world.images), 50)]
+    return np.concatenate([whole_image_scores(model, block, texts) for block in blocks])[:, : len(world.names)]
 
 
 def tag_all(model: jaxzs.Model, world: Scenes, texts: jnp.ndarray, **options) -> list:

@@ -89,4 +89,4 @@ def test_classified_counts_are_those_of_the_predictions():
         right = predicted == labels[few]
         assert found.accuracy[method] == pytest.approx(100 * right.mean())
         assert found.per_class[method][1] == pytest.approx(100 * right[labels[few] == 1].mean())
-    assert (found.scores > 1 / 4).all()
+    assert (found.adapted.scores > 1 / 4).all()

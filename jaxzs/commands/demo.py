@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 
+from jaxzs.commands import tag
 from jaxzs.commands.demo_picture import draw
 from jaxzs.commands.options import ComputeOptions, OutputOptions, check_output_folder
 from jaxzs.commands.run import Run
 
 if TYPE_CHECKING:
+    from jaxzs.classification import Classification
     from jaxzs.clip import Model
     from jaxzs.data.samples import SceneSamples
-    from jaxzs.patch import ImageTags
+    from jaxzs.patch import ImageTags, Segmenting
     from jaxzs.report import Figure, PerClass
 
 METHODS = ("zero-shot", "adapted", "proxies, balanced")
@@ -40,6 +42,7 @@ class DemoOptions(OutputOptions, ComputeOptions):
 def run(options: DemoOptions) -> int:
     """Classify, tag, segment; print the tables, write images, picture, page and record; returns 0."""
     check_output_folder(options.out)
+    from jaxzs.classification import rows_of
     from jaxzs.clip import load
     from jaxzs.data import from_arrays, samples
     from jaxzs.report import Results, write_page
@@ -57,7 +60,7 @@ def run(options: DemoOptions) -> int:
         demo = load("demo")
         digits = classify(demo, *samples.digits(), demo.card["classes"]["digits"], demo.card["templates"]["digits"])
         options.notice(f"3/4  every thing in {len(found.images)} scenes: tags, and where they are ...")
-        tags = tag(art, found)
+        tags = tag_scenes(art, found)
         options.notice("4/4  a label for every pixel of them ...")
         masks = segment(found, tags.found)
     tables = {THINGS: things, DIGITS: digits}
@@ -70,11 +73,14 @@ def run(options: DemoOptions) -> int:
     }
     picture = out / "demo.png"
     draw(picture, images, found, things=things, digits=digits, tags=tags, masks=masks)
-    rows = [*rows_of_things(files.things, things, names), *rows_of_scenes(files.scenes, tags.found, names)]
+    rows = rows_of(list(map(str, files.things)), names, things.adapted)
+    rows = [{**row, "truth": names[label]} for row, label in zip(rows, labels, strict=True)]
+    scenes = [tag.row_of(path, tagged, names) for path, tagged in zip(files.scenes, tags.found, strict=True)]
+    maps = {row["path"]: tag.maps_of(row, tagged, names) for row, tagged in zip(scenes, tags.found, strict=True)}
     shown = Results(metrics, tuple(figures), tuple(of_classes(tables)), ())
-    record = run.record(shown, rows, class_names=list(names))
+    record = run.record(shown, [*rows, *scenes], class_names=list(names))
     run.write(record, picture)
-    write_page(out / "demo.html", record, maps=heat_maps(files.scenes, tags.found, names))
+    write_page(out / "demo.html", record, maps=maps)
     options.say(told(tables, tags, masks))
     options.say(f"\nLook at {picture} and {out / 'demo.html'}; {run.elapsed:.0f} seconds.")
     options.notice(next_steps(out, art.card["tagging"]["relative_threshold"]))
@@ -85,7 +91,7 @@ def run(options: DemoOptions) -> int:
 
 
 class Classified(NamedTuple):
-    """A set that was classified. labels [N]; predicted [N] by each of METHODS; scores [N] of the adapted ones.
+    """A set that was classified. labels [N]; predicted [N] by each of METHODS; adapted: with its scores.
 
     accuracy: in % by method. per_class: the same of each class.
     """
@@ -93,7 +99,7 @@ class Classified(NamedTuple):
     names: Sequence[str]
     labels: np.ndarray
     predicted: dict[str, np.ndarray]
-    scores: np.ndarray
+    adapted: Classification
     accuracy: dict[str, float]
     per_class: dict[str, tuple[float, ...]]
 
@@ -102,16 +108,16 @@ def classify(
     model: Model, images: np.ndarray, labels: np.ndarray, names: Sequence[str], templates: Sequence[str]
 ) -> Classified:
     """Zero-shot, by the rule that never sees a label, and by proxies that are told the classes are balanced."""
-    from jaxzs import adapt, proxy, zeroshot
+    from jaxzs import proxy, zeroshot
+    from jaxzs.classification import classify_features
 
     features = zeroshot.image_features(model, model.preprocess(list(images)))  # [N,E]
     text = zeroshot.text_proxies(model, names, templates)  # [C,E]
-    adapted = adapt.fit(features, text, temperature=1 / model.logit_scale)
+    adapted = classify_features(model, features, text)
     balanced = proxy.fit(features, text, proxy.Settings(gamma=0.0), logit_scale=model.logit_scale)
-    probabilities = np.asarray(adapt.probabilities(adapted, features))  # [N,C]
     predicted = {
         "zero-shot": np.asarray(zeroshot.predict(features, text)),
-        "adapted": probabilities.argmax(-1),
+        "adapted": adapted.classes[:, 0],
         "proxies, balanced": np.asarray(zeroshot.predict(features, balanced.proxies)),
     }
     hits = {method: classes == labels for method, classes in predicted.items()}
@@ -120,7 +126,7 @@ def classify(
         method: tuple(100 * float(right[labels == c].mean()) for c in range(len(names)))
         for method, right in hits.items()
     }
-    return Classified(names, labels, predicted, probabilities.max(-1), accuracy, per_class)
+    return Classified(names, labels, predicted, adapted, accuracy, per_class)
 
 
 class Tagged(NamedTuple):
@@ -130,7 +136,7 @@ class Tagged(NamedTuple):
     figures: list[Figure]
 
 
-def tag(model: Model, given: SceneSamples) -> Tagged:
+def tag_scenes(model: Model, given: SceneSamples) -> Tagged:
     """Every thing in each scene, by the class token of the whole image and by TagCLIP."""
     from jaxzs.patch import Batching, Tagging, tag_images, tag_texts
     from jaxzs.patch.metrics import mean_average_precision
@@ -169,22 +175,32 @@ class Masked(NamedTuple):
 
 def segment(given: SceneSamples, found: Sequence[ImageTags]) -> Masked:
     """Pixels by the patch scores of the tags found, sharpened along edges by a CRF; and with the true tags."""
-    from PIL import Image
-
-    from jaxzs.patch import CRF, Segmenting, pixel_labels, score_maps
+    from jaxzs.patch import CRF, Segmenting
     from jaxzs.patch.metrics import segmentation_report
     from jaxzs.report import Figure
 
-    sharpened, kinds, figures = Segmenting(crf=CRF()), {}, []
-    for kind in ("tags found", "true tags"):
-        labels = []
-        for image, true, tagged in zip(given.images, given.tags, found, strict=True):
-            tags = np.flatnonzero(true if kind == "true tags" else tagged.tags)
-            labels.append(pixel_labels(Image.fromarray(image), score_maps(tagged, tags), tags, sharpened))
-        kinds[kind] = labels
-        report = segmentation_report(np.stack(labels), given.masks, ["background", *given.names])
+    sharpened, figures = Segmenting(crf=CRF()), []
+    kinds = {"tags found": np.stack([tagged.tags for tagged in found]), "true tags": given.tags}
+    labels = {kind: label_maps(given.images, tags, found, sharpened) for kind, tags in kinds.items()}
+    for kind, maps in labels.items():
+        report = segmentation_report(maps, given.masks, ["background", *given.names])
         figures.append(Figure(SCENES, kind, "mIoU", 100 * report["mIoU"], "masks"))
-    return Masked(kinds["tags found"], figures)
+    return Masked(labels["tags found"], figures)
+
+
+def label_maps(
+    images: np.ndarray, tags: np.ndarray, found: Sequence[ImageTags], settings: Segmenting
+) -> list[np.ndarray]:
+    """Labels [H,W] of each image by its patch scores of some tags [N,F] bool."""
+    from PIL import Image
+
+    from jaxzs.patch import pixel_labels, score_maps
+
+    numbers = [np.flatnonzero(own) for own in tags]
+    return [
+        pixel_labels(Image.fromarray(image), score_maps(tagged, own), own, settings)
+        for image, own, tagged in zip(images, numbers, found, strict=True)
+    ]
 
 
 # --- what is told -------------------------------------------------------------------------------------------------
@@ -277,35 +293,3 @@ def write_images(out: Path, images: np.ndarray, labels: np.ndarray, found: Scene
     with atomic_path(out / "labels.txt") as temporary:
         temporary.write_text("\n".join(found.names) + "\n", encoding="utf-8")
     return Files(things, scenes)
-
-
-def rows_of_things(paths: Sequence[Path], found: Classified, names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row an image, as `jaxzs classify` writes them."""
-    rows = []
-    for path, predicted, score, truth in zip(
-        paths, found.predicted["adapted"], found.scores, found.labels, strict=True
-    ):
-        label, score = names[predicted], round(float(score), 6)
-        top = [{"label": label, "score": score}]
-        rows.append({"path": str(path), "label": label, "score": score, "top": top, "truth": names[truth]})
-    return rows
-
-
-def rows_of_scenes(paths: Sequence[Path], found: Sequence[ImageTags], names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a scene: its tags, best first."""
-    rows = []
-    for path, tagged in zip(paths, found, strict=True):
-        best = [c for c in np.argsort(-tagged.scores) if tagged.tags[c]]
-        tags = [{"label": names[c], "score": round(float(tagged.scores[c]), 6)} for c in best]
-        rows.append({"path": str(path), "tags": tags})
-    return rows
-
-
-def heat_maps(
-    paths: Sequence[Path], found: Sequence[ImageTags], names: Sequence[str]
-) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """Where each tag is, best first, by the path of the scene."""
-    return {
-        str(path): [(names[c], tagged.refined[..., c]) for c in np.argsort(-tagged.scores) if tagged.tags[c]]
-        for path, tagged in zip(paths, found, strict=True)
-    }

@@ -59,10 +59,10 @@ def run(options: TagOptions) -> int:
         tags = _tags(run, model, paths, names)
         with tqdm(total=len(paths), unit="image", desc="tag images", disable=options.no_progress) as bar:
             for path, tagged in tags:
-                found[path] = _row(path, tagged, names.labels)
+                found[path] = row_of(path, tagged, names.labels)
                 if options.html is not None:
                     # Small maps are kept for the page at the end; pictures are written as they come.
-                    maps[str(path)] = _maps(found[path], tagged, names.labels)
+                    maps[str(path)] = maps_of(found[path], tagged, names.labels)
                 if pictures:
                     _draw(pictures[path], path, tagged, names.labels)
                 bar.update(len(found) + len(run.unusable) - bar.n)  # an unusable image is done, too
@@ -104,7 +104,7 @@ def _check(options: TagOptions) -> None:
         raise DataError(f"--scales are {options.scales}, expected numbers above 0, such as 1 1.5")
 
 
-def _row(path: Path, tagged: ImageTags, foreground: Sequence[str]) -> dict[str, Any]:
+def row_of(path: Path, tagged: ImageTags, foreground: Sequence[str]) -> dict[str, Any]:
     """What is written of one image: its tags, best first, and the scores of all classes."""
     order = sorted(range(len(foreground)), key=lambda c: -tagged.scores[c])  # best first
     height, width = tagged.size  # of the image itself, in pixels
@@ -130,7 +130,7 @@ def _row(path: Path, tagged: ImageTags, foreground: Sequence[str]) -> dict[str, 
     }
 
 
-def _maps(row: dict[str, Any], tagged: ImageTags, foreground: Sequence[str]) -> list[tuple[str, np.ndarray]]:
+def maps_of(row: dict[str, Any], tagged: ImageTags, foreground: Sequence[str]) -> list[tuple[str, np.ndarray]]:
     """Where each tag of the row is: refined scores [rows,columns], best tag first."""
     return [(tag["label"], tagged.refined[..., foreground.index(tag["label"])]) for tag in row["tags"]]
 
