@@ -157,6 +157,8 @@ def write_state(path: str | Path, identity: str, state: FitState) -> None:
     # Gathering above is a collective that every process joins; writing is the first one's alone.
     if parallel.is_main_process():
         write_arrays(path, arrays, values)
+    # Without waiting another process could look for the file before it is there.
+    parallel.barrier("state of the fit")
 
 
 def read_state(path: str | Path, identity: str, num_runs: int = 1, like: FitState | None = None) -> FitState | None:
