@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -40,3 +42,74 @@ def test_half_a_model_is_not_saved(tmp_path):
         clip.save(model, tmp_path)
     with pytest.raises(jaxzs.errors.TextError, match="without its text tower"):
         model.tokenize(["a cat"])
+
+
+def _contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("there", "format", "why"),
+    [
+        ("hf_siglip", "open_clip", "cannot be written for open_clip"),  # the model itself is refused
+        ("demo", "flax", "model.safetensors, which would be read instead"),
+        ("demo", "open_clip", "model.safetensors, which would be read instead"),  # once written, and never read
+    ],
+)
+def test_a_refused_folder_is_left_as_it_was(there, format, why, tmp_path):
+    clip.save(jaxzs.load("demo"), tmp_path)
+    before = _contents(tmp_path)
+    with pytest.raises((CheckpointError, ConfigError), match=why):
+        clip.save(jaxzs.load("art" if there == "demo" else GOLDEN / there), tmp_path, format)
+    assert _contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["model_card.json", "processor_config.json", "added_tokens.json", "spiece.model"])
+def test_files_of_another_model_are_not_taken_over(name, tmp_path):
+    """Each is read where it is, and not written by a model that has none: another's preprocessing, words, card."""
+    (tmp_path / name).write_text("{}")
+    model = dataclasses.replace(jaxzs.load("demo"), card={})
+    with pytest.raises(CheckpointError, match=f"already holds {name}, which would be read beside"):
+        clip.save(model, tmp_path)
+    assert sorted(_contents(tmp_path)) == [name]
+
+
+@pytest.mark.parametrize("mode", ["safetensors", "open_clip"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": (48, 48)},  # squashed, though the file speaks of a crop
+        {"size": (48, 48), "do_center_crop": False},
+        {"size": 64},
+        {"size": (64, 64)},
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5},
+        {"resample": 0},
+        {"do_resize": False},
+        {"size": (48, 48), "do_center_crop": False, "letterbox": True},
+        {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.25, 0.5), "resample": 2},
+    ],
+)
+def test_preprocessing_is_kept_or_refused(changes, mode, tmp_path):
+    """open_clip's file cannot say all of it: what it cannot say was left out without a word."""
+    model = jaxzs.load("demo")
+    model = dataclasses.replace(model, preprocessor=dataclasses.replace(model.preprocessor, **changes))
+    kept = mode == "safetensors" or changes.get("size") == (48, 48) or "image_mean" in changes
+    if not kept:
+        with pytest.raises(CheckpointError, match="its preprocessing cannot be written"):
+            clip.save(model, tmp_path, mode)
+        assert not _contents(tmp_path)
+        return
+    again = jaxzs.load(clip.save(model, tmp_path, mode))
+    for shape in ((60, 90, 3), (90, 60, 3), (48, 48, 3)):  # even margins: halves of a pixel are rounded otherwise there
+        image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+        np.testing.assert_array_equal(again.preprocess(image), model.preprocess(image))
+
+
+def test_the_side_that_long_texts_lose_is_kept(tmp_path):
+    model = jaxzs.load("demo")
+    model = dataclasses.replace(model, tokenizer=dataclasses.replace(model.tokenizer, cut_left=True))
+    clip.save(model, tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["truncation_side"] == "left"
+    assert jaxzs.load(tmp_path).tokenizer.cut_left

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxzs.clip.load import Model
 from jaxzs.clip.open_clip import CONFIG_FILE, to_open_clip
-from jaxzs.clip.preprocess import ImagePreprocessor
+from jaxzs.clip.preprocess import BICUBIC, BILINEAR, ImagePreprocessor
 from jaxzs.clip.tokenizer import Tokenizer
-from jaxzs.clip.weights import write_checkpoint
-from jaxzs.errors import CheckpointError
+from jaxzs.clip.weights import check_folder, write_checkpoint
+from jaxzs.errors import CheckpointError, ConfigError
 from jaxzs.files import atomic_path, write_json
 
 Format = Literal["safetensors", "flax", "safetensors-flax", "open_clip"]
+# Not written here, but read where they are, before or beside what is.
+_FOREIGN = ("processor_config.json", "added_tokens.json", "spiece.model", "model_card.json")
 
 
 def save(model: Model, folder: str | Path, format: Format = "safetensors") -> Path:
@@ -35,11 +38,16 @@ def save(model: Model, folder: str | Path, format: Format = "safetensors") -> Pa
     folder = Path(folder)
     if model.tokenizer is None or model.preprocessor is None:
         raise CheckpointError(f"{model.name}: was loaded without one of its towers; load it whole to save it")
-    # First, as it may refuse: no weights are written then.
-    _write_tokenizer(model.tokenizer, folder)
+    # Whatever may be refused is made before anything is written: the folder may hold another model.
+    pipeline, settings = _tokenizer_files(model.tokenizer, folder)
+    described = _open_clip_files(model) if format == "open_clip" else None
+    check_folder(folder, format)
+    _check_nothing_foreign(model, folder)
     write_checkpoint(folder, model.params, model.config, format)
-    if format == "open_clip":
-        described = {"model_cfg": to_open_clip(model.config), "preprocess_cfg": _open_clip_preprocessing(model)}
+    with atomic_path(folder / "tokenizer.json") as temporary:
+        temporary.write_text(pipeline, encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", settings)
+    if described is not None:
         write_json(folder / CONFIG_FILE, described)  # over the one without preprocessing
     else:
         write_json(folder / "preprocessor_config.json", model.preprocessor.to_json())
@@ -48,19 +56,46 @@ def save(model: Model, folder: str | Path, format: Format = "safetensors") -> Pa
     return folder
 
 
+def _check_nothing_foreign(model: Model, folder: Path) -> None:
+    """Raise `CheckpointError` for files of another model, which would be read as if they were of this one."""
+    own = {"model_card.json"} if model.card else set()
+    if there := [name for name in _FOREIGN if name not in own and (folder / name).exists()]:
+        raise CheckpointError(
+            f"{folder}: already holds {', '.join(there)}, which would be read beside what is written; remove it or "
+            "write to another folder"
+        )
+
+
+def _open_clip_files(model: Model) -> dict[str, Any]:
+    """`open_clip_config.json`. Raises `ConfigError` or `CheckpointError` for what it cannot say."""
+    return {"model_cfg": to_open_clip(model.config), "preprocess_cfg": _open_clip_preprocessing(model)}
+
+
 def _open_clip_preprocessing(model: Model) -> dict[str, Any]:
     own: ImagePreprocessor = model.preprocessor
-    mode = "longest" if own.letterbox else "shortest" if own.do_center_crop else "squash"
-    names = {2: "bilinear", 3: "bicubic"}
-    if own.resample not in names:
-        raise CheckpointError(f"{model.name}: images are resized by Pillow's filter {own.resample}, not open_clip's")
-    return {
-        "mean": list(own.image_mean), "std": list(own.image_std), "interpolation": names[own.resample],
-        "resize_mode": mode,
+    if own.size == own.crop_size:  # there is nothing left to cut
+        own = dataclasses.replace(own, do_center_crop=False)
+    written = {
+        "mean": list(own.image_mean), "std": list(own.image_std),
+        "interpolation": {BILINEAR: "bilinear", BICUBIC: "bicubic"}.get(own.resample, f"filter {own.resample}"),
+        "resize_mode": "longest" if own.letterbox else "shortest" if own.do_center_crop else "squash",
     }  # fmt: skip
+    try:
+        read = ImagePreprocessor.from_open_clip(written, model.config.image_side)
+    except ConfigError as error:
+        raise CheckpointError(f"{model.name}: its preprocessing cannot be written for open_clip: {error}") from error
+    # Not compared: what open_clip has no choice of, and a crop that is not made.
+    own = dataclasses.replace(own, crop_rounding=read.crop_rounding, do_convert_rgb=read.do_convert_rgb)
+    own = own if own.do_center_crop else dataclasses.replace(own, crop_size=read.crop_size)
+    mine, theirs = dataclasses.asdict(own), dataclasses.asdict(read)
+    if other := [f"{name} {mine[name]} (open_clip: {theirs[name]})" for name in mine if mine[name] != theirs[name]]:
+        raise CheckpointError(
+            f"{model.name}: its preprocessing cannot be written for open_clip: {', '.join(other)}; write another format"
+        )
+    return written
 
 
-def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+def _tokenizer_files(tokenizer: Tokenizer, folder: Path) -> tuple[str, dict[str, Any]]:
     """`tokenizer.json` with the tokens around a text, and the `tokenizer_config.json` that names its class."""
     from tokenizers import Tokenizer as Backend
     from tokenizers.processors import TemplateProcessing
@@ -79,17 +114,16 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
             f"{folder}: no tokenizer class of transformers has this tokenizer's rule for texts ({tokenizer.clean!r}); "
             "write the weights by clip.write_checkpoint, and copy the tokenizer's files"
         )
-    with atomic_path(folder / "tokenizer.json") as temporary:
-        temporary.write_text(backend.to_str(), encoding="utf-8")
     settings = {
         "tokenizer_class": f"{kind}Tokenizer",
         "model_max_length": tokenizer.max_length,
+        "truncation_side": "left" if tokenizer.cut_left else None,
         "bos_token": start,
         "eos_token": end,
         "unk_token": end if kind == "CLIP" else "<unk>",
         "pad_token": name(tokenizer.pad_id),
     }
-    write_json(folder / "tokenizer_config.json", {key: value for key, value in settings.items() if value is not None})
+    return backend.to_str(), {key: value for key, value in settings.items() if value is not None}
 
 
 # The class whose rules for a text are those of the tokenizer: by what is done to it, and whether it has no start token.

@@ -409,8 +409,7 @@ def write_checkpoint(
     True
     """
     folder = Path(path)
-    if format not in FORMATS:
-        raise CheckpointError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    check_folder(folder, format)
     leaves = dict(flatten(params))
     # A tree in memory through the audit of files; nothing of it is read there.
     held = {name: StoredLeaf(np.shape(leaf), str(leaf.dtype), lambda: np.empty(())) for name, leaf in leaves.items()}
@@ -419,13 +418,6 @@ def write_checkpoint(
     if format == "open_clip":
         file, values = CONFIG_FILE, {"model_cfg": to_open_clip(config)}
     target = folder / _TARGETS[format]
-    order = OPEN_CLIP_FILES if format == "open_clip" else WEIGHT_FILES
-    shadowing = [name for name in order[: order.index(target.name)] if (folder / name).exists()]
-    if shadowing:
-        raise CheckpointError(
-            f"{folder}: already holds {', '.join(shadowing)}, which would be read instead of {target.name}; "
-            "remove it or write to another folder"
-        )
     with atomic_path(target) as temporary:
         if format == "flax":
             temporary.write_bytes(_msgpack(params))
@@ -433,6 +425,21 @@ def write_checkpoint(
             _write_safetensors(temporary, leaves, _written_parts(config, format), format)
     write_json(folder / file, values)
     return target
+
+
+def check_folder(folder: Path, format: str) -> None:
+    """Raise `CheckpointError` where a folder holds weights that would be read instead of those of this format."""
+    if format not in FORMATS:
+        raise CheckpointError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    target = _TARGETS[format]
+    own = [*(OPEN_CLIP_FILES if format == "open_clip" else WEIGHT_FILES)]
+    # Beside a whole CLIP of HuggingFace open_clip's files are not looked at.
+    order = [*WEIGHT_FILES, *own] if format == "open_clip" and is_dual_encoder(folder / "config.json") else own
+    if shadowing := [name for name in order[: order.index(target)] if (folder / name).exists()]:
+        raise CheckpointError(
+            f"{folder}: already holds {', '.join(shadowing)}, which would be read instead of {target}; "
+            "remove it or write to another folder"
+        )
 
 
 _TARGETS = {
