@@ -79,7 +79,7 @@ class Encoding:
     batch_size: int = 32
     numerics: Numerics = Numerics()
     progress: bool = False
-    encode: Callable[[np.ndarray], jax.Array] | None = None
+    encode: Callable[[Any], jax.Array] | None = None
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
@@ -175,14 +175,14 @@ def encode_source(
     """
     from tqdm import tqdm
 
-    size, side = min(encoding.batch_size, max(1, len(source))), model.config.image_side
+    size = min(encoding.batch_size, max(1, len(source)))
     # So that there is a part to join where nothing could be read.
     features = [jnp.zeros((0, model.config.projection_dim), jnp.float32)]
     read: list[int] = []
     unreadable: list[str] = []
     silent = None if encoding.progress else True
     with tqdm(total=len(source), unit="image", desc="encode images", disable=silent) as bar:
-        for batch in batches(source, model.preprocess, size, image_shape=(side, side, 3)):
+        for batch in batches(source, model.preprocess, size):
             found = image_features(
                 model, batch.pixels, batch_size=size, numerics=encoding.numerics, encode=encoding.encode
             )

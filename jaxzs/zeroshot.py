@@ -10,6 +10,7 @@ import collections
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpy as np
 
 from jaxzs.clip import Model, Numerics, encode_image, encode_text, normalize
 from jaxzs.clip.model import end_positions
+from jaxzs.clip.naflex import Pixels
 from jaxzs.errors import DataError, LabelError, renamed
 
 _RENAMED = {"compute_dtype": "numerics=clip.Numerics(compute_dtype)"}
@@ -98,9 +100,10 @@ def _longest(input_ids: np.ndarray, model: Model) -> int:
     return min(8 * math.ceil((end + 1) / 8), input_ids.shape[1])
 
 
-def _fill_up(rows: np.ndarray, size: int) -> np.ndarray:
+def _fill_up(rows: Any, size: int) -> Any:
     """A batch of `size` rows whatever `rows` has, so that one program serves all: filled with the first row."""
-    return np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
+    filling = size - len(rows)
+    return jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[:1], filling, axis=0)]), rows)
 
 
 @renamed(**_RENAMED)
@@ -217,14 +220,15 @@ def check_rows(rows: jax.Array, what: str, names: Sequence[str] = ()) -> None:
 @renamed(**_RENAMED)
 def image_features(
     model: Model,
-    pixels: np.ndarray,
+    pixels: Pixels,
     *,
     batch_size: int = 64,
     numerics: Numerics = Numerics(),
-    encode: Callable[[np.ndarray], jax.Array] | None = None,
+    encode: Callable[[Any], jax.Array] | None = None,
 ) -> jax.Array:
     """Encode preprocessed images in batches of one shape: pixels [N,S,S,3] -> [N,E] float32, L2-normalised.
 
+    pixels: of `model.preprocess`; NaFlex: `clip.Patches` of N images.
     encode: another encoder of pixels than the model's own, e.g. `prompt.prompted_encoders(...).encode_image`.
     Raises `DataError` for an empty set, and for features that are not finite.
 

@@ -8,12 +8,11 @@ import string
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from test_families import GOLDEN, _small_timm_tower
 
 import jaxzs
-from jaxzs import clip, zeroshot
+from jaxzs import clip
 from jaxzs.cli import main
 
 __all__ = ["_small_timm_tower"]  # a fixture that all tests here use
@@ -67,6 +66,7 @@ def nothing(folder: Path) -> None:
 LAYOUTS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "SigLIP": ("hf_siglip", "model.safetensors", nothing),
     "SigLIP 2": ("hf_siglip2_gemma", "model.safetensors", nothing),
+    "SigLIP 2, NaFlex": ("hf_siglip2_naflex", "model.safetensors", of_gemma),
     "open_clip": ("vit_gelu", "open_clip_model.safetensors", nothing),
     "open_clip, .bin": ("vit_quickgelu_remainder_bin", "open_clip_pytorch_model.bin", nothing),
     "open_clip, custom text and a bias": ("vit_customtext_bias", "open_clip_model.safetensors", nothing),
@@ -98,19 +98,6 @@ def test_layouts_of_other_libraries(layout, digit_photos, tmp_path, capsys):
 @pytest.mark.parametrize("format", ["flax", "safetensors", "safetensors-flax"])
 def test_layouts_of_huggingface(format, digit_photos, tmp_path, capsys):
     classify(clip.save(jaxzs.load(GOLDEN / "vit_gelu"), tmp_path / "model", format), digit_photos, capsys)
-
-
-def test_lists_of_patches_are_refused_by_name(digit_photos, tmp_path, capsys):
-    """NaFlex is read, and encodes what `model.preprocess` makes of images; the commands take images of one size."""
-    shutil.copytree(GOLDEN / "hf_siglip2_naflex", tmp_path / "model")
-    of_gemma(tmp_path / "model")
-    model = jaxzs.load(tmp_path / "model")
-    images = model.preprocess([np.zeros((20, 30, 3), np.uint8), np.zeros((40, 10, 3), np.uint8)])
-    features = clip.encode_image(model.params, images, model.config)
-    assert zeroshot.predict(features, zeroshot.text_proxies(model, ["cat", "dog"], ["{}"])).shape == (2,)
-    words = ["--labels", "cat,dog", "--templates", "{}"]
-    assert main(["classify", str(digit_photos), *words, "--model", str(tmp_path / "model")]) == 2
-    assert "NaFlex" in capsys.readouterr().err
 
 
 def classify(path: Path, digit_photos: Path, capsys) -> None:

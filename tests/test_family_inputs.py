@@ -72,8 +72,9 @@ def test_naflex_images_are_patches() -> None:
     images = model.preprocess(np.zeros((30, 50, 3), np.uint8))
     assert images.values.shape == (1, 16, 192)
     assert jaxzs.clip.encode_image(model.params, images, model.config).shape == (1, 32)
-    with pytest.raises(ConfigError, match="NaFlex"):  # stores, commands and prompts take images of one size
-        model.config.image_side  # noqa: B018
+    assert "images of any aspect" in repr(model)
+    with pytest.raises(ConfigError, match="NaFlex"):  # visual prompts, tags and masks take images of one size
+        model.config.check_one_size()
 
 
 def test_the_packaged_byte_pairs_are_small_and_whole() -> None:

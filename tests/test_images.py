@@ -417,8 +417,7 @@ def test_class_per_subfolder(tmp_path: Path) -> None:
 
 
 def loaded(paths: list[Path], preprocess: ImagePreprocessor = SMALL, **more: Any) -> list[Batch]:
-    size = preprocess.crop_size[0]
-    return list(batches(open_files(paths), preprocess, 4, image_shape=(size, size, 3), **more))
+    return list(batches(open_files(paths), preprocess, 4, **more))
 
 
 def test_loading_keeps_order_and_lists_what_is_unreadable(tmp_path: Path) -> None:
@@ -449,7 +448,7 @@ def test_what_cannot_be_read_is_one_image_less(tmp_path: Path) -> None:
     source = open_files(paths)
     identity = source.identity
     (tmp_path / "gone.png").unlink()
-    read = list(batches(source, SMALL, 4, image_shape=(32, 32, 3)))
+    read = list(batches(source, SMALL, 4))
     assert [source.files[i] for batch in read for i in batch.indices[batch.mask]] == [str(paths[0]), str(paths[1])]
     errors = [error for batch in read for error in batch.errors]
     assert [Path(path).name in error for path, error in zip(paths[2:], errors, strict=True)] == [True] * 3
@@ -504,7 +503,7 @@ def test_one_large_image_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         together.discard(threading.get_ident())
         return SMALL(image)
 
-    read = list(batches(open_files(find_images(tmp_path)), preprocess, 3, image_shape=(32, 32, 3), threads=4))
+    read = list(batches(open_files(find_images(tmp_path)), preprocess, 3, threads=4))
     assert sum(int(batch.mask.sum()) for batch in read) == 6
     assert most == [1]
     many = [open_image(path) for path in find_images(tmp_path)]  # as many as anyone likes to hold

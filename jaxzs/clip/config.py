@@ -173,18 +173,13 @@ class CLIPConfig:
     def __post_init__(self) -> None:
         _check(self)
 
-    @property
-    def image_side(self) -> int:
-        """Side of the square images that the tower takes; `ConfigError` for NaFlex, which takes lists of patches."""
-        self.check_one_size()
-        return self.vision.image_size
-
     def check_one_size(self) -> None:
-        """Raise `ConfigError` for NaFlex, where what is asked for needs pixels."""
+        """Raise `ConfigError` for NaFlex, where what is asked for needs one grid of patches for all images."""
         if isinstance(self.vision, VisionConfig) and self.vision.variable:
             raise ConfigError(
-                "the image tower takes patches of images of any aspect (NaFlex): clip.encode_image reads what "
-                "model.preprocess makes, all else needs a tower of one size, such as SigLIP 2's with a fixed resolution"
+                "the image tower takes images of any aspect as lists of patches (NaFlex): classification, proxies, "
+                "heads, textual prompts and stores of features take them; visual prompts, tags, masks and stores of "
+                "tokens need one grid for all images, such as SigLIP 2's with a fixed resolution"
             )
 
     @property

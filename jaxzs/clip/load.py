@@ -85,8 +85,9 @@ class Model:
     def __repr__(self) -> str:
         size, config = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(self.params)), self.config
         side = config.vision.image_size
+        images = "any aspect" if getattr(config.vision, "variable", False) else f"{side} x {side}"  # NaFlex
         return (
-            f"Model({self.name!r}: {size:,} parameters, images of {side} x {side}, texts of up to "
+            f"Model({self.name!r}: {size:,} parameters, images of {images}, texts of up to "
             f"{config.text.max_position_embeddings} tokens, features of {config.projection_dim})"
         )
 

@@ -28,7 +28,7 @@ from jaxzs.clip.layers import (
     layers_of,
     transformer,
 )  # fmt: skip
-from jaxzs.clip.naflex import Patches, naflex_positions
+from jaxzs.clip.naflex import Patches, Pixels, naflex_positions
 from jaxzs.clip.pooling import attention_pool, map_head, map_local
 from jaxzs.clip.resnet import feature_maps
 from jaxzs.errors import ConfigError, ImageError, TextError, renamed
@@ -155,7 +155,7 @@ def with_class_token(params: Params, x: jax.Array, vision: VisionConfig) -> jax.
 @renamed(**_RENAMED)
 def vision_tower(
     params: Params,
-    pixels: Array,
+    pixels: Pixels,
     config: CLIPConfig,
     *,
     numerics: Numerics = Numerics(),
@@ -165,7 +165,7 @@ def vision_tower(
 
     Args:
       params: the whole parameter tree (only "vision_model" is used).
-      pixels: [B,S,S,3] float, normalised by the checkpoint's mean and standard deviation.
+      pixels: [B,S,S,3] float, normalised by the checkpoint's mean and standard deviation; NaFlex: `clip.Patches`.
       config: of the checkpoint.
       numerics: type of the operands of matrix products (float32 by default) and their XLA precision.
       interpolate_positions: accept any H and W of at least one patch, with interpolated positions.
@@ -194,7 +194,7 @@ def vision_tower(
 
 
 def _resnet_tower(
-    params: Params, pixels: Array, vision: ResNetConfig, grid: tuple[int, int], numerics: Numerics
+    params: Params, pixels: Any, vision: ResNetConfig, grid: tuple[int, int], numerics: Numerics
 ) -> TowerOutput:
     """tokens [B,P,D]: the last map; hidden: the maps [B,H,W,C] of stem and stages; attention: that of the pool."""
     tree = params["vision_model"]
@@ -207,7 +207,7 @@ def _resnet_tower(
 
 
 def embedded(
-    tree: Params, pixels: Array | Patches, vision: VisionConfig, grid: tuple[int, int], numerics: Numerics
+    tree: Params, pixels: Pixels, vision: VisionConfig, grid: tuple[int, int], numerics: Numerics
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the blocks read, before the pre-LayerNorm: ([B,T,D], additive mask [B,1,1,T] of padding or None)."""
     if isinstance(pixels, Patches):
@@ -221,7 +221,7 @@ def embedded(
 @renamed(**_RENAMED)
 def encode_image(
     params: Params,
-    pixels: Array,
+    pixels: Pixels,
     config: CLIPConfig,
     *,
     numerics: Numerics = Numerics(),
@@ -566,9 +566,7 @@ def check_tree(params: Params, config: CLIPConfig, tower: str) -> None:
         raise ConfigError(f"params is {found[:200]}, expected the tree with {tower}_model: pass model.params first")
 
 
-def _check_pixels(
-    pixels: Array | Patches, vision: VisionConfig | ResNetConfig, interpolate_positions: bool
-) -> tuple[int, int]:
+def _check_pixels(pixels: Pixels, vision: VisionConfig | ResNetConfig, interpolate_positions: bool) -> tuple[int, int]:
     """Rows and columns of patches. Raises `ImageError`."""
     if getattr(vision, "variable", False) or isinstance(pixels, Patches):
         return _check_patches(pixels, vision)

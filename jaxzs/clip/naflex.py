@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +14,35 @@ from jaxzs.clip.config import VisionConfig
 from jaxzs.clip.layers import Array, Params
 
 
-class Patches(NamedTuple):
-    """Images cut into patches: what a NaFlex tower takes in place of pixels.
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["values", "mask", "shapes"], meta_fields=[])
+@dataclasses.dataclass(frozen=True, eq=False)
+class Patches:
+    """Images cut into patches: what a NaFlex tower takes in place of pixels. A pytree; images are taken out by rows.
 
     values: [B,N,p*p*3] normalised; row, column and channel of a patch in one axis, patches row by row, then padding.
     mask: [B,N] bool, False for padding. shapes: [B,2] rows and columns of patches.
 
-    >>> images = clip.Patches(np.zeros((1, 6, 192), np.float32), np.ones((1, 6), bool), np.array([[2, 3]]))
-    >>> images.values.shape
-    (1, 6, 192)
+    >>> images = clip.Patches(np.zeros((3, 6, 192), np.float32), np.ones((3, 6), bool), np.full((3, 2), (2, 3)))
+    >>> images.values.shape, len(images), images[:2].values.shape
+    ((3, 6, 192), 3, (2, 6, 192))
     """
 
     values: Array
     mask: Array
     shapes: Array
+
+    # As arrays of pixels have them, so that batches of both are cut by the same code.
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: Any) -> Patches:
+        return Patches(self.values[rows], self.mask[rows], self.shapes[rows])
+
+    def __iter__(self) -> Iterator[Patches]:
+        return (self[row] for row in range(len(self)))
+
+
+Pixels = Array | Patches  # what image towers take: [B,S,S,3], or lists of patches
 
 
 def naflex_positions(tree: Params, images: Patches, vision: VisionConfig) -> jax.Array:

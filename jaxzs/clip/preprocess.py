@@ -523,7 +523,9 @@ def _defaults(values: Mapping[str, Any], stated: Mapping[str, Any], where: str) 
         raise ConfigError(f"{where}: image_processor_type is {kind!r:.80}, expected a name")
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)  # older names, other backends
     if kind == "Siglip2":
-        raise ConfigError(f"{where}: a processor of variable numbers of patches (NaFlex), which is not supported")
+        raise ConfigError(
+            f"{where}: a processor of variable numbers of patches (NaFlex), the tower takes images of one size"
+        )
     needed = _DECISIVE if stated.get("do_center_crop") is False else (*_DECISIVE, "crop_size")
     if kind not in _DEFAULTS and (absent := [key for key in needed if key not in stated]):
         raise ConfigError(

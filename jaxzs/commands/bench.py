@@ -13,7 +13,7 @@ import tyro
 
 from jaxzs.commands.options import File, ModelOptions, OutputOptions, check_numbers, check_output_file
 from jaxzs.commands.run import Run
-from jaxzs.errors import DataError
+from jaxzs.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from jaxzs.clip import CLIPConfig
@@ -95,12 +95,16 @@ def _check(options: BenchOptions) -> None:
 
 
 def _parts(options: BenchOptions, config: CLIPConfig) -> list[Part]:
-    """What is measured, each once; a ResNet has no tags."""
-    from jaxzs.clip import ResNetConfig
+    """What is measured, each once; ResNets and NaFlex have no tags."""
+    from jaxzs.patch.tags import check_tower
 
-    without = {"tag"} if isinstance(config.vision, ResNetConfig) else set()
-    if left_out := without & {*options.parts}:
-        options.notice(f"{', '.join(left_out)} is left out: the image tower is a ResNet")
+    left_out = set()
+    if "tag" in options.parts:
+        try:
+            check_tower(config)
+        except ConfigError as error:
+            left_out = {"tag"}
+            options.notice(f"tag is left out: {error}")
     return [part for part in dict.fromkeys(options.parts) if part not in left_out]
 
 
@@ -124,7 +128,7 @@ def _model(run: Run) -> _Model:
 def _image(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs import clip
 
-    pixels = _normal((options.batch_size, *_image_shape(model.config)))  # [B,S,S,3]
+    pixels = _images(model.config, options.batch_size)
     encode = functools.partial(clip.encode_image, model.params, pixels, model.config, numerics=options.numerics)
     return _Measured(encode, options.batch_size, "image")
 
@@ -184,7 +188,7 @@ def _prompt(model: _Model, options: BenchOptions) -> _Measured:
 def _tag(model: _Model, options: BenchOptions) -> _Measured:
     from jaxzs import clip, patch
 
-    pixels = _normal((options.batch_size, *_image_shape(model.config)))  # [B,S,S,3]
+    pixels = _images(model.config, options.batch_size)
     texts = _normal((_TAG_NAMES, model.config.projection_dim), seed=1)  # [C,E], background names included
     tag = functools.partial(
         patch.tag,
@@ -216,9 +220,17 @@ def _normal(shape: tuple[int, ...], seed: int = 0) -> Any:
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def _image_shape(config: CLIPConfig) -> tuple[int, int, int]:
+def _images(config: CLIPConfig, count: int) -> Any:
+    """Pixels [count,S,S,3]; of NaFlex `Patches` of as many squares, as large as its positions were learned on."""
+    import numpy as np
+
+    from jaxzs import clip
+
     vision = config.vision
-    return vision.image_size, vision.image_size, vision.num_channels
+    if isinstance(vision, clip.VisionConfig) and vision.variable:
+        values = _normal((count, vision.num_patches, vision.patch_size**2 * vision.num_channels))  # [B,N,p*p*3]
+        return clip.Patches(values, np.ones(values.shape[:2], bool), np.full((count, 2), vision.grid, np.int32))
+    return _normal((count, vision.image_size, vision.image_size, vision.num_channels))
 
 
 def _token_ids(config: CLIPConfig, count: int, length: int = _TEXT_LENGTH) -> Any:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from jaxzs.clip.naflex import Pixels
 from jaxzs.data.images import one_large_at_a_time
 from jaxzs.data.sources import Labels, Source
-from jaxzs.errors import ConfigError, ImageError
+from jaxzs.errors import ConfigError, ImageError, renamed
 
-Preprocess = Callable[[Any], np.ndarray]
+Preprocess = Callable[[Any], Pixels]
 
 
 class Batch(NamedTuple):
-    """B items of a source. Rows that are padding or could not be read have mask False and zero pixels."""
+    """B items of a source. Rows that are padding or could not be read have mask False and a black image."""
 
-    pixels: np.ndarray  # [B,S,S,3] float32
+    pixels: Pixels  # [B,S,S,3] float32; NaFlex: `clip.Patches` of B images
     mask: np.ndarray  # [B] bool
     indices: np.ndarray  # [B] int64, numbers in the source; -1 for padding
     labels: list[Labels]  # B of them
@@ -27,18 +30,18 @@ class Batch(NamedTuple):
 
 class _Read(NamedTuple):
     number: int
-    pixels: np.ndarray | None
+    pixels: Pixels | None  # of one image, without the axis of the batch
     labels: Labels
     id: str
     error: str
 
 
+@renamed(image_shape="nothing: `preprocess` tells the shape")
 def batches(
     source: Source,
     preprocess: Preprocess,
     batch_size: int,
     *,
-    image_shape: tuple[int, int, int],
     indices: Sequence[int] | None = None,
     threads: int = 2,
     read_ahead: int = 2,
@@ -47,9 +50,8 @@ def batches(
 
     Args:
       source: items by number.
-      preprocess: image -> [1,S,S,3] float32, e.g. `model.preprocess`; called in threads.
+      preprocess: image -> [1,S,S,3] float32 or `clip.Patches` of one, e.g. `model.preprocess`; called in threads.
       batch_size: B, of every batch.
-      image_shape: (S,S,3) of what `preprocess` gives.
       indices: numbers to read, in this order, e.g. this process's share (`shard`); -1 is a row of padding.
         Default: all.
       threads: that decode and preprocess.
@@ -60,7 +62,7 @@ def batches(
     Yields `Batch`. Raises `ConfigError` for a batch size below 1.
 
     >>> model, source = jaxzs.load("demo"), data.open_source("photos")
-    >>> first, last = data.batches(source, model.preprocess, 16, image_shape=(48, 48, 3))
+    >>> first, last = data.batches(source, model.preprocess, 16)
     >>> first.pixels.shape, first.ids[0], first.labels[0], int(first.indices[-1])
     ((16, 48, 48, 3), 'one/0.png', (0,), 15)
     >>> last.pixels.shape, int(last.mask.sum())  # 30 images
@@ -89,15 +91,19 @@ def batches(
         with one_large_at_a_time():  # `opened` has let go of the image when the next may come
             return opened(index)
 
+    @functools.cache
+    def blank() -> Pixels:
+        from PIL import Image
+
+        # An image like any other, not zeros: of no patches at all features would not be finite.
+        return preprocess(Image.new("RGB", (1, 1)))[0]  # [S,S,3]
+
     def collate(rows: Sequence[_Read]) -> Batch:
-        pixels = np.zeros((batch_size, *image_shape), np.float32)  # [B,S,S,3]
-        for place, row in enumerate(rows):
-            if row.pixels is not None:
-                pixels[place] = row.pixels
         # The last batch has the shape of all others, so that one program serves them.
         padding = batch_size - len(rows)
+        images = [blank() if row.pixels is None else row.pixels for row in rows] + [blank() for _ in range(padding)]
         return Batch(
-            pixels=pixels,
+            pixels=jax.tree.map(lambda *leaves: np.stack(leaves), *images),  # [B,S,S,3]
             mask=np.array([row.pixels is not None for row in rows] + [False] * padding),
             indices=np.array([row.number for row in rows] + [-1] * padding, np.int64),
             labels=[row.labels for row in rows] + [()] * padding,

@@ -23,6 +23,7 @@ from jaxzs.clip import Model, place_parameters
 from jaxzs.clip.config import CLIPConfig
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.model import project_image, vision_tower
+from jaxzs.clip.naflex import Pixels
 from jaxzs.data.batches import Batch, batches, shard
 from jaxzs.data.sources import Source, digest
 from jaxzs.errors import DataError, renamed
@@ -59,7 +60,7 @@ def extract(
 
     Raises:
       DataError: more unreadable images than allowed, features that are not finite, a full disk, a damaged `store.json`.
-      ConfigError: a choice out of range.
+      ConfigError: a choice out of range; the tokens of a NaFlex checkpoint, which are not equally many of each image.
 
     >>> source = data.open_source("photos")
     >>> store = features.extract(jaxzs.load("demo"), source, "features")
@@ -67,6 +68,8 @@ def extract(
     (30, True)
     """
     choices = dataclasses.replace(choices, **changes)
+    if choices.tokens:
+        model.config.check_one_size()  # else rows of padding would be kept for tokens
     if len(source) == 0:
         raise DataError("the source holds no images")
     store = _store(model, source, Path(root).expanduser(), choices)
@@ -164,7 +167,7 @@ def _sweep(store: FeatureStore, numbers: Sequence[int]) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-Encode = Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
+Encode = Callable[[Pixels], tuple[jax.Array, jax.Array | None]]
 
 
 def _encoder(work: _Work) -> Encode:
@@ -176,9 +179,9 @@ def _encoder(work: _Work) -> Encode:
     params = place_parameters(
         {name: model.params[name] for name in model.params if name.startswith("vis")}, model.config, mesh
     )
-    where = parallel.sharding(mesh, ("images", None, None, None), (batch_size, 1, 1, 1))  # images whole
+    where = parallel.sharding(mesh, ("images",), (batch_size,))  # images whole, also of several arrays
 
-    def encode(pixels: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+    def encode(pixels: Pixels) -> tuple[jax.Array, jax.Array | None]:
         return encode_batch(params, jax.device_put(pixels, where), model.config, choices.numerics, choices.tokens)
 
     return encode
@@ -186,7 +189,7 @@ def _encoder(work: _Work) -> Encode:
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def encode_batch(
-    params: Any, pixels: jax.Array, config: CLIPConfig, numerics: Numerics, tokens: bool
+    params: Any, pixels: Pixels, config: CLIPConfig, numerics: Numerics, tokens: bool
 ) -> tuple[jax.Array, jax.Array | None]:
     """Features [B,E] as `clip.encode_image` gives them, and all tokens [B,1+P,D] on request."""
     tower = vision_tower(params, pixels, config, numerics=numerics)  # pooled [B,D], tokens [B,1+P,D]
@@ -231,12 +234,10 @@ def _items_of(store: FeatureStore, numbers: Sequence[int]) -> tuple[list[int], d
 
 def _loaded(work: _Work, items: Sequence[int]) -> Iterator[Batch]:
     """Batches of these items, read and preprocessed in threads."""
-    size = work.model.config.image_side
     return batches(
         work.source,
         work.model.preprocess,
         work.store.settings["batch_size"],
-        image_shape=(size, size, work.model.config.vision.num_channels),
         indices=items,
         threads=work.choices.threads,
     )
@@ -266,9 +267,7 @@ def _pipelined(loaded: Iterator[Batch], encode: Encode, dtype: str) -> Iterator[
 
     for batch in loaded:
         # `encode` returns at once, before the device is done; `fetch` is what waits.
-        pending.append(
-            (batch._replace(pixels=np.empty((0, *batch.pixels.shape[1:]), np.float32)), *encode(batch.pixels))
-        )
+        pending.append((batch._replace(pixels=np.empty(0, np.float32)), *encode(batch.pixels)))
         if len(pending) > _IN_FLIGHT:
             yield fetch()
     while pending:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip import Model, Numerics, logits_per_image, normalize
+from jaxzs.clip.naflex import Pixels
 from jaxzs.errors import DataError, renamed
 from jaxzs.prompt.files import TunedPrompt
 from jaxzs.prompt.joint import JointPrompt
@@ -23,7 +24,7 @@ from jaxzs.zeroshot import check_proxies
 def image_logits(
     model: Model,
     tuned: TunedPrompt,
-    pixels: np.ndarray,
+    pixels: Pixels,
     *,
     class_names: Sequence[str] | None = None,
     batch_size: int = 64,
@@ -68,7 +69,7 @@ class PromptedEncoders(NamedTuple):
     """
 
     text_proxies: jax.Array
-    encode_image: Callable[[np.ndarray], jax.Array]
+    encode_image: Callable[[Any], jax.Array]
 
 
 @renamed(compute_dtype="numerics=clip.Numerics(compute_dtype)")

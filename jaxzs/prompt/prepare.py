@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.clip import Model, Numerics, encode_text
+from jaxzs.clip.naflex import Pixels
 from jaxzs.data import Source, batches
 from jaxzs.errors import ConfigError, DataError, LabelError, renamed
 from jaxzs.prompt.modality import Frozen, Modality
@@ -110,10 +111,8 @@ def read_source(
     from tqdm import tqdm
 
     kept, labels = [], []
-    size = model.config.image_side
-    shape = (size, size, model.config.vision.num_channels)
     bar = tqdm(total=len(source), unit="image", desc="read images", disable=None if progress else True)
-    for batch in batches(source, model.preprocess, batch_size, image_shape=shape):
+    for batch in batches(source, model.preprocess, batch_size):
         bar.update(int(np.sum(batch.mask)))
         # Splits name images by their rows: one that is left out would shift all rows behind it.
         if batch.errors:
@@ -132,7 +131,7 @@ def read_source(
 def constant_images(
     modality: Modality,
     params: Any,
-    pixels: np.ndarray,
+    pixels: Pixels,
     config: Any,
     *,
     batch_size: int = 64,

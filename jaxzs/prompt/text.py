@@ -16,6 +16,7 @@ import numpy as np
 from jaxzs.clip.config import CLIPConfig, TextConfig
 from jaxzs.clip.layers import Numerics, Params
 from jaxzs.clip.model import _check_ids, encode_image, end_positions, read_text
+from jaxzs.clip.naflex import Pixels
 from jaxzs.errors import TextError, renamed
 from jaxzs.prompt.modality import Frozen, Prompts, check_prefix, check_settings
 from jaxzs.prompt.towers import read_text_with_context
@@ -188,7 +189,7 @@ class TextPrompt:
         return last
 
     def constant_images(
-        self, params: Params, pixels: jax.Array, config: CLIPConfig, numerics: Numerics = Numerics()
+        self, params: Params, pixels: Pixels, config: CLIPConfig, numerics: Numerics = Numerics()
     ) -> jax.Array:
         """What of the images no prompt changes, computed once: pixels [B,S,S,3] -> features [B,E]."""
         return encode_image(params, pixels, config, numerics=numerics)

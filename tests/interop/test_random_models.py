@@ -8,9 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from torch_models import assert_near, randomize
 
-from jaxzs import clip
+import jaxzs
+from jaxzs import clip, data
+from jaxzs.classification import Encoding, encode_source
 
 TRANSFORMERS = ("4.57.", "5.")
 
@@ -96,6 +99,34 @@ def test_what_transformers_writes_is_read(name, tmp_path):
     for own, other in zip(ours(tmp_path, own_images, ids), theirs(model, images, ids), strict=True):
         assert own.std() > 0
         assert_near(own, other)
+
+
+def test_files_of_any_aspect(tmp_path):
+    """NaFlex from image files to features: transformers' own processor and model against a source that is encoded."""
+    import torch
+    import transformers
+
+    kind = getattr(transformers, "Siglip2ImageProcessorPil", None) or transformers.Siglip2ImageProcessor
+    model = write("SigLIP 2, NaFlex", tmp_path)
+    processor = kind(patch_size=8, max_num_patches=20, do_convert_rgb=True)
+    processor.save_pretrained(tmp_path)
+    rng, files = np.random.default_rng(0), []
+    shapes = [(1, 1), (10, 1000), (1000, 10), (60, 61), (90, 40), (300, 200), (33, 57)]
+    for number, ((height, width), mode) in enumerate(
+        zip(shapes, ("RGB", "L", "RGBA", "P", "LA", "RGB", "1"), strict=True)
+    ):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode).save(files[-1])
+    inputs = processor([Image.open(file) for file in files], return_tensors="pt")
+    with torch.no_grad():
+        other = features(model.get_image_features(**inputs))
+    found, _, unreadable = encode_source(
+        jaxzs.load(tmp_path, towers=("vision",)),
+        data.open_images(files),
+        Encoding(3, clip.Numerics(precision="highest")),
+    )
+    assert not unreadable
+    assert_near(np.asarray(found), other / np.linalg.norm(other, axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "NaFlex" not in name])  # written for jaxzs alone
