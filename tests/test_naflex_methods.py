@@ -164,6 +164,11 @@ def test_images_over_devices(model, data_mesh):
     close(found, clip.encode_image(model.params, images, model.config), 8)
 
 
+def test_a_saved_model_is_the_same_model(model, tmp_path):
+    again = jaxzs.load(clip.save(model, tmp_path))
+    assert (again.fingerprint, again.preprocessor) == (model.fingerprint, model.preprocessor)
+
+
 def test_files_give_the_features_of_transformers(shared):
     """Real photos, from the file to the feature, against transformers' own processor and model in float64."""
     golden = shared / "golden" / "families" / "siglip" / "hf_siglip2_naflex"

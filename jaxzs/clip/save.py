@@ -81,7 +81,7 @@ def _open_clip_preprocessing(model: Model) -> dict[str, Any]:
         "resize_mode": "longest" if own.letterbox else "shortest" if own.do_center_crop else "squash",
     }  # fmt: skip
     try:
-        read = ImagePreprocessor.from_open_clip(written, model.config.image_side)
+        read = ImagePreprocessor.from_open_clip(written, model.config.vision.image_size)
     except ConfigError as error:
         raise CheckpointError(f"{model.name}: its preprocessing cannot be written for open_clip: {error}") from error
     # Not compared: what open_clip has no choice of, and a crop that is not made.
