@@ -177,23 +177,35 @@ class Drawn(NamedTuple):
     key: Any
 
 
+class Answer(NamedTuple):
+    """What a method says of the images of one run, or of several with an axis [R] before.
+
+    probabilities: [N,C] calibrated, rows of other images anything. passes: [] how often it has read the features of all
+    images to find its classifier, see `jaxzs.adapt.Adapted`. choice: of the rule.
+    """
+
+    probabilities: Any
+    passes: Any
+    choice: adapt.Choice | None = None
+
+
 @partial(jax.jit, static_argnames="method")
-def probabilities(
-    x: jax.Array, text: jax.Array, temperature: jax.Array, runs: Drawn, *, method: Method
-) -> tuple[jax.Array, adapt.Choice | None]:
-    """What a method says in several runs at once: [R,N,C] calibrated, rows of others anything; what it chose [R].
+def answers(x: jax.Array, text: jax.Array, temperature: jax.Array, runs: Drawn, *, method: Method) -> Answer:
+    """What a method says in several runs at once, all with an axis [R] before.
 
     x: [N,E]. text: [C,E]. temperature: []. runs: `Drawn` with an axis [R].
     """
 
-    def one(run: Drawn) -> tuple[jax.Array, adapt.Choice | None]:
+    def one(run: Drawn) -> Answer:
         if method == "uniform":  # InMaP as published, gamma 0
             result = proxy.fit(x, text, logit_scale=1 / temperature, mask=run.mask)
             head = adapt.text_head(result.proxies, temperature=4 * temperature)  # InMaP's: four times the text's
-            return jax.nn.softmax(adapt.scores(head, x), axis=-1), None
+            # The solver counts its own; before it each scaling of columns is a pass, and the sums of the labels.
+            passes = result.passes + (proxy.Settings().sinkhorn_iterations + 1)
+            return Answer(jax.nn.softmax(adapt.scores(head, x), axis=-1), passes)
         shots = None if run.told is None or method == "zero-shot" else adapt.Shots(x, run.told)
         found = adapt.fit(x, text, method=method, temperature=temperature, key=run.key, shots=shots, mask=run.mask)
-        return adapt.probabilities(found, x), found.choice
+        return Answer(adapt.probabilities(found, x), found.passes, found.choice)
 
     return jax.vmap(one)(runs)
 
@@ -209,7 +221,7 @@ def at_once(data: Labelled, runs: int) -> int:
 
 
 def measure(data: Labelled, method: Method, runs: Sequence[Run]) -> list[Results]:
-    """Accuracy, mean of the classes' accuracies, top 5 and calibration error of a method in each run, by one program.
+    """Accuracy, mean of the classes' accuracies, top 5, calibration error and passes of a method, by one program.
 
     runs: all with shots, or all without, and as many as memory allows (`at_once`). Of seed 0 also what plots are made
     of. Raises `DataError` for features that cannot be used, and a run without images.
@@ -220,9 +232,9 @@ def measure(data: Labelled, method: Method, runs: Sequence[Run]) -> list[Results
     x, text, _ = features_and_proxies(data.image_features, data.text_features, None)  # traced values are not checked
     keys = jax.vmap(jax.random.key)(np.array([run.seed for run in runs], np.uint32))  # [R]
     own = Drawn(masks, told, keys)
-    p, choices = probabilities(x, text, jnp.float32(data.temperature), own, method=method)
-    chosen = [None if choices is None else jax.tree.map(lambda leaf, i=i: leaf[i], choices) for i in range(len(runs))]
-    return [results(data, method, run, np.asarray(p[i])[masks[i]], masks[i], chosen[i]) for i, run in enumerate(runs)]
+    together = answers(x, text, jnp.float32(data.temperature), own, method=method)
+    found = [jax.tree.map(lambda leaf, i=i: leaf[i], together) for i in range(len(runs))]
+    return [results(data, method, run, own, mask) for run, own, mask in zip(runs, found, masks, strict=True)]
 
 
 def _images_of(data: Labelled, run: Run) -> tuple[np.ndarray, np.ndarray]:
@@ -244,11 +256,9 @@ def _told(labels: np.ndarray, mask: np.ndarray, shots: int, seed: int) -> tuple[
     return told, mask
 
 
-def results(
-    data: Labelled, method: str, run: Run, p: np.ndarray, mask: np.ndarray, choice: adapt.Choice | None
-) -> Results:
-    """The figures of probabilities [n,C] of the images in mask [N], in percent."""
-    labels = data.labels[mask]
+def results(data: Labelled, method: str, run: Run, answer: Answer, mask: np.ndarray) -> Results:
+    """The figures of an answer about the images in mask [N], in percent, and its passes."""
+    labels, p, choice = data.labels[mask], np.asarray(answer.probabilities)[mask], answer.choice  # [n], [n,C]
     right = p.argmax(axis=1) == labels
     of_class = [right[labels == c].mean() for c in np.unique(labels)]
     rank = (p > p[np.arange(len(p)), labels][:, None]).sum(axis=1)  # [n], classes above the label's own
@@ -260,8 +270,9 @@ def results(
     }
     percent = {name: round(100 * float(value), 3) for name, value in figures.items()}
     chose = "" if choice is None else f"{choice.method} {float(choice.gamma):g}"
-    metrics = {"images": len(labels), "classes present": len(of_class), "chose": chose, **percent}
-    shown = tuple(Figure(data.name, method, name, value, run.protocol) for name, value in percent.items())
+    passes = float(answer.passes)
+    metrics = {"images": len(labels), "classes present": len(of_class), "chose": chose, "passes": passes, **percent}
+    shown = tuple(Figure(data.name, method, *own, run.protocol, passes=passes) for own in percent.items())
     # Other seeds are repetitions: their figures are kept, a plot of each would tell nothing more.
     return (
         _with_plots(Results(metrics, shown), data, method, run, p, mask) if run.seed == 0 else Results(metrics, shown)
@@ -323,6 +334,11 @@ def table(found: Sequence[Cell], methods: Sequence[str]) -> str:
     lines.append(["**worst run against text**", *[worst(m) for m in methods]])
     for figure in ("mean per-class recall", "acc@5", "ECE"):
         lines.append([figure, *[everywhere(m, figure) for m in methods]])
+    # Cells that are kept from records of before passes were counted have none.
+    of_passes = [
+        [k["passes"] for cell in found if cell.method == m and "passes" in (k := cell.results.metrics)] for m in methods
+    ]
+    lines.append(["passes over the images", *[float(np.mean(own)) if own else None for own in of_passes]])
     of_runs = [float(np.mean([cell.seconds for cell in found if cell.method == m])) for m in methods]
     lines.append(["milliseconds a run, compiled", *[1000 * own for own in of_runs]])
     return markdown_table(("setting", *methods), lines, 1)

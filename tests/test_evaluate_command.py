@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
@@ -36,13 +37,13 @@ def test_regimes_draw_what_they_say():
 def test_the_table_tells_mean_and_worst():
     names = "accuracy", "mean per-class recall", "acc@5", "ECE"
     found = [
-        Cell("d", method, Run(regime, 0, shots), Results(dict.fromkeys(names, accuracy)), 0.02)
-        for regime, shots, method, accuracy in [
-            ("full", 0, "zero-shot", 90.0),
-            ("few", 0, "zero-shot", 80.0),
-            ("full", 1, "zero-shot", 91.0),
-            ("full", 0, "auto", 96.0),
-            ("few", 0, "auto", 78.0),
+        Cell("d", method, Run(regime, 0, shots), Results(dict.fromkeys(names, accuracy) | passes), 0.02)
+        for regime, shots, method, accuracy, passes in [
+            ("full", 0, "zero-shot", 90.0, {"passes": 0.0}),
+            ("few", 0, "zero-shot", 80.0, {"passes": 0.0}),
+            ("full", 1, "zero-shot", 91.0, {}),  # kept from a record of before they were counted
+            ("full", 0, "auto", 96.0, {"passes": 30.0}),
+            ("few", 0, "auto", 78.0, {"passes": 35.0}),
         ]
     ]
     text = table(found, ("zero-shot", "auto"))
@@ -51,6 +52,7 @@ def test_the_table_tells_mean_and_worst():
     assert lines["**mean**"] == ["87.0", "87.0"]
     assert lines["**worst run against text**"] == ["0.0", "-2.0"]
     assert lines["milliseconds a run, compiled"] == ["20.0", "20.0"]
+    assert lines["passes over the images"] == ["0.0", "32.5"]
 
 
 def features_of(classes: int = 3, images: int = 30) -> Labelled:
@@ -119,6 +121,7 @@ def test_folders_and_features_are_measured_and_kept(tmp_path, digit_photos, caps
     assert cli.main(command) == 0
     first = capsys.readouterr()
     assert "worst run against text" in first.out
+    assert "passes over the images" in first.out
     assert "full, 1 shot" in first.out
     assert "1 shots" not in first.out
     record = json.loads((out / "demo-digits.json").read_text())
@@ -127,6 +130,10 @@ def test_folders_and_features_are_measured_and_kept(tmp_path, digit_photos, caps
     assert capsys.readouterr().err.count("kept from") == 8
     figures = read_record(out / "made.json").results.figures
     assert {figure.protocol for figure in figures} == {"full, seed 0", "full, 1 shot, seed 0"}
+    passes = {method: {f.passes for f in figures if f.method == method} for method in ("zero-shot", "gda")}
+    assert passes["zero-shot"] == {0.0}
+    [of_gda] = passes["gda"]  # as many with shots as without
+    assert of_gda > 5  # rounds; how many exactly: test_passes.py
     page = tmp_path / "page.html"
     assert cli.main([*command, "--skip-existing", "--html", str(page), "--json"]) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]  # one document, nothing else
@@ -134,6 +141,8 @@ def test_folders_and_features_are_measured_and_kept(tmp_path, digit_photos, caps
     shown = page.read_text()
     assert shown.count("<td>accuracy</td>") == 8
     assert all(f"{cell['accuracy']:.2f}" in shown for cell in cells)
+    assert {(cell["method"], cell["passes"]) for cell in cells} == {("zero-shot", 0.0), ("gda", of_gda)}
+    assert shown.count(f'<td class="n">{of_gda:g}</td>') == 2 * 2 * 4  # data, shots, measures
     # of both data sets: confusions of two methods, changes of one, reliability, with and without shots; accuracies
     assert shown.count('<img src="data:image/png;base64,') == 2 * (2 * (2 + 1 + 1) + 1)
     assert "made: confusion, gda, full, 1 shot, seed 0" in shown
@@ -143,6 +152,10 @@ def test_folders_and_features_are_measured_and_kept(tmp_path, digit_photos, caps
     assert cli.main(["report", str(out), "--out", str(told), "--html", str(tmp_path / "both.html")]) == 0
     assert {path.name for path in told.glob("*.png")} == {name.removeprefix("demo-") for name in pictures}
     assert (tmp_path / "both.html").read_text().count("<figure>") == len(pictures)
+    rows = list(csv.DictReader((told / "figures.csv").read_text().splitlines()))
+    assert {(row["method"], row["passes"]) for row in rows} == {("zero-shot", "0.0"), ("gda", str(of_gda))}
+    [line] = [line for line in (told / "report.md").read_text().splitlines() if line.startswith("| gda")][:1]
+    assert line.split("|")[-2].strip() == f"{of_gda:g}"
 
 
 def test_what_cannot_be_measured_is_named(tmp_path, capsys):

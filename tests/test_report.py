@@ -315,7 +315,7 @@ def _key(figure):
     ],
 )
 def test_published_numbers_stand_beside_the_same_thing_only(model, images, figure, value):
-    found = published_beside(Figure(*figure), {"name": model}, {"name": figure[0], "images": images})
+    found = published_beside(Figure(*figure, passes=3.0), {"name": model}, {"name": figure[0], "images": images})
     assert (found and found.figure.value) == value
 
 

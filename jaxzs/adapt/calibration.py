@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxzs.adapt.heads import AnyHead, GaussianHead, scaled, scores_of
 from jaxzs.adapt.images import Images, number, over_images
 from jaxzs.errors import DataError
-from jaxzs.proxy.rows import Reduce, Rows, count
+from jaxzs.proxy.rows import Reduce, Rows
 
 SMALLEST, LARGEST = 1e-3, 1e3  # scales looked at
 STEPS = 8  # scales a pass looks at
@@ -39,7 +39,7 @@ def confidences(rows: Rows, head: AnyHead, scales: jax.Array) -> jax.Array:
 def mean_confidence(reduce: Reduce, head: AnyHead, scales: jax.Array | None = None) -> jax.Array:
     """Mean of the highest probability: [K], of scales [K], by default of 1."""
     scales = jnp.ones(1, jnp.float32) if scales is None else scales
-    return reduce(confidences, head, scales) / jnp.maximum(reduce(count), 1)
+    return reduce(confidences, head, scales) / jnp.maximum(reduce.num_images, 1)
 
 
 def matching_scale(reduce: Reduce, head: AnyHead, target: jax.Array) -> jax.Array:

@@ -21,13 +21,13 @@ from jax.typing import ArrayLike
 
 from jaxzs.adapt.calibration import matching_scale, mean_confidence
 from jaxzs.adapt.discriminant import Numbers, anchored_rounds
-from jaxzs.adapt.gaussian import stata, transclip
+from jaxzs.adapt.gaussian import as_numbers, passes_with_graph, stata, stata_rounds, transclip
 from jaxzs.adapt.heads import AnyHead, GaussianHead, Head, linear, scaled, scores, text_head
-from jaxzs.adapt.images import Images, Shots, check_shots, either, number, over_images
+from jaxzs.adapt.images import Images, Shots, check_shots, number, over_images
 from jaxzs.errors import ConfigError
 from jaxzs.proxy.fit import whole_method
 from jaxzs.proxy.gamma import GAMMAS, held_out_losses, random_splits
-from jaxzs.proxy.rows import Reduce, count
+from jaxzs.proxy.rows import Counted, Reduce
 from jaxzs.proxy.settings import PAPER_LOGIT_SCALE, Checked, Settings, in_float32
 from jaxzs.proxy.sinkhorn import Task
 
@@ -68,7 +68,8 @@ class Adapted(NamedTuple):
     """A head and how it came about.
 
     head: with calibrated scores. choice: of the rule; None where the method was named. scale: [] what the scores were
-    multiplied by. method: the one asked for.
+    multiplied by. passes: [] float32, how often the features of all images were read to find it: every sum over them is
+    one, those that choose and calibrate included, the check before and the scores after not. None: nobody counted.
 
     >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])
     >>> adapted = adapt.fit(x, jnp.array([[1.0, 0.9], [0.9, 1.0]]))
@@ -79,11 +80,12 @@ class Adapted(NamedTuple):
     head: AnyHead
     choice: Choice | None
     scale: jax.Array
+    passes: jax.Array | None = None
 
 
 def chosen(reduce: Reduce, text: jax.Array, settings: Checked, _: Any = ()) -> Choice:
     """The rule's choice, from sums over the images alone."""
-    num_images, num_classes = reduce(count), text.shape[0]
+    num_images, num_classes = reduce.num_images, text.shape[0]
     losses = held_out_losses(Task(reduce, num_images, num_classes, text), settings)  # [S,G]
     enough = num_images >= 2 * num_classes
     # Losses are added up: a clear split counts more than one in which all balances are alike.
@@ -165,26 +167,21 @@ def fit(
     if shots is not None and method not in ("auto", "gda"):
         raise ConfigError(f"method {method!r} takes no shots", python='method="gda"', command="--method gda")
     own = number(temperature, "temperature")
-    choice = None
     if method == "zero-shot":
-        return Adapted(text_head(text_proxies, temperature=own), None, jnp.float32(1))
-    if method == "stata" or method == "transclip":
-        head: AnyHead = _gaussian(method, image_features, text_proxies, own, mask)
-    else:
-        # With labels there is nothing to choose: "gda" takes them, the closed form does not.
-        if shots is not None:
-            method = "gda"
-            dim = np.shape(text_proxies)
-            shots = check_shots(shots, *dim) if len(dim) == 2 else shots  # type: ignore[assignment]
-        # The solver of the vision proxies; gamma is chosen by the closed form in any case.
-        settings = _settings(own, "fast" if method == "proxy" else "closed_form")
-        folds = partial(random_splits, key) if method in ("auto", "proxy", "closed_form") else None
-        numbers = own, settings, shots
-        head, choice = over_images(by_rule, image_features, text_proxies, numbers, method, mask=mask, folds=folds)
-    bare = head._replace(posterior=None) if isinstance(head, GaussianHead) else head
-    # After the fit, by passes of its own: the text's confidence on these images is the target.
-    scale = over_images(_calibrating, image_features, text_proxies, (own, bare), mask=mask)
-    return Adapted(scaled(head, scale), choice if method == "auto" else None, scale)
+        return Adapted(text_head(text_proxies, temperature=own), None, jnp.float32(1), jnp.float32(0))
+    if method == "transclip" or (method == "stata" and not callable(image_features)):
+        return _with_graph(method, image_features, text_proxies, own, mask)
+    # With labels there is nothing to choose: "gda" takes them, the closed form does not.
+    if shots is not None:
+        method = "gda"
+        dim = np.shape(text_proxies)
+        shots = check_shots(shots, *dim) if len(dim) == 2 else shots  # type: ignore[assignment]
+    # The solver of the vision proxies; gamma is chosen by the closed form in any case.
+    settings = _settings(own, "fast" if method == "proxy" else "closed_form")
+    folds = partial(random_splits, key) if method in ("auto", "proxy", "closed_form") else None
+    numbers = own, settings, shots
+    found: Adapted = over_images(calibrated, image_features, text_proxies, numbers, method, mask=mask, folds=folds)
+    return found if method == "auto" else found._replace(choice=None)
 
 
 def probabilities(adapted: Adapted, image_features: ArrayLike) -> jax.Array:
@@ -204,11 +201,21 @@ def probabilities(adapted: Adapted, image_features: ArrayLike) -> jax.Array:
     return jax.nn.softmax(scores(head, image_features), axis=-1)
 
 
+def calibrated(reduce: Reduce, text: jax.Array, numbers: tuple[jax.Array, Checked, Any], method: Method) -> Adapted:
+    """The head of a method that needs sums alone, its scores as sure as the text's on the same images."""
+    counted = Counted(reduce)
+    head, choice = by_rule(counted, text, numbers, method)
+    scale = matching_text(counted, text, numbers[0], head)
+    return Adapted(scaled(head, scale), choice, scale, counted.passes)
+
+
 def by_rule(
     reduce: Reduce, text: jax.Array, numbers: tuple[jax.Array, Checked, Any], method: Method
-) -> tuple[Head, Choice | None]:
-    """The head of a linear method, or of the one that the rule chooses."""
+) -> tuple[AnyHead, Choice | None]:
+    """The head of a method by blocks, or of the one that the rule chooses."""
     temperature, settings, shots = numbers
+    if method == "stata":
+        return stata_rounds(reduce, text, as_numbers(temperature)), None
     anchored = partial(_anchored, reduce, text, temperature, shots)
     if method == "gda":
         return anchored(), None
@@ -217,7 +224,7 @@ def by_rule(
     if method in ("proxy", "closed_form"):
         return vision(), choice
     # Below 1 the text names too few classes too often (see above); at 1 absent classes must keep their text.
-    return either(reduce, choice.gamma < 1, vision, anchored), choice
+    return reduce.loops.cond(choice.gamma < 1, vision, anchored), choice
 
 
 def _anchored(reduce: Reduce, text: jax.Array, temperature: jax.Array, shots: Any) -> Head:
@@ -228,27 +235,38 @@ def _anchored(reduce: Reduce, text: jax.Array, temperature: jax.Array, shots: An
 
 def _vision(reduce: Reduce, text: jax.Array, settings: Checked, gamma: jax.Array) -> Head:
     """Vision proxies of `proxy.fit` as a head."""
-    task = Task(reduce, reduce(count), text.shape[0], text)
+    task = Task(reduce, reduce.num_images, text.shape[0], text)
     result = whole_method(task, dataclasses.replace(settings, gamma=gamma))  # proxies [C,E]
     return linear(result.proxies, settings.temperature)
 
 
-def _calibrating(reduce: Reduce, text: jax.Array, numbers: tuple[jax.Array, AnyHead], _: Any = ()) -> jax.Array:
-    temperature, head = numbers
+def matching_text(reduce: Reduce, text: jax.Array, temperature: jax.Array, head: AnyHead) -> jax.Array:
+    """The scale at which the head is as sure as the text on these images: []."""
     target = mean_confidence(reduce, linear(text, temperature))
     return matching_scale(reduce, head, target)
 
 
-def _gaussian(
-    method: str, image_features: Images, text_proxies: ArrayLike, temperature: jax.Array, mask: ArrayLike | None
-) -> GaussianHead:
-    if method == "transclip":
-        if callable(image_features):
-            raise ConfigError('"transclip" needs all features in memory; for chunks use "auto" or "stata"')
-        return transclip(image_features, text_proxies, temperature=temperature, mask=mask)
-    # A graph needs all images at once; 3 neighbours as in the paper.
-    neighbours = 0 if callable(image_features) else 3
-    return stata(image_features, text_proxies, temperature=temperature, neighbours=neighbours, mask=mask)
+def _with_graph(
+    method: Method, image_features: Images, text_proxies: ArrayLike, temperature: jax.Array, mask: ArrayLike | None
+) -> Adapted:
+    """StatA or TransCLIP, which need all images at once, calibrated by passes of its own."""
+    if callable(image_features):
+        raise ConfigError('"transclip" needs all features in memory; for chunks use "auto" or "stata"')
+    fitting = stata if method == "stata" else transclip
+    head = fitting(image_features, text_proxies, temperature=temperature, mask=mask)  # 3 neighbours, as in the papers
+    # Scores come from the parameters alone; the posterior [N,C] would be copied along.
+    numbers = temperature, head._replace(posterior=None)
+    scale, passes = over_images(_scale_of, image_features, text_proxies, numbers, mask=mask)
+    passes = passes + passes_with_graph(np.shape(image_features)[0])
+    return Adapted(scaled(head, scale), None, scale, passes)
+
+
+def _scale_of(
+    reduce: Reduce, text: jax.Array, numbers: tuple[jax.Array, AnyHead], _: Any = ()
+) -> tuple[jax.Array, jax.Array]:
+    """`matching_text`, and its passes."""
+    counted = Counted(reduce)
+    return matching_text(counted, text, *numbers), counted.passes
 
 
 def _settings(temperature: ArrayLike, solver: Any) -> Checked:

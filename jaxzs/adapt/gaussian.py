@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxzs.adapt.discriminant import winners_of
-from jaxzs.adapt.graph import check_neighbours, graph_of, spread
+from jaxzs.adapt.graph import blocks_of_rows, check_neighbours, graph_of, spread
 from jaxzs.adapt.heads import GaussianHead, linear, probabilities, scores_of
 from jaxzs.adapt.images import Images, number, over_images
 from jaxzs.errors import ConfigError
@@ -144,7 +144,7 @@ def stata(
     >>> adapt.stata(x, jnp.array([[1.0, 0.9], [0.9, 1.0]]), neighbours=1).posterior.argmax(-1).tolist()
     [0, 0, 1, 1]
     """
-    numbers = _numbers(temperature, laplacian, anchor, iterations, soft)
+    numbers = as_numbers(temperature, laplacian, anchor, iterations, soft)
     check_neighbours(neighbours)
     if callable(image_features):
         if neighbours:
@@ -190,7 +190,7 @@ def transclip(
     >>> adapt.transclip(x, jnp.array([[1.0, 0.9], [0.9, 1.0]]), neighbours=1).posterior.argmax(-1).tolist()
     [0, 0, 1, 1]
     """
-    numbers = _numbers(temperature, 1.0, 1.0, iterations, False)
+    numbers = as_numbers(temperature, iterations=iterations)
     check_neighbours(neighbours)
     return _transclip(*checks.features_and_proxies(image_features, text_proxies, mask), numbers, neighbours)
 
@@ -275,7 +275,16 @@ def _with_posterior(head: GaussianHead, x: jax.Array, text: jax.Array, mask: jax
     return head._replace(posterior=probabilities(head, prepare(Rows(mask, features=x))))
 
 
-def _numbers(temperature: Any, laplacian: Any, anchor: Any, iterations: Any, soft: Any) -> Numbers:
+def passes_with_graph(num_rows: int, iterations: int = 10) -> int:
+    """How often the features of all rows are read with a graph of neighbours, where labels [N,C] are kept."""
+    # The start and the text's scores, each iteration's labels and Gaussians, the last labels.
+    return 2 + 2 * iterations + 1 + blocks_of_rows(num_rows)
+
+
+def as_numbers(
+    temperature: Any, laplacian: Any = 1.0, anchor: Any = 1.0, iterations: Any = 10, soft: Any = False
+) -> Numbers:
+    """Checked; by default the papers'."""
     if not checks.concrete(iterations) or iterations != 0:  # 0: the text's labels and the Gaussians around it
         checks.whole_number(iterations, "iterations")
     return Numbers(

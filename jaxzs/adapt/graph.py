@@ -69,7 +69,7 @@ def graph_of(x: jax.Array, mask: jax.Array, neighbours: int, block_size: int = B
     """`nearest_neighbours` of normalised rows [N,E]; itself: a row is a neighbour of its own, as any other."""
     num_rows = x.shape[0]
     size = min(block_size, num_rows)
-    num_blocks = -(-num_rows // size)
+    num_blocks = blocks_of_rows(num_rows, block_size)
     padding = num_blocks * size - num_rows
     blocks = jnp.pad(x, ((0, padding), (0, 0))).reshape(num_blocks, size, -1)  # [.,B,E]
     counts = jnp.pad(mask, (0, padding)).reshape(num_blocks, size)  # [.,B] padding is no neighbour
@@ -95,6 +95,11 @@ def graph_of(x: jax.Array, mask: jax.Array, neighbours: int, block_size: int = B
 
     graph = jax.lax.map(of_rows, (blocks, places))
     return Graph(*(leaf.reshape(-1, neighbours)[:num_rows] for leaf in graph))
+
+
+def blocks_of_rows(num_rows: int, block_size: int = BLOCK) -> int:
+    """Blocks of rows of a graph; each is compared with all rows."""
+    return -(-num_rows // min(block_size, num_rows))
 
 
 def _merged(

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jaxzs.errors import ConfigError, LabelError
 from jaxzs.proxy import checks
-from jaxzs.proxy.rows import COMPILED, Blocks, Reduce, Rows, normalize, where_rows_lie
+from jaxzs.proxy.rows import Blocks, Rows, normalize, where_rows_lie
 from jaxzs.proxy.settings import DEFAULTS, Checked, for_rows, in_float32
 from jaxzs.proxy.streaming import Chunks, _Passes
 
@@ -90,16 +90,8 @@ def _over_chunks(
     text = checks.text(text_proxies, np.shape(text_proxies)[-1] if np.ndim(text_proxies) else 0)
     passes = _Passes(chunks, text, DEFAULTS)
     if folds is not None:
-        passes.fold = np.asarray(folds(passes.num_images))
+        passes.fold = np.asarray(folds(passes.num_rows))
     return method(passes, normalize(text), numbers, choices)
-
-
-def either(reduce: Reduce, first: Any, function: Callable[[], Any], other: Callable[[], Any]) -> Any:
-    """`function()` where `first` [] holds, else `other()`; both may ask for passes over the images."""
-    # Passes over chunks run in Python, where a condition is a value; compiled, it may be traced.
-    if reduce.loops is COMPILED:
-        return jax.lax.cond(first, function, other)  # one of the two runs; under vmap both
-    return function() if bool(first) else other()
 
 
 def number(value: Any, name: str, low: float = 1e-37, high: float = 1e37) -> jax.Array:

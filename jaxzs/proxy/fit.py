@@ -10,7 +10,7 @@ from jaxzs.errors import renamed
 from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import label_sums, sums_of
 from jaxzs.proxy.gamma import held_out_gamma, random_splits
-from jaxzs.proxy.rows import Blocks, Rows, count, normalize, prepare, where_rows_lie
+from jaxzs.proxy.rows import Blocks, Rows, normalize, prepare, where_rows_lie
 from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Checked, Settings, Solver, for_rows, in_float32
 from jaxzs.proxy.sinkhorn import Task, rounded, sinkhorn
 from jaxzs.proxy.solvers import ProxyResult, solve
@@ -154,4 +154,4 @@ def _fit(rows: Rows, text: jax.Array, settings: Checked) -> ProxyResult:
 def task_of(rows: Rows, text: jax.Array, settings: Checked) -> Task:
     """The rows of a device seen block by block, with classes [C, E]."""
     reduce = Blocks(rows, settings.block_size, settings.row_axes)
-    return Task(reduce, reduce(count), text.shape[0], normalize(text))
+    return Task(reduce, reduce.num_images, text.shape[0], normalize(text))

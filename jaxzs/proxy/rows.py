@@ -28,10 +28,11 @@ class Rows(NamedTuple):
 
 
 class Loops(NamedTuple):
-    """How steps that ask for sums are repeated: as `jax.lax.while_loop` and `jax.lax.fori_loop` do."""
+    """How steps that ask for sums are repeated and chosen: as the functions of `jax.lax` of these names do."""
 
     while_loop: Callable[..., Any] = jax.lax.while_loop
     fori_loop: Callable[..., Any] = jax.lax.fori_loop
+    cond: Callable[..., Any] = jax.lax.cond  # of branches without arguments; one of the two runs, under vmap both
 
 
 COMPILED = Loops()
@@ -46,6 +47,11 @@ class Reduce(Protocol):
 
     @property
     def loops(self) -> Loops: ...
+
+    @property
+    def num_images(self) -> jax.Array:
+        """Padding left out: [] float32. Takes no pass."""
+        ...
 
     def __call__(self, function: Callable[..., Any], *args: Any, log: bool = False) -> Any: ...
 
@@ -113,6 +119,10 @@ class Whole:
     rows: Rows  # prepared
     loops: Loops = COMPILED
 
+    @property
+    def num_images(self) -> jax.Array:
+        return count(self.rows)
+
     def __call__(self, function: Callable[..., Any], *args: Any, log: bool = False) -> Any:
         return function(self.rows, *args)
 
@@ -128,6 +138,11 @@ class Blocks:
     block_size: int
     axes: Any = None
     loops: Loops = COMPILED
+
+    @property
+    def num_images(self) -> jax.Array:
+        number = count(self.rows)
+        return number if self.axes is None else jax.lax.psum(number, self.axes)
 
     def block(self, i: jax.Array) -> Rows:
         num_rows, size = self.rows.mask.shape[0], self.block_size
@@ -157,6 +172,58 @@ class Blocks:
 def _log_psum(x: jax.Array, axes: Any) -> jax.Array:
     top = jax.lax.pmax(jax.lax.stop_gradient(x), axes)  # any constant is right, so it needs no derivative
     return top + jnp.log(jax.lax.psum(jnp.exp(x - top), axes))
+
+
+class Counted:
+    """A `Reduce` that counts: `passes` [] float32 are the sums that were asked for, in loops as often as they ran.
+
+    A pass reads the features of all images once. What is counted is what runs, not what a formula says of it.
+    """
+
+    def __init__(self, reduce: Reduce):
+        self.reduce = reduce
+        self.passes = jnp.zeros((), jnp.float32)
+        self.loops = Loops(self._while, self._for, self._cond)
+
+    @property
+    def num_images(self) -> jax.Array:
+        return self.reduce.num_images
+
+    def __call__(self, function: Callable[..., Any], *args: Any, log: bool = False) -> Any:
+        self.passes = self.passes + 1
+        return self.reduce(function, *args, log=log)
+
+    # The count is part of the state of a loop: a compiled one traces its step once, however often it runs.
+
+    def _while(self, running: Callable[[Any], Any], step: Callable[[Any], Any], state: Any) -> Any:
+        def counted(carried: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+            state, self.passes = carried
+            state = step(state)
+            return state, self.passes
+
+        first = state, self.passes
+        state, self.passes = self.reduce.loops.while_loop(lambda carried: running(carried[0]), counted, first)
+        return state
+
+    def _for(self, start: Any, end: Any, step: Callable[[Any, Any], Any], state: Any) -> Any:
+        def counted(i: Any, carried: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+            state, self.passes = carried
+            state = step(i, state)
+            return state, self.passes
+
+        state, self.passes = self.reduce.loops.fori_loop(start, end, counted, (state, self.passes))
+        return state
+
+    def _cond(self, first: Any, function: Callable[[], Any], other: Callable[[], Any]) -> Any:
+        before = self.passes
+
+        def counted(branch: Callable[[], Any]) -> tuple[Any, jax.Array]:
+            self.passes = before
+            found = branch()
+            return found, self.passes
+
+        found, self.passes = self.reduce.loops.cond(first, lambda: counted(function), lambda: counted(other))
+        return found
 
 
 def where_rows_lie(function: Callable[..., Any], sharding: NamedSharding | None) -> Callable[..., Any]:

@@ -72,8 +72,8 @@ def fit_chunks(
     text = checks.text(text_proxies, np.shape(text_proxies)[-1] if np.ndim(text_proxies) else 0)
     passes = _Passes(chunks, text, settings)
     if settings.auto:
-        passes.fold = np.asarray(random_splits(key, passes.num_images))
-    task = Task(passes, jnp.float32(passes.num_images), text.shape[0], normalize(text))
+        passes.fold = np.asarray(random_splits(key, passes.num_rows))
+    task = Task(passes, passes.num_images, text.shape[0], normalize(text))
     return whole_method(task, checked)
 
 
@@ -89,13 +89,17 @@ def _for(start: int, end: int, step: Callable[[Any, Any], Any], state: Any) -> A
     return state
 
 
+def _cond(first: Any, function: Callable[[], Any], other: Callable[[], Any]) -> Any:
+    return function() if bool(first) else other()
+
+
 class _Passes:
     """A `Reduce` over chunks: `passes(function, *args)` is one pass.
 
     The loops of the solvers run in Python, where each of their sums can be a pass; sums and steps are compiled.
     """
 
-    loops = Loops(_while, _for)
+    loops = Loops(_while, _for, _cond)
 
     def __init__(self, chunks: Chunks, text: jax.Array, settings: Settings):
         self.chunks = chunks
@@ -105,13 +109,17 @@ class _Passes:
         )
         # A pass of its own: the shape of all chunks must be known first, and later passes rely on what is checked here.
         lengths = [len(_checked(chunk, text.shape[1])) for chunk in chunks()]
-        self.num_images = int(_over_processes(np.array(sum(lengths))))
-        if self.num_images == 0:
+        self.num_rows = int(_over_processes(np.array(sum(lengths))))
+        if self.num_rows == 0:
             raise DataError("the chunks hold no images")
         shards = checks.shards(self.sharding)
         # One shape, so that one program serves all chunks.
         self.length = parallel.padded_length(max(lengths, default=1), shards)
         self.block_size = block_rows(settings, self.length // shards, text.shape[0])
+
+    @property
+    def num_images(self) -> jax.Array:
+        return jnp.float32(self.num_rows)
 
     def __call__(self, function: Callable[..., Any], *args: Any, log: bool = False) -> Any:
         add = partial(_add, function=function, log=log, block_size=self.block_size, sharding=self.sharding)

@@ -33,7 +33,7 @@ _MOST_CLASSES = 40  # of a confusion matrix; of more the pairs that are confused
 _MOST_PAIRS = 30  # of classes, those that are confused most
 _MOST_MAPS = 4  # heat maps of one image
 _THREADS = 4  # that decode pictures
-_FIGURE = ("data", "method", "figure", "value", "protocol")  # of `report.Figure`
+_FIGURE = ("data", "method", "figure", "value", "passes", "protocol")  # of `report.Figure`
 # Controls, line separators, marks of writing direction, and bytes that are no text.
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Of a heat map: yellow to red, as opaque as the score is high.
@@ -92,12 +92,17 @@ def write_page(
     """
     classes, items = _items(record)
     pictures = _pictures(items, maps or {})
+    figures = [
+        {key: _clean("" if figure.get(key) is None else figure[key]) for key in _FIGURE}
+        for figure in record.get("figures") or ()
+    ]
     text = _template().render(
         title=_clean(f"{_command_of(record)} · {(record.get('data') or {}).get('name') or 'results'}"),
         facts=_facts(record, classes, items),
         table=_class_table(classes, items),
         confusion=_confusion(classes, items),
-        figures=[{key: _clean(figure.get(key, "")) for key in _FIGURE} for figure in record.get("figures") or ()],
+        figures=figures,
+        counted=any(figure["passes"] for figure in figures),
         plots=[(_clean(title), _of_file(file)) for title, file in plots],
         sections=_sections(record),
         missing=sum(not one["i"] for one in pictures),  # gone since the run, or beyond the room

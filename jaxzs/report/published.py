@@ -56,8 +56,8 @@ def published_beside(
     images = (data or {}).get("images")
     for one in all_published():
         # All but the number itself.
-        same = dataclasses.replace(one.figure, value=figure.value, deviation=figure.deviation)
-        if same == figure and one.model == name and one.images in (None, images):
+        same = dataclasses.replace(figure, value=one.figure.value, deviation=one.figure.deviation, passes=None)
+        if same == one.figure and one.model == name and one.images in (None, images):
             return one
     return None
 

@@ -22,6 +22,7 @@ class Figure:
     """One number of a table: accuracy, harmonic mean, mAP, mIoU, ... in percent.
 
     protocol: what the number is of, e.g. "transductive", "held out", "UL". deviation: standard deviation over runs.
+    passes: how often the method read the features of all images to find its classifier; None where nobody counted.
 
     >>> report.Figure("digits", "zero-shot", "accuracy", 83.1, protocol="transductive").value
     83.1
@@ -33,6 +34,7 @@ class Figure:
     value: float
     protocol: str = ""
     deviation: float | None = None
+    passes: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

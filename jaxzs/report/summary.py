@@ -15,7 +15,7 @@ from jaxzs.report.results import Figure
 from jaxzs.report.tables import markdown_table
 
 CSV_HEADER = (
-    "data", "protocol", "figure", "method", "value_percent", "deviation", "published_percent", "published_in",
+    "data", "protocol", "figure", "method", "value_percent", "deviation", "passes", "published_percent", "published_in",
     "model", "fingerprint", "record",
 )  # fmt: skip
 
@@ -52,6 +52,7 @@ def csv_rows(rows: Iterable[Row]) -> list[list[Any]]:
             row.figure.method,
             row.figure.value,
             row.figure.deviation,
+            row.figure.passes,
             row.published.figure.value if row.published else None,
             f"{row.published.paper}; {row.published.table}" if row.published else None,
             (row.record.model or {}).get("name"),
@@ -167,6 +168,9 @@ def _figures_table(rows: Sequence[Row]) -> str:
         header.append(", ".join(filter(None, column)))
         if column in compared:
             header.append(f"{header[-1]} (published)")
+    counted = {key: dict.fromkeys(r.figure.passes for r in own.values()) for key, own in lines.items()}
+    if any(count is not None for own in counted.values() for count in own):
+        header.append("passes")
     table = []
     for key, own in lines.items():
         line: list[str] = [*key]
@@ -176,6 +180,8 @@ def _figures_table(rows: Sequence[Row]) -> str:
             if column in compared:
                 there = found.published if found else None
                 line.append("" if there is None else _value(there.figure))
+        if header[-1] == "passes":
+            line.append(", ".join(f"{count:g}" for count in counted[key] if count is not None))
         table.append(line)
     return markdown_table(header, table)
 
