@@ -58,18 +58,21 @@ class Labelled:
 def read_features(path: Path, name: str | None = None) -> Labelled:
     """Features from an .npz file with image_features [N,E], labels [N], text_features [C,E], perhaps class_names [C].
 
-    Raises `DataError` naming the file and what it lacks.
+    Features may be of any float type. Raises `DataError` naming the file, what it lacks and what is not usable.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             x, y, z = (stored[key] for key in ("image_features", "labels", "text_features"))
-            names = tuple(map(str, stored["class_names"])) if "class_names" in stored else ()
+            names = tuple(map(_text, stored["class_names"])) if "class_names" in stored else ()
         content = hashlib.sha256(path.read_bytes()).hexdigest()  # two files of one name are not one data set
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
+        raise DataError(f"{path}: {error}; expected image_features, labels and text_features") from error
+    except Exception as error:  # zipfile, zlib and NumPy have errors of their own, and advice that is not ours
         raise DataError(
-            f"{path}: {error}; expected an .npz file with image_features, labels and text_features"
+            f"{path} is damaged, holds objects, or is no .npz file; expected one of image_features, labels and "
+            "text_features"
         ) from error
     if x.ndim != 2 or z.ndim != 2 or x.shape[1] != z.shape[1] or y.shape != x.shape[:1]:
         raise DataError(f"{path}: features {x.shape}, labels {y.shape} and text {z.shape} do not fit together")
@@ -77,8 +80,17 @@ def read_features(path: Path, name: str | None = None) -> Labelled:
         raise DataError(f"{path}: labels must be whole numbers from 0 to {len(z) - 1}, the number of classes less one")
     if names and len(names) != len(z):
         raise DataError(f"{path}: {len(names)} class_names for {len(z)} rows of text_features")
+    try:
+        x, z, _ = map(np.asarray, features_and_proxies(x, z, None))
+    except DataError as error:
+        raise error.within(str(path)) from error
     name = name or path.stem.split("_")[0]
     return Labelled(name, x.astype(np.float32), y, z.astype(np.float32), content, class_names=names)
+
+
+def _text(name: Any) -> str:
+    """A class name; names that were stored as bytes are UTF-8."""
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
 
 
 def drawn(regime: str, labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -174,6 +175,93 @@ def test_what_cannot_be_measured_is_named(tmp_path, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(DataError, match="cannot read"):
         read_features(tmp_path / "nothing.npz")
+
+
+def _features_file(path, **changed):
+    rng = np.random.default_rng(0)
+    centres, y = rng.normal(size=(3, 16)), np.arange(30) % 3
+    x = (centres[y] + 0.3 * rng.normal(size=(30, 16))).astype(np.float32)
+    np.savez(path, **{"image_features": x, "labels": y, "text_features": centres.astype(np.float32), **changed})
+    return path
+
+
+def test_features_that_cannot_be_used_are_named_with_their_file(tmp_path):
+    whole = _features_file(tmp_path / "whole.npz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[400] ^= 255  # within the features
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "flipped.npz").write_bytes(flipped)
+    (tmp_path / "void.npz").write_bytes(b"")
+    (tmp_path / "pickle.npz").write_bytes(b"hello" * 99)
+    np.save(tmp_path / "array.npy", np.eye(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    x = np.load(tmp_path / "whole.npz")["image_features"]
+    for name, values in {
+        "nan": np.where(np.arange(30)[:, None] == 3, np.nan, x),
+        "zero": np.where(np.arange(30)[:, None] == 3, 0, x),
+        "complex": x.astype(complex),  # its real part was taken without a word
+        "text": x.astype(str),
+        "whole_numbers": (9 * x).astype(int),
+        "object": x.astype(object),
+    }.items():
+        _features_file(tmp_path / f"{name}.npz", image_features=values)
+    _features_file(tmp_path / "one.npz", labels=np.zeros(30, int), text_features=np.eye(1, 16))
+    for path in sorted(set(tmp_path.iterdir()) - {tmp_path / "whole.npz"}):
+        with pytest.raises(DataError, match=path.name):
+            read_features(path)
+
+
+def test_features_of_wide_types_and_names_as_bytes(tmp_path):
+    """Only directions matter: 1e300 x is x, which float32 would not hold. Bytes are UTF-8, not their repr."""
+    plain = read_features(_features_file(tmp_path / "plain.npz"))
+    wide = {"image_features": 1e300 * plain.image_features.astype(np.float64), "labels": plain.labels.astype(">i2")}
+    names = np.array(["caf\u00e9".encode(), b"b", b"c"])
+    read = read_features(_features_file(tmp_path / "wide.npz", **wide, class_names=names))
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    np.testing.assert_allclose(unit(read.image_features), unit(plain.image_features), rtol=1e-5, atol=1e-7)
+    assert read.class_names == ("caf\u00e9", "b", "c")
+
+
+def test_what_would_overwrite_or_measure_nothing_is_refused(tmp_path, capsys):
+    """Two records of one name: the second took the place of the first, in the table too, without a word."""
+    file, out = _features_file(tmp_path / "f.npz"), tmp_path / "out"
+    for arguments, message in [
+        (["--data", f"a={file}", f"a={file}"], "two records would be called a:"),
+        (["--data", f"a/b={file}", f"a-b={file}"], "two records would be called a-b:"),
+        (["--data", f"demo-a={file}", f"a={tmp_path}"], "two records would be called demo-a:"),
+        (["--data", f"a={tmp_path}", "--model", "x/y", "x-y"], "two records would be called x-y-a:"),
+        (["--data", f"a={file}", "--method", "stata", "--shots", "2"], "--method stata takes no shots; add 0"),
+    ]:
+        assert cli.main(["evaluate", *arguments, "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_records_stay_in_their_folder(tmp_path):
+    file = _features_file(tmp_path / "f.npz")
+    out = tmp_path / "out"
+    assert cli.main(["evaluate", "--data", f"../up={file}", "--method", "zero-shot", "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"..-up.json", "evaluate.md"}
+
+
+def test_what_is_left_out_of_a_folder_is_told(tmp_path, digit_photos, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(digit_photos, folder)
+    (folder / "one" / "broken.png").write_bytes(b"no image")
+    (folder / "two").rename(folder / "deux")
+    command = ["evaluate", "--method", "zero-shot", "--out", str(tmp_path / "out"), "--data"]
+    assert cli.main([*command, f"digits={folder}"]) == 1
+    told = capsys.readouterr().err
+    assert "1 image could not be read, the first: one/broken.png" in told
+    assert "never seen the words: deux" in told
+    (folder / "labels.csv").write_text("path,label\none/0.png,zero\none/1.png,\nzero/0.png,one\n")
+    assert cli.main([*command, f"digits={folder}"]) == 0
+    assert "digits: 1 image without a label left out" in capsys.readouterr().err
+    (folder / "labels.csv").unlink()
+    shutil.copytree(folder / "zero", folder / "hot_dog")
+    shutil.copytree(folder / "zero", folder / "hot dog")
+    assert cli.main([*command, f"digits={folder}"]) == 2
+    assert f"--data digits={folder}: class names occur more than once: hot dog" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
-from jaxzs.commands import FINISHED
+from jaxzs.commands import FINISHED, INCOMPLETE
 from jaxzs.commands.options import (
     ComputeOptions,
     File,
@@ -23,7 +23,7 @@ from jaxzs.commands.options import (
 )
 from jaxzs.commands.run import command_line
 from jaxzs.commands.terminal import counted
-from jaxzs.errors import ConfigError, DataError
+from jaxzs.errors import ConfigError, DataError, JaxzsError, TextError
 
 if TYPE_CHECKING:
     from jaxzs.clip import Model
@@ -58,7 +58,10 @@ class EvaluateOptions(OutputOptions, ComputeOptions):
 
 
 def run(options: EvaluateOptions) -> int:
-    """Measure every cell and print the table; what is finished is kept, whatever stops the rest."""
+    """Measure every cell and print the table; what is finished is kept, whatever stops the rest.
+
+    Returns 0, or 1 when some images could not be read.
+    """
     _check(options)
     from jaxzs.evaluation import cells, table
     from jaxzs.files import atomic_path
@@ -70,9 +73,9 @@ def run(options: EvaluateOptions) -> int:
     methods = cast("tuple[Method, ...]", tuple(dict.fromkeys(("zero-shot", *options.method))))
     found: list[Cell] = []
     records: list[Record] = []
-    for model, data in _pairs(options):
-        # Hub ids have slashes, names of files have none.
-        where = data.name if model is None else f"{model.name}-{data.name}".replace("/", "-")
+    unreadable: set[str] = set()
+    for model, data in _pairs(options, unreadable):
+        where = _place(data.name, None if model is None else model.name)
         sweep = Sweep(
             options.out / f"{where}.json",
             command=command_line(options),
@@ -100,7 +103,14 @@ def run(options: EvaluateOptions) -> int:
         _write_page(options, records)
     rows = [cell.row for cell in found]
     options.print_record({"command": command_line(options), "cells": json_values(rows)})
-    return FINISHED
+    if unreadable:
+        options.notice(f"{counted(len(unreadable), 'image')} could not be read, the first: {min(unreadable)}")
+    return INCOMPLETE if unreadable else FINISHED
+
+
+def _place(name: str, model: str | None) -> str:
+    """What the record of a model and its data is called: hub ids have slashes, names of files have none."""
+    return (name if model is None else f"{model}-{name}").replace("/", "-")
 
 
 def _runs(options: EvaluateOptions, method: str) -> list[Run]:
@@ -145,30 +155,49 @@ def _check(options: EvaluateOptions) -> None:
     for shots in options.shots:
         if shots < 0:
             raise ConfigError(f"--shots {shots}: expected 0 or more")
+    if without := [method for method in options.method if method not in WITH_SHOTS and 0 not in options.shots]:
+        raise ConfigError(f"--method {' '.join(without)} takes no shots; add 0 to --shots, or leave it out")
+    places = [_place(name, model) for name, _, models in _listed(options) for model in models]
+    if twice := sorted({place for place in places if places.count(place) > 1}):
+        raise ConfigError(f"two records would be called {', '.join(twice)}: give each --data a NAME of its own")
     for regime in options.regime:
         drawn(regime, np.zeros(1, int), 1, 0)  # raises for a regime that there is not
     check_output_folder(options.out)
     check_output_file(options.html, ".html", name="html")
 
 
-def _pairs(options: EvaluateOptions) -> Iterator[tuple[Model | None, Labelled]]:
-    """Every data set with every model; features that are there already belong to no model."""
+def _listed(options: EvaluateOptions) -> Iterator[tuple[str, str, tuple[str | None, ...]]]:
+    """Name and place of every data set, and its models; features that are there already belong to none."""
+    for one in options.data:
+        name, _, place = one.partition("=")
+        yield name, place, (None,) if _is_features(place) else tuple(dict.fromkeys(options.model))
+
+
+def _is_features(place: str) -> bool:
+    """Whether a file brings its text features, so that no model is asked."""
+    return Path(place).suffix.lower() == ".npz"
+
+
+def _pairs(options: EvaluateOptions, unreadable: set[str]) -> Iterator[tuple[Model | None, Labelled]]:
+    """Every data set with every model; unreadable: images that had to be left out, which is told, are added."""
     from jaxzs.clip import load
     from jaxzs.evaluation import read_features
 
-    models: dict[str, Model] = {}
-    for one in options.data:
-        name, _, place = one.partition("=")
-        if place.endswith(".npz"):  # it brings its text features: no model is asked
-            yield None, read_features(Path(place), name)
-            continue
-        for model in options.model:
-            if model not in models:
-                models[model] = load(model)
-            yield models[model], _encoded(options, models[model], name, place)
+    loaded: dict[str, Model] = {}
+    for name, place, models in _listed(options):
+        for model in models:
+            if model is None:
+                yield None, read_features(Path(place), name)
+                continue
+            if model not in loaded:
+                loaded[model] = load(model)
+            try:
+                yield loaded[model], _encoded(options, loaded[model], name, place, unreadable)
+            except JaxzsError as error:
+                raise error.within(f"--data {name}={place}") from error
 
 
-def _encoded(options: EvaluateOptions, model: Model, name: str, place: str) -> Labelled:
+def _encoded(options: EvaluateOptions, model: Model, name: str, place: str, unreadable: set[str]) -> Labelled:
     """Features of a folder, encoded once into OUT/features, or of a store."""
     import numpy as np
 
@@ -181,17 +210,27 @@ def _encoded(options: EvaluateOptions, model: Model, name: str, place: str) -> L
     is_store = (Path(place) / "store.json").exists() or any(Path(place).glob("*/store.json"))
     store = open_store(place) if is_store else extract(model, open_source(place), options.out / "features")
     if is_store and store.settings.get("weights") != model.fingerprint:
-        raise DataError(f"{place} holds features of another checkpoint than {model.name}")
+        raise DataError(f"it holds features of another checkpoint than {model.name}")
     names = [label.replace("_", " ") for label in store.label_names]
-    if not names:
-        raise DataError(f"{place} has no class names: expected one subfolder a class")
+    if len(names) < 2:
+        raise DataError(
+            f"it has {counted(len(names), 'class', 'classes')}: expected one subfolder a class, two at least"
+        )
+    zeroshot.check_class_names(names)  # hot_dog and "hot dog" are one text, which no method tells apart
+    try:
+        model.check_words(names)
+    except TextError as error:  # there is nothing to force: the numbers are what they are
+        options.notice(f"note: {name}: {error.message}")
     kept = store.arrays()
+    unreadable.update(kept.skipped)
     labels = np.asarray(kept.labels)
     if labels.ndim != 1:
-        raise DataError(f"{place} has several labels an image: expected one")
+        raise DataError("it has several labels an image: expected one")
     templates = read_templates(options.templates) or (zeroshot.DEFAULT_TEMPLATE,)
     text = np.asarray(zeroshot.text_proxies(model, names, templates))  # [C,E]
     known = labels >= 0  # -1: without a label
+    if not known.all():
+        options.notice(f"{name}: {counted(int((~known).sum()), 'image')} without a label left out")
     return Labelled(
         name,
         np.asarray(kept.features, np.float32)[known],  # [N,E]
