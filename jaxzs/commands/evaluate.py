@@ -27,6 +27,7 @@ from jaxzs.errors import ConfigError, DataError, JaxzsError, TextError
 
 if TYPE_CHECKING:
     from jaxzs.clip import Model
+    from jaxzs.data import Source
     from jaxzs.evaluation import Cell, Labelled, Method, Run
     from jaxzs.report import Record
 
@@ -202,13 +203,12 @@ def _encoded(options: EvaluateOptions, model: Model, name: str, place: str, unre
     import numpy as np
 
     from jaxzs import zeroshot
-    from jaxzs.data import open_source
     from jaxzs.evaluation import Labelled
     from jaxzs.features import extract, open_store
 
     # The store itself, or the folder that `jaxzs extract` has put one into.
     is_store = (Path(place) / "store.json").exists() or any(Path(place).glob("*/store.json"))
-    store = open_store(place) if is_store else extract(model, open_source(place), options.out / "features")
+    store = open_store(place) if is_store else extract(model, _opened(options, name, place), options.out / "features")
     if is_store and store.settings.get("weights") != model.fingerprint:
         raise DataError(f"it holds features of another checkpoint than {model.name}")
     names = [label.replace("_", " ") for label in store.label_names]
@@ -216,7 +216,6 @@ def _encoded(options: EvaluateOptions, model: Model, name: str, place: str, unre
         raise DataError(
             f"it has {counted(len(names), 'class', 'classes')}: expected one subfolder a class, two at least"
         )
-    zeroshot.check_class_names(names)  # hot_dog and "hot dog" are one text, which no method tells apart
     try:
         model.check_words(names)
     except TextError as error:  # there is nothing to force: the numbers are what they are
@@ -240,3 +239,14 @@ def _encoded(options: EvaluateOptions, model: Model, name: str, place: str, unre
         float(1 / model.logit_scale),
         tuple(names),
     )
+
+
+def _opened(options: EvaluateOptions, name: str, place: str) -> Source:
+    """The images of a folder; what lies there and is not taken is told."""
+    from jaxzs.data import open_source
+
+    source = open_source(place)
+    passed = getattr(source, "passed_over", None)
+    for line in () if passed is None else passed.notices():
+        options.notice(f"{name}: {line}")
+    return source
