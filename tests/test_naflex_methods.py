@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -18,7 +19,7 @@ from test_families import GOLDEN
 from tiny_model import noise
 
 import jaxzs
-from jaxzs import clip, data, features, prompt, zeroshot
+from jaxzs import clip, data, features, patch, prompt, zeroshot
 from jaxzs.classification import Encoding, encode_source
 from jaxzs.cli import main
 from jaxzs.clip.model import _encode_image
@@ -184,6 +185,24 @@ def test_files_give_the_features_of_transformers(shared):
     close(found, expected[order], len(names))
 
 
+def test_squares_have_the_same_features_by_the_tower_of_one_size(model):
+    """Its grid is the one that the positions were learned on: all else is the same SigLIP."""
+    square = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    fixed = clip.fixed_size(model)
+    pixels = fixed.preprocess(list(square))
+    assert pixels.shape == (2, 32, 32, 3)
+    assert fixed.preprocess(picture(1)).shape == (1, 32, 32, 3)
+    found = clip.encode_image(fixed.params, pixels, fixed.config)
+    close(found, clip.encode_image(model.params, model.preprocess(list(square)), model.config), 2)
+    assert fixed.fingerprint != model.fingerprint
+    assert clip.fixed_size(fixed) is fixed
+    assert clip.fixed_size(dataclasses.replace(model, preprocessor=None)).preprocessor is None
+    # Patches and the last block's tokens of a tower that has a grid.
+    assert patch.dense_features(fixed.params, pixels, fixed.config).shape == (2, 16, 32)
+    prefix = jnp.ones((1, fixed.config.vit.hidden_size))
+    assert prompt.image_features(fixed.params, prefix, pixels, fixed.config).shape == (2, 32)
+
+
 def test_textual_prompts(model, photos):
     source, modality = data.open_source(photos), prompt.TextPrompt(length=2)
     pool = prompt.read_source(model, modality, source, batch_size=4)
@@ -289,12 +308,28 @@ def test_tuning_a_text_and_labels_under_it(checkpoint, photos, tmp_path, capsys)
         assert "NaFlex" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["tag"], ["segment"], ["segment", "--maps", "dense"], ["tag", "--learn"]])
-def test_what_needs_one_grid_is_refused_by_name(arguments, checkpoint, photos, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_tags_and_masks_by_the_tower_of_one_size(model, checkpoint, photos, tmp_path, monkeypatch, capsys):
+    """Larger ones of the images, told by name, and as the functions give them."""
     monkeypatch.chdir(tmp_path)
+    files = [photos / "cat" / "06.png", photos / "dog" / "05.png"]
     words = ["--labels", NAMES, "--background", "sky", "--templates", "{}", "--model", str(checkpoint), "--no-cache"]
-    assert main([arguments[0], str(photos), *arguments[1:], *words]) == 2
-    assert "(NaFlex)" in capsys.readouterr().err
+    for command in (["tag"], ["tag", "--learn"], ["segment", "--maps", "dense"], ["segment", "--maps", "scores"]):
+        assert main([command[0], *map(str, files), *command[1:], *words, "--json"]) == 0
+        told = capsys.readouterr()
+        rows = json.loads(told.out)["results"]
+        assert [Path(row["path"]) for row in rows] == files
+        assert "is used as SigLIP 2 of 32 x 32 pixels, not for any aspect (NaFlex)" in told.err
+        if command == ["tag"]:
+            first = rows
+    texts = patch.tag_texts(model, NAMES.split(","), ["sky"], ["{}"])
+    photo = data.open_image(files[0])
+    [found] = patch.tag_images(clip.fixed_size(model), [photo], texts, num_foreground=2)
+    assert {tag["label"] for tag in first[0]["tags"]} == {
+        NAMES.split(",")[place] for place in np.flatnonzero(found.tags)
+    }
+    with pytest.raises(ConfigError, match=r"NaFlex.*clip\.fixed_size\(model\)"):
+        list(patch.tag_images(model, [photo], texts, num_foreground=2))
 
 
 @pytest.mark.slow
@@ -314,5 +349,3 @@ def test_the_page_labels_and_learns(checkpoint, photos, tmp_path):
     assert len(Path(shown.files[1]).read_text().splitlines()) == 1 + len(SHAPES)
     assert head is not None
     desk.classify(asked, "zero-shot", head)
-    with pytest.raises(ConfigError, match="NaFlex"):
-        desk.tag(asked, "sky", 0.5)

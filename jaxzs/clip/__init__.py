@@ -3,7 +3,7 @@
 from jaxzs.clip.config import ARCHITECTURES, CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxzs.clip.hub import find_checkpoint
 from jaxzs.clip.layers import Numerics
-from jaxzs.clip.load import Model, load
+from jaxzs.clip.load import Model, fixed_size, load
 from jaxzs.clip.model import (
     TowerOutput,
     contrastive_loss,
@@ -43,6 +43,7 @@ __all__ = [
     "encode_text",
     "find_checkpoint",
     "fingerprint",
+    "fixed_size",
     "load",
     "logits_per_image",
     "normalize",

@@ -179,7 +179,9 @@ class CLIPConfig:
             raise ConfigError(
                 "the image tower takes images of any aspect as lists of patches (NaFlex): classification, proxies, "
                 "heads, textual prompts and stores of features take them; visual prompts, tags, masks and stores of "
-                "tokens need one grid for all images, such as SigLIP 2's with a fixed resolution"
+                "tokens need one grid for all images",
+                python="clip.fixed_size(model) reads square pixels by the same weights",
+                command="use SigLIP 2 with a fixed resolution",
             )
 
     @property

@@ -198,6 +198,29 @@ def load(
     )
 
 
+def fixed_size(model: Model) -> Model:
+    """A NaFlex checkpoint as the tower of one size that its positions were learned for; any other as it is.
+
+    For what needs one grid of patches for all images: tags, masks, visual prompts. The same weights read square pixels,
+    as SigLIP 2 with a fixed resolution; whole images of other aspects are squashed to the square. Defined here, in no
+    paper; a square has the features that the NaFlex tower gives it at that number of patches.
+
+    >>> model = jaxzs.load("demo")
+    >>> clip.fixed_size(model) is model
+    True
+    """
+    vision = model.config.vision
+    if isinstance(vision, ResNetConfig) or not vision.variable:
+        return model
+    config = dataclasses.replace(model.config, vision=dataclasses.replace(vision, variable=False))
+    square: Any = (vision.image_size, vision.image_size)
+    own: Any = model.preprocessor  # None where the tower was left out
+    pixels = own and dataclasses.replace(
+        own.levels, size=square, crop_size=square, do_resize=True, do_center_crop=False, letterbox=False
+    )
+    return dataclasses.replace(model, config=config, preprocessor=pixels)
+
+
 def _preprocessor(
     folder: Path, vision: VisionConfig | ResNetConfig, open_clip: Mapping[str, Any] | None
 ) -> ImagePreprocessor | PatchPreprocessor:

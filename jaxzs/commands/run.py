@@ -113,6 +113,19 @@ class Run:
             self.model.check_words(names)
         return self.model
 
+    def load_one_size(self, names: Sequence[str]) -> Model:
+        """The same for what needs one grid of patches for all images: NaFlex as a tower of one size."""
+        from jaxzs.clip import fixed_size
+
+        model = self.load_model(names)
+        self.model = fixed_size(model)
+        if self.model is not model:
+            side = self.model.config.vision.image_size
+            self.notice(
+                f"note: {model.name} is used as SigLIP 2 of {side} x {side} pixels, not for any aspect (NaFlex)"
+            )
+        return self.model
+
     # --- what is told and kept ------------------------------------------------------------------------------------
 
     def notice(self, text: str) -> None:

@@ -73,7 +73,7 @@ def run(options: SegmentOptions) -> int:
     with run.measured(kept=lambda: f"{options.out} keeps {len(rows)} of {len(paths)} masks"):
         paths, names = run.find_images(), _names(options)
         given = None if options.tags is None else _read_tags(options.tags, paths, names.labels)
-        job = _Job(run, run.load_model(names.all), paths, names, given, _crf(options))
+        job = _Job(run, run.load_one_size(names.all), paths, names, given, _crf(options))
         masks_found = {"scores": _by_scores, "cam": _by_activation, "dense": _by_patches}[options.maps](job)
         write = _Writer(options.out, paths, names.labels)
         bar = {"total": len(paths), "unit": "image", "desc": "masks", "disable": options.no_progress}

@@ -54,7 +54,7 @@ def run(options: TagOptions) -> int:
     maps: dict[str, list[tuple[str, np.ndarray]]] = {}
     with run.measured():
         paths, names = run.find_images(), read_names(options)
-        model = run.load_model(names.all)
+        model = run.load_one_size(names.all)
         pictures = picture_names(paths, options.overlay)
         tags = _tags(run, model, paths, names)
         with tqdm(total=len(paths), unit="image", desc="tag images", disable=options.no_progress) as bar:

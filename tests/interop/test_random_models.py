@@ -111,13 +111,14 @@ def test_files_of_any_aspect(tmp_path):
     processor = kind(patch_size=8, max_num_patches=20, do_convert_rgb=True)
     processor.save_pretrained(tmp_path)
     rng, files = np.random.default_rng(0), []
-    shapes = [(1, 1), (10, 1000), (1000, 10), (60, 61), (90, 40), (300, 200), (33, 57)]
-    for number, ((height, width), mode) in enumerate(
-        zip(shapes, ("RGB", "L", "RGBA", "P", "LA", "RGB", "1"), strict=True)
+    # transformers 4 resizes positions by torch, which gives every row of one column the first row's.
+    line = (1000, 130) if transformers.__version__.startswith("4.") else (1000, 10)
+    for number, (shape, mode) in enumerate(
+        [((1, 1), "RGB"), ((10, 1000), "L"), (line, "RGBA"), ((60, 61), "P"), ((300, 200), "LA"), ((33, 57), "1")]
     ):
         files.append(tmp_path / f"{number}.png")
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode).save(files[-1])
-    inputs = processor([Image.open(file) for file in files], return_tensors="pt")
+        Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).convert(mode).save(files[-1])
+    inputs = processor([Image.open(file) for file in files], return_tensors="pt", input_data_format="channels_last")
     with torch.no_grad():
         other = features(model.get_image_features(**inputs))
     found, _, unreadable = encode_source(
