@@ -21,7 +21,7 @@ import numpy as np
 from jaxzs import adapt, proxy
 from jaxzs.clip import Model, Numerics, load
 from jaxzs.data import Source, batches, from_arrays, from_object, open_images, order_names
-from jaxzs.errors import DataError, LabelError
+from jaxzs.errors import ConfigError, DataError, LabelError
 from jaxzs.proxy.settings import Solver
 from jaxzs.zeroshot import DEFAULT_TEMPLATE, check_class_names, check_rows, image_features, text_proxies
 
@@ -247,6 +247,7 @@ def classify_features(
     Raises:
       LabelError: fewer than two classes, or more than memory allows.
       DataError: no images, features of another width, rows that are not finite or zero.
+      ConfigError: shots for a method that takes none.
 
     >>> model = jaxzs.load("demo")
     >>> text = zeroshot.text_proxies(model, ["zero", "one"], ["the digit {}"])
@@ -260,7 +261,11 @@ def classify_features(
     check_number_of_classes(num_classes, text_proxies.shape[1])
     check_rows(image_features, "image")
     check_rows(text_proxies, "proxy")
-    method, notes = _usable_method(labelling.method, num_images, num_classes)
+    if shots is not None and labelling.method not in ("auto", "gda"):
+        raise ConfigError(f"method {labelling.method!r} takes no shots", python='method="gda"', command="--method gda")
+    # With labels one image is enough.
+    usable = (labelling.method, ()) if shots is not None else _usable_method(labelling.method, num_images, num_classes)
+    method, notes = usable
     found = _fitted(model, image_features, text_proxies, dataclasses.replace(labelling, method=method), shots, fitted)
     classes, scores = top_classes(image_features, found, min(labelling.top, num_classes))
     # Features were looked at above, but the temperatures are the checkpoint's own, which may be anything.
@@ -285,7 +290,8 @@ def _fitted(
     key, temperature = jax.random.key(labelling.seed), 1 / model.logit_scale
     if labelling.method == "proxy":
         settings = proxy.Settings(gamma=labelling.gamma, solver=labelling.solver)
-        proxies = proxy.fit(features, text, settings, logit_scale=model.logit_scale, key=key).proxies
+        scale = model.logit_scale
+        proxies = proxy.fit(features, text, settings, logit_scale=scale, mask=fitted, key=key).proxies
         # Vision proxies are read at four times the text's temperature: 0.04 beside 0.01 in arXiv 2310.19752.
         return adapt.Adapted(adapt.text_head(proxies, temperature=4 * temperature), None, jnp.float32(1))
     return adapt.fit(

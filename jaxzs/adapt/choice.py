@@ -22,12 +22,13 @@ from jax.typing import ArrayLike
 from jaxzs.adapt.calibration import matching_scale, mean_confidence
 from jaxzs.adapt.discriminant import Numbers, anchored_rounds
 from jaxzs.adapt.gaussian import as_numbers, passes_with_graph, stata, stata_rounds, transclip
-from jaxzs.adapt.heads import AnyHead, GaussianHead, Head, linear, scaled, scores, text_head
+from jaxzs.adapt.heads import AnyHead, GaussianHead, Head, fitting, linear, scaled, scores_of, text_head
 from jaxzs.adapt.images import Images, Shots, check_shots, number, over_images
 from jaxzs.errors import ConfigError
+from jaxzs.proxy import checks
 from jaxzs.proxy.fit import whole_method
 from jaxzs.proxy.gamma import GAMMAS, held_out_losses, random_splits
-from jaxzs.proxy.rows import Counted, Reduce
+from jaxzs.proxy.rows import Counted, Reduce, normalize
 from jaxzs.proxy.settings import PAPER_LOGIT_SCALE, Checked, Settings, in_float32
 from jaxzs.proxy.sinkhorn import Task
 
@@ -168,6 +169,8 @@ def fit(
         raise ConfigError(f"method {method!r} takes no shots", python='method="gda"', command="--method gda")
     own = number(temperature, "temperature")
     if method == "zero-shot":
+        if not callable(image_features):  # not needed, but wrong ones would be found out by nobody
+            checks.features_and_proxies(image_features, text_proxies, mask)
         return Adapted(text_head(text_proxies, temperature=own), None, jnp.float32(1), jnp.float32(0))
     if method == "transclip" or (method == "stata" and not callable(image_features)):
         return _with_graph(method, image_features, text_proxies, own, mask)
@@ -187,7 +190,7 @@ def fit(
 def probabilities(adapted: Adapted, image_features: ArrayLike) -> jax.Array:
     """Calibrated probabilities [N,C] of the images that were fitted: of StatA and TransCLIP with their neighbours.
 
-    image_features: those of `fit`, [N,E]. Raises `DataError` for shapes that do not fit.
+    image_features: those of `fit`, [N,E]; rows of padding get anything. Raises `DataError` for shapes that do not fit.
 
     >>> x = jnp.array([[1.0, 0.1], [0.9, -0.1], [0.1, 1.0], [0.0, 0.8]])
     >>> adapted = adapt.fit(x, jnp.array([[1.0, 0.9], [0.9, 1.0]]), method="stata")
@@ -198,7 +201,7 @@ def probabilities(adapted: Adapted, image_features: ArrayLike) -> jax.Array:
     if isinstance(head, GaussianHead) and head.posterior is not None:
         # Its logarithm stands for scores, and is scaled as they are. Some entries are 0, those of padding all.
         return jax.nn.softmax(jnp.log(jnp.maximum(head.posterior, 1e-37)) * adapted.scale, axis=-1)
-    return jax.nn.softmax(scores(head, image_features), axis=-1)
+    return jax.nn.softmax(scores_of(head, normalize(fitting(head, image_features))), axis=-1)
 
 
 def calibrated(reduce: Reduce, text: jax.Array, numbers: tuple[jax.Array, Checked, Any], method: Method) -> Adapted:

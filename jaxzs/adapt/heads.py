@@ -80,15 +80,23 @@ def linear(proxies: jax.Array, temperature: jax.Array) -> Head:
 def scores(head: AnyHead, image_features: ArrayLike) -> jax.Array:
     """Scores of images: [N,C] float32, of which softmax are probabilities.
 
-    image_features: [N,E], any float type; L2-normalised here. Raises `DataError` for shapes that do not fit.
+    image_features: [N,E], any float type; L2-normalised here. Raises `DataError` for shapes that do not fit, values
+    that are not finite, rows of zeros.
 
     >>> head = adapt.text_head(jnp.eye(3), temperature=0.01)
     >>> adapt.scores(head, jnp.eye(3)[1:]).argmax(-1).tolist()
     [1, 2]
     """
+    x = fitting(head, image_features)
+    checks.directions(x, "image_features")
+    return scores_of(head, normalize(x))
+
+
+def fitting(head: AnyHead, image_features: ArrayLike) -> jax.Array:
+    """Features [N,E] of the width of a head; rows of padding may hold anything."""
     x = checks.vectors(image_features, "image_features", "[N,E]")
     checks.same(x.shape[1], width(head), "the feature sizes of image_features and the head")
-    return scores_of(head, normalize(x))
+    return x
 
 
 def width(head: AnyHead) -> int:

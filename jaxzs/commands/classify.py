@@ -220,10 +220,11 @@ def _check_options(options: ClassifyOptions) -> None:
     if options.prompt is not None and (options.templates or options.store):
         raise DataError("--prompt replaces --templates, and its features are not kept in a --store; leave these out")
     if options.stream:
-        names = "prompt", "proxies", "method", "shots", "save", "out", "store", "templates"
-        also = [option(name) for name in names if getattr(options, name)]
+        others = "proxies", "method", "shots", "save", "out", "html", "store", "templates", "json", "top", "gamma"
+        also = [o for o in ("prompt", *others) if getattr(options, o) != getattr(ClassifyOptions, o)]
         if also:
-            raise DataError(f"--stream labels batches by StatA and takes no {', '.join(also)}; leave these out")
+            shown = ", ".join(map(option, also))
+            raise DataError(f"--stream labels batches by StatA and takes no {shown}; leave these out")
     if options.gamma != "auto":
         try:
             valid = 0 <= float(options.gamma) <= 1  # False for NaN

@@ -93,6 +93,8 @@ def _opened(place: Path, images: Sequence[str]) -> FolderSource:
     place = place.expanduser()
     if place.is_dir():
         source = open_images(place)
+        # Of one class alone subfolders say nothing of images to classify; of shots they do.
+        source = source if source.label_names else open_folder(place)
         if not source.label_names:
             raise DataError(f"--shots {place}: expected one subfolder a class, or a table of labels such as shots.csv")
         return source

@@ -51,21 +51,24 @@ def label_as_they_come(options: Any) -> int:
 
 
 def _encoded(run: Run, model: Model, paths: Sequence[str]) -> tuple[Any, list[str]]:
-    """Features of the images that can be read, and their paths; of the others is told."""
+    """Features of the images that can be read, and their paths; of the others is told.
+
+    A line of a pipe may name several: a folder or a glob.
+    """
     import numpy as np
 
-    from jaxzs.classification import Encoding, encode_source
+    from jaxzs.classification import Encoding, encode_source, paths_of
     from jaxzs.data import open_images
 
     found, read = [], []
     for path in paths:  # one that is no image must not take the others with it
         try:
-            features, numbers, unreadable = encode_source(model, open_images(path), Encoding(1, run.options.numerics))
-        except JaxzsError as error:
-            unreadable, numbers = [error.shown(on_command_line=True)], []
-        if numbers:
+            source = open_images(path)
+            features, numbers, unreadable = encode_source(model, source, Encoding(1, run.options.numerics))
             found.append(np.asarray(features))
-            read.append(path)
+            read += paths_of(source, numbers)
+        except JaxzsError as error:
+            unreadable = [error.shown(on_command_line=True)]
         for reason in unreadable:
             run.skip([reason])
             run.notice(reason)

@@ -1,0 +1,92 @@
+"""What `jaxzs classify` is given: a pipe of paths, few labels, options that do not go together."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxzs
+from jaxzs import adapt, classification, cli, zeroshot
+from jaxzs.errors import ConfigError, DataError
+
+
+def _labelled(lines, monkeypatch, capsys, *options):
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    code = cli.main(["classify", "-", "--labels", "zero,one,two", "--stream", *options])
+    told = capsys.readouterr()
+    return code, dict(line.split("\t")[:2] for line in told.out.splitlines()), told.err
+
+
+def test_a_line_of_a_pipe_may_name_several_images(digit_photos, monkeypatch, capsys):
+    """A glob gave its first image's label to the pattern and shifted all behind it; then came a traceback."""
+    monkeypatch.chdir(digit_photos)
+    code, found, told = _labelled(["one", "zero/0.png", "two/*.png", "nowhere.png"], monkeypatch, capsys)
+    assert code == 1
+    assert "no such file or folder: nowhere.png" in told
+    one, two = ([f"{name}/{n}.png" for n in range(10)] for name in ("one", "two"))
+    assert (0, found) == _labelled([*one, "zero/0.png", *two], monkeypatch, capsys)[:2]  # one batch, as before
+
+
+@pytest.mark.parametrize("option", [["--json"], ["--html", "page.html"], ["--top", "3"], ["--gamma", "0.5"]])
+def test_a_stream_refuses_what_it_would_not_do(option, monkeypatch, capsys):
+    code, found, told = _labelled([], monkeypatch, capsys, *option)
+    assert (code, found) == (2, {})
+    assert f"takes no {option[0]}" in told
+
+
+@pytest.mark.slow
+def test_shots_label_one_image_and_may_be_of_one_class(digit_photos, tmp_path, capsys):
+    image = digit_photos / "two" / "3.png"
+    assert cli.main(["classify", str(image), "--labels", "zero,one,two", "--shots", str(digit_photos), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [row["label"] for row in record["results"]] == ["two"]
+    assert record["settings"]["method"] == "auto"  # it was zero-shot, which refused the shots
+    shutil.copytree(digit_photos / "one", tmp_path / "shots" / "one")
+    assert cli.main(["classify", str(digit_photos), "--shots", str(tmp_path / "shots"), "--quiet"]) == 0
+    capsys.readouterr()
+    (tmp_path / "shots" / "one").rename(tmp_path / "shots" / "nine")
+    assert cli.main(["classify", str(digit_photos), "--shots", str(tmp_path / "shots")]) == 2
+    assert "Labels of the data: 'nine'" in capsys.readouterr().err
+
+
+def test_shots_are_never_ignored():
+    model = jaxzs.load("demo")
+    text = zeroshot.text_proxies(model, ["zero", "one", "two"], ["the digit {}"])
+    shots = adapt.Shots(text, np.arange(3))
+    for method in ("proxy", "zero-shot", "stata", "closed_form"):
+        with pytest.raises(ConfigError, match=f"'{method}' takes no shots"):
+            classification.classify_features(model, text, text, classification.Labelling(method), shots)
+    one = classification.classify_features(model, text[2:], text, classification.Labelling("gda"), shots)
+    assert (one.method, one.classes[0, 0]) == ("gda", 2)
+
+
+def test_rows_that_do_not_count_teach_proxies_nothing():
+    model = jaxzs.load("demo")
+    text = zeroshot.text_proxies(model, ["zero", "one", "two"], ["the digit {}"])
+    rng = np.random.default_rng(0)
+    x = jnp.repeat(text, 8, axis=0) + 0.1 * rng.normal(size=(24, text.shape[1])).astype(np.float32)
+    here = np.arange(24) % 8 < 5
+    labelling = classification.Labelling("proxy", gamma=0.5)
+    masked = classification.classify_features(model, x, text, labelling, fitted=here)
+    alone = classification.classify_features(model, x[here], text, labelling)
+    # The same sums in other blocks: float32 rounds in another order.
+    np.testing.assert_allclose(masked.head.weights, alone.head.weights, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("row", "reason"), [(np.nan, "not finite, first in row 1"), (0.0, "zeros, first in row 1")])
+def test_a_row_that_says_nothing_is_scored_by_no_head(row, reason):
+    """argmax of NaN is class 0, and so is that of a row of zeros."""
+    x = np.eye(3, 4, dtype=np.float32)
+    x[1] = row
+    with pytest.raises(DataError, match=reason):
+        adapt.scores(adapt.text_head(np.eye(3, 4)), x)
+    with pytest.raises(DataError, match=reason):
+        adapt.fit(x, np.eye(3, 4, dtype=np.float32), method="zero-shot")
+    mask = np.array([True, False, True])
+    fitted = adapt.fit(x, np.eye(3, 4, dtype=np.float32), method="zero-shot", mask=mask)
+    assert adapt.probabilities(fitted, x)[mask].argmax(-1).tolist() == [0, 2]
