@@ -49,6 +49,7 @@ class Labelling:
 
     Raises:
       LabelError: `top` below 1.
+      ConfigError: a seed that is no whole number.
 
     >>> classification.Labelling("zero-shot", top=5).method
     'zero-shot'
@@ -62,8 +63,10 @@ class Labelling:
     head: adapt.Head | adapt.GaussianHead | None = None
 
     def __post_init__(self) -> None:
-        if self.top < 1:
-            raise LabelError(f"top is {self.top}, expected at least 1")
+        if not isinstance(self.top, int) or self.top < 1:
+            raise LabelError(f"top is {self.top!r}, expected a whole number of at least 1")
+        if not isinstance(self.seed, int):
+            raise ConfigError(f"seed is {self.seed!r}, expected a whole number")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +101,8 @@ def classify(
     """The label of each image, as `jaxzs classify` writes it.
 
     Args:
-      images: folders, files and globs (one or several), a uint8 array [N,H,W,3], PIL images or arrays in a list, or a
-        `data.Source`.
+      images: folders, files and globs (one or several), a uint8 array [N,H,W,3] or [H,W,3], PIL images or arrays in a
+        list, or a `data.Source`.
       labels: C class names; by default the subfolders of one folder that is laid out class/image.
       model: a checkpoint, or what `jaxzs.load` takes.
       templates: sentences with one "{}".
@@ -123,7 +126,9 @@ def classify(
     loaded = model if isinstance(model, Model) else load(model)
     source = source_of(images)
     # Folders are written with underscores where a sentence has blanks.
-    names = tuple(name.replace("_", " ") for name in order_names(source.label_names)) if labels is None else labels
+    names: Sequence[str] = tuple(name.replace("_", " ") for name in order_names(source.label_names))
+    if labels is not None:
+        names = labels if isinstance(labels, str) else tuple(labels)  # also an array, or the keys of a dict
     if labels is None and not names:
         raise LabelError("what are the classes? Give labels, or a folder with one subfolder a class")
     check_class_names(names)
@@ -144,8 +149,10 @@ def classify(
 
 def source_of(images: Any) -> Source:
     """Images in any form as a source. Raises `DataError`."""
-    if isinstance(images, np.ndarray):
-        return from_arrays(images)
+    if isinstance(images, np.ndarray | jax.Array):
+        array = np.asarray(images)
+        # One image alone, grey or of colours: its rows are no images.
+        return from_arrays(array[None] if array.ndim == 2 or array.shape[2:] in ((3,), (4,)) else array)
     if isinstance(images, str | Path):
         return open_images(images)
     if isinstance(images, Source):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import jaxzs
-from jaxzs import adapt, classification, cli, zeroshot
-from jaxzs.errors import ConfigError, DataError
+from jaxzs import adapt, classification, cli, data, zeroshot
+from jaxzs.errors import ConfigError, DataError, LabelError
 
 
 def _labelled(lines, monkeypatch, capsys, *options):
@@ -90,3 +90,37 @@ def test_a_row_that_says_nothing_is_scored_by_no_head(row, reason):
     mask = np.array([True, False, True])
     fitted = adapt.fit(x, np.eye(3, 4, dtype=np.float32), method="zero-shot", mask=mask)
     assert adapt.probabilities(fitted, x)[mask].argmax(-1).tolist() == [0, 2]
+
+
+def test_one_image_is_one_image_in_any_form(digit_photos):
+    """Of an array [H,W,3] every row became a grey image of its own."""
+    model = jaxzs.load("demo")
+    image = np.asarray(data.open_image(digit_photos / "two" / "1.png").convert("RGB"))
+    opaque = np.dstack([image, np.full_like(image[..., 0], 255)])
+    for form in (image, image[None], [image], jnp.asarray(image), opaque, image[..., 0]):
+        with pytest.warns(UserWarning, match="one image only"):
+            rows = jaxzs.classify(form, ["zero", "one", "two"], model, templates=["the digit {}"])
+        assert [row["path"] for row in rows] == ["0"]
+        own = jaxzs.clip.encode_image(model.params, model.preprocess(form), model.config)
+        text = zeroshot.text_proxies(model, ["zero", "one", "two"], ["the digit {}"])
+        assert rows[0]["label"] == ["zero", "one", "two"][int(zeroshot.predict(own, text)[0])]
+    with pytest.raises(DataError, match=r"one image of colours is \[1,H,W,3\]"):
+        data.from_arrays(image)
+    assert len(data.from_arrays(image[..., :1].repeat(3, 2)[:, :3, :, None])) == len(image)
+    with pytest.raises(DataError, match="item 0 has no 'image'; it is None"):
+        jaxzs.classify(None, ["zero", "one"], model)
+
+
+def test_names_may_be_any_iterable(digit_photos):
+    model, names = jaxzs.load("demo"), ["zero", "one", "two"]
+    expected = jaxzs.classify(digit_photos, names, model)
+    for form in (tuple(names), np.array(names), iter(names), dict.fromkeys(names)):
+        assert jaxzs.classify(digit_photos, form, model) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"), [({"top": 1.5}, LabelError), ({"top": 0}, LabelError), ({"seed": "a"}, ConfigError)]
+)
+def test_numbers_that_are_none_are_named(changed, error):
+    with pytest.raises(error, match=f"{next(iter(changed))} is "):
+        classification.Labelling(**changed)

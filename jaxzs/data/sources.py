@@ -110,6 +110,10 @@ def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, label_name
         raise DataError(
             f"images are {images.dtype} of shape {images.shape}, expected uint8 [N,H,W] or [N,H,W,3], none empty"
         )
+    if images.ndim == 3 and images.shape[2] in (3, 4):  # one photo, whose rows would become grey images
+        raise DataError(
+            f"images have shape {images.shape}: one image of colours is [1,H,W,3], grey ones so narrow are [N,H,W,1]"
+        )
     names = _names(label_names)
     of_image, several = _places(labels, len(images))
     if labels is not None:
@@ -225,7 +229,8 @@ class ObjectSource:
         else:
             image, label, name = item, None, index
         if image is None:
-            raise ImageError(f"item {index} has no 'image'; its keys are {', '.join(map(str, item))}")
+            keys = f"its keys are {', '.join(map(str, item))}" if isinstance(item, Mapping) else "it is None"
+            raise ImageError(f"item {index} has no 'image'; {keys}")
         name = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
         labels = places_of(label)
         if self.label_names and max(labels, default=0) >= len(self.label_names):  # without names any number will do
