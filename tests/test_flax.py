@@ -221,3 +221,21 @@ def test_linen_and_nnx_modules():
 
 def test_the_names_of_transformers():
     assert set(jaxzs.flax.__all__) >= {kind.__name__ for kind in CLASSES}
+
+
+@pytest.mark.parametrize("name", ["vit_gelu", "openai_vit"])
+def test_a_layout_without_config_json_is_saved_with_its_own(name, tmp_path):
+    """transformers 5 gives ViT-B/32 for a folder without one: `config` was that, and so was what was saved."""
+    model = FlaxCLIPModel.from_pretrained(GOLDEN / "families" / name)
+    own = model._config
+    assert model.config.vision_config.image_size == own.vision.image_size == 32
+    assert model.config.text_config.hidden_act == own.text.hidden_act
+    model.save_pretrained(tmp_path)
+    again = FlaxCLIPModel.from_pretrained(tmp_path)
+    ids = np.array([[598, 5, 6, 599], [598, 9, 599, 0]])
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    expected = model(ids, pixels).logits_per_image
+    np.testing.assert_array_equal(again(ids, pixels).logits_per_image, expected)
+    # Places [1,T] stand for all texts, as in transformers.
+    moved = model(ids, pixels, position_ids=np.arange(4)[None]).logits_per_image
+    np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-5)  # another program

@@ -22,7 +22,7 @@ from jaxzs.clip.layers import Numerics, dense
 from jaxzs.clip.model import TowerOutput, text_tower, vision_tower
 from jaxzs.clip.params import Tree, abstract_params, flatten, random_params, unflatten
 from jaxzs.clip.tokenizer_files import _quiet_transformers
-from jaxzs.clip.weights import _stored_parts, read_checkpoint, read_config, weight_file
+from jaxzs.clip.weights import _stored_parts, is_dual_encoder, read_checkpoint, read_config, weight_file
 from jaxzs.errors import CheckpointError, ConfigError
 from jaxzs.files import atomic_path
 from jaxzs.flax.outputs import FlaxBaseModelOutputWithPooling, FlaxCLIPOutput, FlaxCLIPTextModelOutput, ModelOutput
@@ -411,6 +411,7 @@ def _text_tower(params: Tree, texts: tuple[Any, Any, Any], config: CLIPConfig, n
     ids, mask, positions = texts
     if positions is None:
         return text_tower(params, ids, config, mask, numerics=numerics)
+    positions = jnp.broadcast_to(positions, ids.shape)  # [1,T] stands for all texts, as there
 
     # A table of positions for each text, its rows in the order of the places that were asked for.
     def one(ids: jax.Array, mask: jax.Array | None, positions: jax.Array) -> TowerOutput:
@@ -481,12 +482,12 @@ def _hf_config(name: str, folder: Path, config: CLIPConfig) -> Any:
 
         kind = getattr(transformers, name)
         folder = folder if folder.is_dir() else folder.parent
-        try:
+        # Asked first: without such a file transformers 5 gives the configuration of ViT-B/32, whatever lies there.
+        if is_dual_encoder(folder / "config.json"):
             return kind.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError):  # no config.json, or not of a CLIP
-            values = config.to_hf()
-            # CLIPTextConfig -> text_config
-            return kind(**(values if name == "CLIPConfig" else values[f"{name[4:-6].lower()}_config"]))
+        values = config.to_hf()
+        # CLIPTextConfig -> text_config
+        return kind(**(values if name == "CLIPConfig" else values[f"{name[4:-6].lower()}_config"]))
 
 
 def _plain(params: Mapping[str, Any]) -> Tree:
