@@ -21,6 +21,7 @@ import numpy as np
 from jaxzs import adapt, proxy
 from jaxzs.clip import Model, Numerics, load
 from jaxzs.data import Source, batches, from_arrays, from_object, open_images, order_names
+from jaxzs.data.finding import layout_of
 from jaxzs.errors import ConfigError, DataError, LabelError
 from jaxzs.proxy.settings import Solver
 from jaxzs.zeroshot import DEFAULT_TEMPLATE, check_class_names, check_rows, image_features, text_proxies
@@ -130,7 +131,8 @@ def classify(
     if labels is not None:
         names = labels if isinstance(labels, str) else tuple(labels)  # also an array, or the keys of a dict
     if labels is None and not names:
-        raise LabelError("what are the classes? Give labels, or a folder with one subfolder a class")
+        hint = split_hint(paths_of(source, range(len(source))))
+        raise LabelError(f"what are the classes? Give labels, or a folder with one subfolder a class{hint}")
     check_class_names(names)
     # The demo checkpoint knows few words; what it says of any other is noise.
     if not force:
@@ -161,6 +163,20 @@ def source_of(images: Any) -> Source:
     if all(isinstance(one, str | Path) for one in listed):
         return open_images(listed)
     return from_object(listed, identity=f"{len(listed)} images in memory")
+
+
+def split_hint(files: Sequence[str]) -> str:
+    """For a message, where files lie as split/class/image: the folder that would say the classes."""
+    paths = [Path(file) for file in files]
+    if len({path.is_absolute() for path in paths}) != 1:
+        return ""
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    below = [path.relative_to(root) for path in paths]
+    layout = layout_of(below)
+    if layout is None or layout.depth != 3:
+        return ""
+    first = min(path.parts[0] for path in below if len(path.parts) == layout.depth)
+    return f"; images lie as split/class/image: name one split, such as {root / first}"
 
 
 def paths_of(source: Source, numbers: Sequence[int]) -> list[str]:

@@ -124,3 +124,16 @@ def test_names_may_be_any_iterable(digit_photos):
 def test_numbers_that_are_none_are_named(changed, error):
     with pytest.raises(error, match=f"{next(iter(changed))} is "):
         classification.Labelling(**changed)
+
+
+def test_images_by_split_are_answered_with_one_split(digit_photos, tmp_path, monkeypatch, capsys):
+    shutil.copytree(digit_photos, tmp_path / "data" / "train")
+    shutil.copytree(digit_photos, tmp_path / "data" / "test")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["classify", "data"]) == 2
+    assert "images lie as split/class/image: name one split, such as data/test" in capsys.readouterr().err
+    with pytest.raises(LabelError, match="name one split, such as data/test"):
+        jaxzs.classify("data")
+    for given in ("data/test/one", ["data/test/one", str(tmp_path / "data" / "test" / "two")]):
+        with pytest.raises(LabelError, match=r"one subfolder a class$"):
+            jaxzs.classify(given)

@@ -102,7 +102,7 @@ def run(options: ClassifyOptions) -> int:
         given = options.class_names()
         model = run.load_model()
         learned = _learned(options, model)
-        classes = _classes(run, given, _folders(source), learned)
+        classes = _classes(run, given, source, learned)
         check_number_of_classes(len(classes.names), model.config.projection_dim)
         told = told_labels(run, classes.names)
         text, encode = _text(run, model, classes, learned)
@@ -271,16 +271,13 @@ class _Classes(NamedTuple):
 
 
 def _classes(
-    run: Run,
-    given: tuple[str, ...] | None,
-    folders: Sequence[str | None] | None,
-    learned: TunedPrompt | KeptHead | None,
+    run: Run, given: tuple[str, ...] | None, source: FolderSource, learned: TunedPrompt | KeptHead | None
 ) -> _Classes:
     """As given, of a known data set, of the tuned prompt or kept proxies, or the names of the subfolders."""
     from jaxzs import zeroshot
     from jaxzs.data import order_names
 
-    templates, info = read_templates(run.options.templates), run.options.dataset_info()
+    templates, info, folders = read_templates(run.options.templates), run.options.dataset_info(), _folders(source)
     found = order_names(folder for folder in folders or () if folder is not None)
     if info is not None:
         truth = _of_dataset(run, info, folders, found)
@@ -294,7 +291,10 @@ def _classes(
         names = tuple(dict.fromkeys(folder.replace("_", " ") for folder in found))
         run.notice(f"class names taken from the subfolders: {', '.join(names)}")
     else:
-        raise LabelError("what are the classes? Give --labels a,b,c, --labels-file or --dataset")
+        from jaxzs.classification import split_hint
+
+        hint = split_hint(source.files)
+        raise LabelError(f"what are the classes? Give --labels a,b,c, --labels-file or --dataset{hint}")
     zeroshot.check_class_names(names)
     return _Classes(names, templates or (zeroshot.DEFAULT_TEMPLATE,), _truth(run, names, folders, found), names)
 
