@@ -11,6 +11,7 @@ very images that are classified, and no label. Prompts: `python -m experiments.p
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -23,15 +24,17 @@ from experiments.art_world.names import EVERYDAY, NAMES
 from experiments.art_world.scenes import Artists
 from experiments.art_world.tests import scenes, things, unseen
 from experiments.demo_world import Scenes
-from experiments.patch_demo import ablation, tag_all
+from experiments.patch_demo import FOUR_ORIGINS, ablation, tag_all
+from experiments.patch_demo import figures as tag_figures
 from jaxzs import load
 from jaxzs.clip import Model
 from jaxzs.commands.demo import classify, label_maps
-from jaxzs.patch import CRF, Dense, Segmenting, Tagging, segment_dense, tag_texts
+from jaxzs.patch import CRF, Batching, Dense, Segmenting, Tagging, segment_dense, tag_texts
 from jaxzs.patch.metrics import segmentation_report
 from jaxzs.report import Figure, Results, markdown_table, write_record
 
 RESULTS = Path(__file__).parent / "results" / "art_clip"
+SHARPENED = {"": Segmenting(), " + CRF": Segmenting(crf=CRF())}
 Table = dict[str, dict[str, float]]  # row -> column -> %
 
 
@@ -57,21 +60,26 @@ def tagging(model: Model, world: Scenes) -> Table:
     """mAP of the classes that occur, and F1, after each step of TagCLIP."""
     seen = world.tags.any(0)
     occurring = world._replace(tags=world.tags[:, seen], names=tuple(np.array(world.names)[seen]))
-    rows = ablation(model, occurring, tag_texts(model, occurring.names), settings_of(model))
+    texts, settings = tag_texts(model, occurring.names), settings_of(model)
+    rows = ablation(model, occurring, texts, settings)
+    found = tag_all(model, occurring, texts, settings=settings, batching=FOUR_ORIGINS)
+    scores, tags = (np.stack([getattr(tagged, key) for tagged in found]) for key in ("scores", "tags"))
+    rows["+ 2 x 2 origins"] = tag_figures(scores, tags, occurring)
     return {step: {"mAP": 100 * row["mAP"], "F1": 100 * row["f1_overall"]["f1"]} for step, row in rows.items()}
 
 
 def segmentation(model: Model, world: Scenes) -> Table:
     """mIoU of patch scores and of dense features, with and without a CRF."""
     texts = tag_texts(model, world.names)
-    found = tag_all(model, world, texts, settings=settings_of(model))
     names = ["background", *world.names]
     rows: Table = {}
-    kinds = {"tags found": np.stack([tagged.tags for tagged in found]), "true tags": world.tags}
-    for kind, tags in kinds.items():
-        for how, settings in (("", Segmenting()), (" + CRF", Segmenting(crf=CRF()))):
+    for looks, batching in (("", Batching(batch_size=16)), (", 2 x 2 origins", FOUR_ORIGINS)):
+        found = tag_all(model, world, texts, settings=settings_of(model), batching=batching)
+        kinds = {"tags found": np.stack([tagged.tags for tagged in found]), "true tags": world.tags}
+        for (kind, tags), (how, settings) in itertools.product(kinds.items(), SHARPENED.items()):
             labels = label_maps(world.images, tags, found, settings)
-            rows[f"patch scores, {kind}{how}"] = {"mIoU": 100 * segmentation_report(labels, world.masks, names)["mIoU"]}
+            report = segmentation_report(labels, world.masks, names)
+            rows[f"patch scores{looks}, {kind}{how}"] = {"mIoU": 100 * report["mIoU"]}
     dense = segment_dense(
         model, [Image.fromarray(image) for image in world.images], texts, Dense(attention="ordinary", threshold=0.3)
     )

@@ -41,12 +41,15 @@ WORLDS = {  # image size -> objects in a scene
     "96 px, 3 to 5 objects": {"size": 96, "min_objects": 3, "max_objects": 5},
     "128 px, 3 to 5 objects": {"size": 128, "min_objects": 3, "max_objects": 5},
 }
+FOUR_ORIGINS = Batching(batch_size=16, offsets=2)
 OPTIONS: dict[str, dict[str, Any]] = {
     "the paper": {},
     "boxes reach the border": {"settings": Tagging(keep_border=True)},
     "attention renormalised": {"settings": Tagging(renormalize=True)},
     "both": {"settings": Tagging(keep_border=True, renormalize=True)},
     "two scales (1, 1.5)": {"batching": Batching(batch_size=16, scales=(1.0, 1.5))},
+    "2 x 2 origins": {"batching": FOUR_ORIGINS},
+    "two scales, 2 x 2 origins": {"batching": Batching(batch_size=16, scales=(1.0, 1.5), offsets=2)},
 }
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the generator of the scene
 import jaxzs
 from experiments.demo_world import Scenes, scenes
 from experiments.demo_world.captions import BACKGROUND_NAMES, SHAPES
-from experiments.patch_demo import RESULTS, WORLDS, scenes_entry, tag_all
+from experiments.patch_demo import FOUR_ORIGINS, RESULTS, WORLDS, scenes_entry, tag_all
 from jaxzs import report
 from jaxzs.patch import CRF, Batching, Dense, Segmenting, segment_dense
 from jaxzs.patch.masks import pixel_labels, score_maps, segment_images
@@ -41,7 +41,15 @@ DENSE = {
     "dense, NACLIP": Dense(attention="naclip", short_side=144),
     "dense, MaskCLIP with residual and MLP": Dense(attention="v", **KEPT),
 }
-STEPS = ("CAM", "CAM + affinity", "CAM + affinity + CRF", "scores", "scores + CRF")
+STEPS = (
+    "CAM",
+    "CAM + affinity",
+    "CAM + affinity + CRF",
+    "scores",
+    "scores + CRF",
+    "scores, 2 x 2 origins",
+    "scores, 2 x 2 origins + CRF",
+)
 
 
 def patch_argmax(found: list, size: int) -> np.ndarray:
@@ -61,13 +69,16 @@ def by_steps(
     masks = segment_images(model, world.images, tags, texts[:F], texts[F:], batching=Batching(batch_size=16))
     masks = sorted(masks, key=lambda mask: mask.number)
     steps: dict[str, list[np.ndarray]] = {name: [] for name in STEPS}
-    for mask, tagged, image in zip(masks, found, world.images, strict=True):
-        scores = score_maps(tagged, mask.tags)
+    of_origins = tag_all(model, world, texts, batching=FOUR_ORIGINS)
+    for mask, tagged, finer, image in zip(masks, found, of_origins, world.images, strict=True):
+        scores, fine = score_maps(tagged, mask.tags), score_maps(finer, mask.tags)
         steps["CAM"].append(pixel_labels(image, mask.activation, mask.tags))
         steps["CAM + affinity"].append(mask.labels)
         steps["CAM + affinity + CRF"].append(pixel_labels(image, mask.maps, mask.tags, sharpened))
         steps["scores"].append(pixel_labels(image, scores, mask.tags))
         steps["scores + CRF"].append(pixel_labels(image, scores, mask.tags, sharpened))
+        steps["scores, 2 x 2 origins"].append(pixel_labels(image, fine, mask.tags))
+        steps["scores, 2 x 2 origins + CRF"].append(pixel_labels(image, fine, mask.tags, sharpened))
     return {name: np.stack(labels) for name, labels in steps.items()}
 
 

@@ -106,6 +106,8 @@ CASES = {
         (f"photos {NAMES} --background sky,,", ["--background 'sky,,'", "number 1 is empty"]),
         (f"photos {NAMES} --max-patches 2", ["--max-patches is 2", "at least 4"]),
         (f"photos {NAMES} --scales 0", ["--scales", "above 0"]),
+        (f"photos {NAMES} --offsets 9", ["--offsets is 9", "1 to 8"]),
+        (f"photos {NAMES} --learn --offsets 2", ["--learn", "leave", "--offsets out"]),
         (f"photos {NAMES} --templates hole", ["template 'hole'", "exactly once"]),
         (f"photos {NAMES} --out x.txt", ["--out x.txt", ".csv or .json"]),
         (f"photos {NAMES} --out photos", ["--out photos is a folder"]),
@@ -128,6 +130,7 @@ CASES = {
         (f"photos {NAMES} --box-threshold 2", ["--box-threshold is 2.0", "0 to 1"]),
         (f"photos {NAMES} --crf --crf-stride 0", ["--crf-stride is 0", "at least 1"]),
         (f"photos {NAMES} --maps best", ["'best'", "--maps", "cam"]),
+        (f"photos {NAMES} --maps dense --offsets 2", ["--maps dense", "leave --offsets out"]),
     ],
     "extract": [
         *IMAGES,

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from patch_golden import CONFIG, FOLDER, TEXTS, F, compilations, params
 from PIL import Image
 
+import jaxzs
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.errors import DataError, ImageError
-from jaxzs.patch import Batching, Tagging, prepare_image, tag, tag_images
-from jaxzs.patch.batching import fitting_size, merged, patch_aligned_size, stacks
+from jaxzs.patch import Batching, Tagging, encoded_patches, prepare_image, segment_dense, tag, tag_images
+from jaxzs.patch.batching import finer, fitting_size, merged, moved, patch_aligned_size, stacks
 from jaxzs.patch.images import _on_device
 
 PREPROCESS = ImagePreprocessor()
@@ -92,6 +93,49 @@ def test_scales_are_averaged(model):
     np.testing.assert_allclose(both.scores, mean, rtol=1e-6)
     np.testing.assert_array_equal(both.tags, mean > mean.min() + 0.4 * np.ptp(mean))
     np.testing.assert_array_equal(both.refined, single[0].refined)
+
+
+ORIGINS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # in halves of a patch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 0.5)])
+def test_origins_are_averaged(model, scales):
+    image, some = photo(64, 48), Tagging(relative_threshold=0.4)
+    pixels = [prepare_image(image, PREPROCESS, 8, scale=scale) for scale in scales]
+    views = [moved(one, down, right) for one in pixels for down in (0, 4) for right in (0, 4)]
+    alone = [tag(model.params, view[None], TEXTS, CONFIG, some, num_foreground=F) for view in views]
+    [found] = tag_images(model, [image], TEXTS, some, num_foreground=F, batching=Batching(offsets=2, scales=scales))
+    # Sums over padded rows take another order: 2e-5 of the largest value.
+    mean = np.mean([one.scores[0] for one in alone], axis=0)
+    np.testing.assert_allclose(found.scores, mean, atol=2e-5)
+    np.testing.assert_array_equal(found.tags, mean > mean.min() + 0.4 * np.ptp(mean))
+    assert found.refined.shape[:2] == found.coarse.shape[:2] == (16, 12)
+    maps = np.stack([np.asarray(one.refined[0]).reshape(8, 6, -1) for one in alone[:4]])  # of the first scale
+    for row, column in ((0, 0), (5, 7), (10, 3), (13, 10)):  # the patch over this cell, in each of the four
+        over = [maps[view, (row + down) // 2, (column + right) // 2] for view, (down, right) in enumerate(ORIGINS)]
+        np.testing.assert_allclose(found.refined[row, column], np.mean(over, axis=0), atol=2e-5)
+
+
+@given(side=st.integers(2, 5), offsets=st.integers(1, 4), seed=st.integers(0, 9))
+def test_finer_maps_lie_where_the_image_is(side, offsets, seed):
+    # An image of one value for each fine cell, seen by patches that take the mean of theirs.
+    cells = np.random.default_rng(seed).normal(size=(side * offsets, side * offsets))
+    views = [moved(cells, down, right) for down in range(offsets) for right in range(offsets)]
+    found = finer([view.reshape(side, offsets, side, offsets).mean((1, 3)) for view in views], offsets)
+    assert found.shape == cells.shape
+    # Away from the rim: the mean of all patches that hold the cell, a triangle of weights around it.
+    weights = offsets - np.abs(np.arange(1 - offsets, offsets))
+    for at in range(offsets, offsets * (side - 1)):
+        around = slice(at - offsets + 1, at + offsets)
+        expected = (cells[around, around] * np.outer(weights, weights)).sum() / offsets**4
+        np.testing.assert_allclose(found[at, at], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_offsets_out_of_range():
+    for offsets in (0, -1, 9):
+        with pytest.raises(DataError, match="offsets is"):
+            Batching(offsets=offsets)
 
 
 @pytest.mark.slow
@@ -223,3 +267,12 @@ def test_a_second_call_compiles_nothing(model, data_mesh):
     with compilations() as compiled:
         jax.jit(lambda x: 2 * x + 17)(1.0)
     assert compiled, "the counter counts"
+
+
+@pytest.mark.parametrize("several", [Batching(offsets=2), Batching(scales=(1.0, 2.0))])
+def test_masks_without_tags_and_encoded_patches_take_each_image_once(several):
+    demo = jaxzs.load("demo")
+    with pytest.raises(DataError, match="masks without tags take each image once"):
+        next(segment_dense(demo, [photo(64, 48)], np.ones((2, 64), np.float32), batching=several))
+    with pytest.raises(DataError, match="encoded patches take each image once"):
+        next(encoded_patches(demo, [photo(64, 48)], batching=several))

@@ -13,6 +13,7 @@ from jaxzs import parallel
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.errors import DataError
 from jaxzs.patch import CRF, Batching, Segmenting, prepare_image, segment, segment_images
+from jaxzs.patch.batching import moved
 
 NAMES, BACKGROUND = TEXTS[:5], TEXTS[5:]
 TAGS = [[0, 3], [1], [], [4, 2, 0], [3], [2, 1], [0], [4], [1, 2, 3], [0], [2]]
@@ -106,6 +107,20 @@ def test_unknown_tags_are_refused(model, images, mesh):
     found = segment_images(model, images[:1], [[5]], NAMES, BACKGROUND, batching=batching)
     with pytest.raises(DataError, match=r"tags range from (-1|5) to 5, expected -1 to 4"):
         list(found)
+
+
+def test_origins_are_averaged(model):
+    image = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
+    [found] = masks_of(model, [image], batching=Batching(offsets=2))
+    [plain] = masks_of(model, [image])
+    assert found.maps.shape == (len(plain.tags), 16, 12)
+    assert found.labels.shape == plain.labels.shape
+    origins = [(0, 0), (0, 1), (1, 0), (1, 1)]  # in halves of a patch
+    views = [masks_of(model, [moved(image, 4 * down, 4 * right)])[0].maps for down, right in origins]
+    pairs = zip(views, origins, strict=True)
+    over = np.mean([maps[:, (5 + down) // 2, (7 + right) // 2] for maps, (down, right) in pairs], axis=0)
+    # Sums over padded rows take another order: 2e-5 of the largest value.
+    np.testing.assert_allclose(found.maps[:, 5, 7], over, atol=2e-5)
 
 
 def test_one_scale_only(model, images):

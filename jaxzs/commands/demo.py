@@ -144,7 +144,7 @@ def tag_scenes(model: Model, given: SceneSamples) -> Tagged:
 
     texts = tag_texts(model, given.names)
     settings = Tagging(relative_threshold=model.card["tagging"]["relative_threshold"])
-    batching = Batching(batch_size=16)
+    batching = Batching(batch_size=16, offsets=2)
     found = tag_images(model, given.images, texts, settings, num_foreground=len(given.names), batching=batching)
     ordered = sorted(found, key=lambda tagged: tagged.number)
     scores = {
@@ -255,7 +255,7 @@ def next_steps(out: Path, threshold: float) -> str:
     """Commands that work as they stand, on the images just written. threshold: of tags."""
     place = lambda name: shlex.quote(str(out / name))  # noqa: E731
     labels = f"--labels-file {place('labels.txt')} --model art"
-    tagged = f"{labels} --threshold {threshold}"
+    tagged = f"{labels} --threshold {threshold} --offsets 2"
     return (
         "\nNext, on these images, and then on your own (with --model openai/clip-vit-base-patch16 and your labels):"
         f"\n  jaxzs classify {place('things')} {labels} --html {place('classes.html')}"

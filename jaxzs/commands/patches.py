@@ -53,6 +53,9 @@ class PatchOptions(OutputOptions, ModelOptions, LabelOptions):
     """Reproduce the original code to the last decision, its oddities too; slower."""
     html: File = None
     """Write a page to look at in a browser: all images, with maps or masks where one is pointed at, and filters."""
+    offsets: int = 1
+    """Look at each image from so many origins along each side, moved by parts of a patch, and average scores and maps:
+    2 is more exact, and four times the work."""
     batch_size: int = 8
     """Images worked on at once."""
     max_patches: int = 4096
@@ -67,6 +70,7 @@ class PatchOptions(OutputOptions, ModelOptions, LabelOptions):
         return Batching(
             batch_size=min(self.batch_size, max(1, num_images)),  # a few images are not filled up to a full batch
             scales=scales,
+            offsets=self.offsets,
             max_patches=self.max_patches,
             resize=not self.no_resize,
             notice=self.notice,
@@ -81,6 +85,7 @@ def check_options(options: PatchOptions) -> None:
     check_output_file(options.html, ".html", name="html")
     check_numbers(options, "threshold", least=0, most=1)
     check_numbers(options, "batch_size")
+    check_numbers(options, "offsets", most=8)
     check_numbers(options, "max_patches", least=4)  # a grid of 2x2
 
 

@@ -62,6 +62,8 @@ def run(options: SegmentOptions) -> int:
     check_numbers(options, "background_below", least=0, most=1)
     if options.maps == "dense" and options.tags is not None:
         raise DataError("--maps dense finds its own classes: leave --tags out")
+    if options.maps == "dense" and options.offsets > 1:
+        raise DataError("--maps dense has windows that overlap: leave --offsets out")
     check_output_folder(options.out)
     from tqdm import tqdm
 

@@ -98,8 +98,11 @@ def _check(options: TagOptions) -> None:
     check_output_file(options.out, ".csv", ".json")
     check_record_beside(options.out)
     check_output_folder(options.overlay, "overlay")
-    if options.learn and (options.exact or options.renormalize or tuple(options.scales) != (1.0,)):
-        raise DataError("--learn looks at each image once, its own way: leave --exact, --renormalize and --scales out")
+    several = tuple(options.scales) != (1.0,) or options.offsets > 1
+    if options.learn and (options.exact or options.renormalize or several):
+        raise DataError(
+            "--learn looks at each image once, its own way: leave --exact, --renormalize, --scales and --offsets out"
+        )
     if not options.scales or not 0 < min(options.scales) <= max(options.scales) < float("inf"):
         raise DataError(f"--scales are {options.scales}, expected numbers above 0, such as 1 1.5")
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _ATTENTION_BYTES = 2 * 2**30  # of one layer's attention maps, which bounds what a batch takes
 _STEPS = 4  # an octave: sides are padded by less than a quarter
 _WASTE = 1.5  # patches of a program that is there already, for each of an image's own
+MOST_OFFSETS = 8  # 64 times the work
 _PROGRAM = 2**15  # patches whose encoding takes about as long as compiling another program
 
 Sides = tuple[int, int]  # rows and columns of patches
@@ -37,6 +38,8 @@ class Batching:
       fill a batch share grids, so that few shapes are compiled; 1 pads nothing, and only images of equal size share a
       batch.
     scales: sizes of each image relative to its own, whose scores are averaged. The paper has one, 1.0.
+    offsets: n looks at each image from n x n origins, moved by n-ths of a patch. Scores are averaged, and maps on a
+      grid n times as fine: n^2 times the work. The paper has one.
     max_patches: an image of more patches is scaled to fit, or refused.
     resize: whether it is scaled. Boxes and masks come back in the image's own size.
     notice: told, in a line, of images that are scaled and of shapes that are compiled, which takes seconds each.
@@ -53,6 +56,7 @@ class Batching:
     batch_size: int = 8
     step: int = 8
     scales: tuple[float, ...] = (1.0,)
+    offsets: int = 1
     max_patches: int = 4096
     resize: bool = True
     notice: Callable[[str], None] | None = None
@@ -66,6 +70,13 @@ class Batching:
             raise DataError(f"max_patches is {self.max_patches}, expected at least 4, a grid of 2x2")
         if not self.scales or not all(0 < scale <= 16 for scale in self.scales):
             raise DataError(f"scales are {self.scales}, expected numbers above 0, at most 16")
+        if not 1 <= self.offsets <= MOST_OFFSETS:
+            raise DataError(f"offsets is {self.offsets}, expected a whole number from 1 to {MOST_OFFSETS}")
+
+    @property
+    def views(self) -> int:
+        """How often an image is looked at: at every scale from every origin."""
+        return len(self.scales) * self.offsets**2
 
     @property
     def devices(self) -> int:
@@ -75,6 +86,11 @@ class Batching:
     def unpadded(self) -> Batching:
         """The same, where only images of equal grids share a batch."""
         return dataclasses.replace(self, step=1)
+
+    def check_one_view(self, what: str) -> None:
+        """`DataError` where several are asked for of what takes one."""
+        if self.views > 1:
+            raise DataError(f"scales are {self.scales} and offsets {self.offsets}: {what} take each image once")
 
     def say(self, line: str) -> None:
         """Pass a line to whoever wants to know."""
@@ -166,10 +182,10 @@ def _too_large(rgb: Image.Image, patches: int, max_patches: int) -> ImageError:
 
 
 class Piece(NamedTuple):
-    """One image at one of the scales, ready for the encoder. scale: its place among the scales."""
+    """One image at one scale from one origin, ready for the encoder. view: its place, scale by scale."""
 
     number: int
-    scale: int
+    view: int
     image: Image.Image  # RGB, as given
     pixels: np.ndarray  # [H,W,3]
 
@@ -201,8 +217,8 @@ def stacks(model: Model, images: Iterable[Any], batching: Batching) -> Iterator[
     waiting: dict[Sides, list[Piece]] = {}
     filled: set[Sides] = set()  # grids whose full batch is compiled
     shapes = _Shapes(model, batching)
-    at_scales = functools.partial(_at_scales, model, batching)
-    for piece in itertools.chain.from_iterable(usable(images, at_scales, batching)):
+    views_of = functools.partial(_views_of, model, batching)
+    for piece in itertools.chain.from_iterable(usable(images, views_of, batching)):
         own = piece.grid(model.config.vision.patch_size)
         grid = _shared_grid(own, batching.step, filled) if pads else own
         waiting.setdefault(grid, []).append(piece)
@@ -302,10 +318,11 @@ def usable(images: Iterable[Any], prepare: Callable[[int, Any], _T], batching: B
         yield prepared  # outside of the try: what the caller raises is no fault of the image
 
 
-def _at_scales(model: Model, batching: Batching, number: int, image: Any) -> list[Piece]:
+def _views_of(model: Model, batching: Batching, number: int, image: Any) -> list[Piece]:
     rgb, patch_size = to_rgb(image), model.config.vision.patch_size
-    pieces = []
-    for place, scale in enumerate(batching.scales):
+    steps = [patch_size * step // batching.offsets for step in range(batching.offsets)]  # pixels
+    views = []
+    for scale in batching.scales:
         pixels = prepare_image(
             rgb, model.preprocessor, patch_size, scale=scale, max_patches=batching.max_patches, resize=batching.resize
         )
@@ -316,8 +333,47 @@ def _at_scales(model: Model, batching: Batching, number: int, image: Any) -> lis
                 f"image {number} of {rgb.width}x{rgb.height} pixels{asked} is looked at in "
                 f"{pixels.shape[1]}x{pixels.shape[0]}, as {batching.max_patches} patches hold"
             )
-        pieces.append(Piece(number, place, rgb, pixels))
-    return pieces
+        views += [moved(pixels, down, right) for down in steps for right in steps]
+    return [Piece(number, view, rgb, pixels) for view, pixels in enumerate(views)]
+
+
+def moved(pixels: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Pixels [H,W,...] moved so far; the first rows and columns are repeated, what leaves at the end is cut off.
+
+    >>> moved(np.array([[1, 2, 3], [4, 5, 6]]), 1, 0).tolist()
+    [[1, 2, 3], [1, 2, 3]]
+    """
+    padded = np.pad(pixels, ((down, 0), (right, 0), *[(0, 0)] * (pixels.ndim - 2)), mode="edge")
+    return padded[: pixels.shape[0], : pixels.shape[1]]
+
+
+def finer(maps: Sequence[np.ndarray], offsets: int) -> np.ndarray:
+    """Maps [rows,columns,...] seen from offsets^2 origins, averaged on a grid so many times as fine.
+
+    A fine cell is the mean of the patches that lay over it, one for each origin.
+
+    >>> finer([np.array([[0.0, 4.0]]), np.array([[0.0, 2.0]]), *[np.array([[1.0, 1.0]])] * 2], 2).round(2).tolist()
+    [[0.5, 1.0, 2.0, 2.0], [0.5, 1.0, 2.0, 2.0]]
+    """
+
+    def in_place(view: int) -> np.ndarray:
+        """Fine cells of a view where the image has them; the end, which had left the picture, as the nearest."""
+        down, right = divmod(view, offsets)
+        large = maps[view].repeat(offsets, 0).repeat(offsets, 1)  # [n rows,n columns,...]
+        return np.pad(large, ((0, down), (0, right), *[(0, 0)] * (large.ndim - 2)), mode="edge")[down:, right:]
+
+    return functools.reduce(np.add, map(in_place, range(len(maps)))) / len(maps)  # one at a time: they are large
+
+
+def whole_images(found: Iterable[tuple[Piece, _T]], views: int) -> Iterator[tuple[Piece, list[_T]]]:
+    """What was found in all views of an image, in their order, as soon as the last of them is there."""
+    parts: dict[int, dict[int, _T]] = {}  # by image and view
+    for piece, one in found:
+        of_image = parts.setdefault(piece.number, {})
+        of_image[piece.view] = one
+        if len(of_image) == views:
+            del parts[piece.number]  # images arrive in no order: memory holds the unfinished ones
+            yield piece, [of_image[view] for view in range(views)]
 
 
 def _stack(pieces: list[Piece], grid: tuple[int, int], size: int, patch_size: int) -> Stack:

@@ -1,4 +1,4 @@
-"""Tags for images of any size, batch by batch, at several scales, on several devices."""
+"""Tags for images of any size, batch by batch, at several scales, from several origins, on several devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxzs import parallel
 from jaxzs.clip import Model
 from jaxzs.clip.layers import Numerics
 from jaxzs.errors import renamed
-from jaxzs.patch.batching import DEFAULT_BATCHING, OF_BATCHING, Batching, Stack, stacks
+from jaxzs.patch.batching import DEFAULT_BATCHING, OF_BATCHING, Batching, Piece, Stack, finer, stacks, whole_images
 from jaxzs.patch.grid import full_grid
 from jaxzs.patch.settings import Tagging
 from jaxzs.patch.tags import OF_TAGGING, Tagger, Task, check_foreground, check_texts, check_tower, decide, tag_program
@@ -29,7 +29,8 @@ class ImageTags(NamedTuple):
     refined: [rows,columns,C] scores after dual masking. coarse: the same before.
     boxes: [F,4] (top, bottom, left, right) as fractions of the image, where each class scores high.
 
-    With several scales, scores are their mean, and everything that has places is from the first scale.
+    With several views of an image, scores are their mean, and everything that has places is from the first scale: maps
+    are the mean of its origins on a grid so many times as fine, boxes are the first origin's.
     """
 
     number: int
@@ -91,7 +92,8 @@ def tag_images(
     task = Task(model.config, num_foreground, numerics)
     run = on_mesh(tag_program, Tagger(model.params, jnp.asarray(text_features), settings), batching.mesh, task)
     batches = stacks(model, images, batching if settings.pads else batching.unpadded())
-    return _scales_together(batches, run, len(batching.scales), settings)
+    found = whole_images(_tag_stacks(batches, run), batching.views)
+    return (_together(views, batching.offsets, settings) for _, views in found)
 
 
 def on_mesh(function: Callable[..., Any], shared: Any, mesh: Mesh | None, task: Any) -> Callable[..., Any]:
@@ -123,19 +125,10 @@ def _on_devices(program, mesh, shared, rows):
     return parallel.map_rows(lambda shared, *rows: function(shared, rows, task), mesh)(shared, *rows)
 
 
-def _scales_together(
-    batches: Iterator[Stack], run: Callable[..., Any], num_scales: int, settings: Tagging
-) -> Iterator[ImageTags]:
-    """Tags of each image as soon as it was seen at every scale."""
-    parts: dict[int, dict[int, ImageTags]] = {}  # by image and scale
+def _tag_stacks(batches: Iterable[Stack], run: Callable[..., Any]) -> Iterator[tuple[Piece, ImageTags]]:
+    """Every view and its tags."""
     for stack in batches:
-        for piece, found in zip(stack.pieces, _tag_stack(run, stack), strict=True):
-            of_image = parts.setdefault(piece.number, {})
-            of_image[piece.scale] = found
-            if len(of_image) == num_scales:
-                scales = [of_image[place] for place in range(num_scales)]
-                yield _mean_of_scales(scales, settings) if num_scales > 1 else found
-                del parts[piece.number]  # images arrive in no order: memory holds the unfinished ones
+        yield from zip(stack.pieces, _tag_stack(run, stack), strict=True)
 
 
 def _tag_stack(run: Callable[..., Any], stack: Stack) -> Iterator[ImageTags]:
@@ -159,8 +152,17 @@ def _tag_stack(run: Callable[..., Any], stack: Stack) -> Iterator[ImageTags]:
         )
 
 
-def _mean_of_scales(scales: Sequence[ImageTags], settings: Tagging) -> ImageTags:
-    """Scores averaged over scales, and tags decided anew; everything with places is the first scale's."""
-    scores = np.stack([found.scores for found in scales]).mean(0, dtype=np.float32)  # [F]
+def _together(views: Sequence[ImageTags], offsets: int, settings: Tagging) -> ImageTags:
+    """Scores averaged over all views, and tags decided anew; maps averaged over the origins of the first scale."""
+    first, origins = views[0], views[: offsets**2]
+    if len(views) == 1:
+        return first
+    scores = np.stack([found.scores for found in views]).mean(0, dtype=np.float32)  # [F]
     tags, threshold = decide(jnp.asarray(scores)[None], settings.tag_threshold, full_grid(1, 2, 2))
-    return scales[0]._replace(scores=scores, tags=np.asarray(tags[0]), threshold=np.asarray(threshold[0]))
+    return first._replace(
+        scores=scores,
+        tags=np.asarray(tags[0]),
+        threshold=np.asarray(threshold[0]),
+        coarse=finer([found.coarse for found in origins], offsets),
+        refined=finer([found.refined for found in origins], offsets),
+    )

@@ -301,6 +301,7 @@ def encoded_patches(
     ([0], [(60, 90)], (2, 36, 64))
     """
     model.config.check_one_size()
+    batching.check_one_view("encoded patches")
     check_last(attention, "bicubic_offset")
     last = last_of(attention or default_attention(model.config, "csa"), None, "bicubic_offset", model.config)
     shared = model.params, jnp.float32(5)  # of NACLIP's neighbourhood

@@ -13,7 +13,7 @@ from jaxzs.clip import Model
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.preprocess import to_rgb
 from jaxzs.errors import DataError, renamed
-from jaxzs.patch.batching import DEFAULT_BATCHING, OF_BATCHING, Batching, Stack, stacks
+from jaxzs.patch.batching import DEFAULT_BATCHING, OF_BATCHING, Batching, Piece, Stack, finer, stacks, whole_images
 from jaxzs.patch.cam import check_tower
 from jaxzs.patch.crf import MOST_POINTS, clip_es_colours, dense_crf
 from jaxzs.patch.images import ImageTags, on_mesh
@@ -26,8 +26,8 @@ class ImageMask(NamedTuple):
     """Segmentation of one image.
 
     number: its place among the images given. tags: K class numbers. labels: [height,width] int32, 0 background and
-    c + 1 class c (without a background: c). maps: [K,rows,columns] 0 to 1, on the grid of patches.
-    activation: the same before the affinity.
+    c + 1 class c (without a background: c). maps: [K,rows,columns] 0 to 1, on the grid of patches,
+    `Batching(offsets=n)` times as fine. activation: the same before the affinity.
     """
 
     number: int
@@ -58,7 +58,8 @@ def segment_images(
       text_features: [C,E]. background_features: [M,E].
       settings: thresholds, whether there is a background, the CRF. With `Segmenting(exact=True)` nothing is padded.
       batching: sizes of batches and padding, the devices that share the work, what becomes of images that cannot be
-        used; one scale. The CRF runs image by image. With several processes each reads all images, yields all results.
+        used; one scale, and as many origins as wanted, over which maps are averaged. The CRF runs image by image. With
+        several processes each reads all images, yields all results.
       numerics: how the encoder's products are computed.
 
     Yields:
@@ -85,7 +86,8 @@ def segment_images(
     shared = Segmenter(model.params, texts, others, settings.resolved(model.config.vision.num_hidden_layers))
     run = on_mesh(segment_program, shared, batching.mesh, (model.config, numerics))
     batches = stacks(model, images, batching if settings.pads else batching.unpadded())
-    return _masks_of(_with_tags(batches, tags, len(texts)), run, settings)
+    found = whole_images(_map_stacks(_with_tags(batches, tags, len(texts)), run), batching.views)
+    return (_mask_of(piece, views, batching.offsets, settings) for piece, views in found)
 
 
 def _with_tags(batches: Iterator[Stack], tags: Any, num_classes: int) -> Iterator[tuple[Stack, list[np.ndarray]]]:
@@ -96,16 +98,36 @@ def _with_tags(batches: Iterator[Stack], tags: Any, num_classes: int) -> Iterato
         yield stack, own
 
 
-def _masks_of(
-    batches: Iterator[tuple[Stack, list[np.ndarray]]], run: Callable[..., Any], settings: Segmenting
-) -> Iterator[ImageMask]:
+class _Maps(NamedTuple):
+    """Of one view. tags [K]; maps, activation: [K,rows,columns]."""
+
+    tags: np.ndarray
+    maps: np.ndarray
+    activation: np.ndarray
+
+
+def _map_stacks(
+    batches: Iterable[tuple[Stack, list[np.ndarray]]], run: Callable[..., Any]
+) -> Iterator[tuple[Piece, _Maps]]:
+    """Every view and its maps, cut out of the padded batch."""
     for stack, of_images in batches:
-        found = run(stack.pixels, _padded_tags(of_images, len(stack.pixels)), stack.mask)  # of the padded batch
-        for row, own in enumerate(of_images):
+        found = run(stack.pixels, _padded_tags(of_images, len(stack.pixels)), stack.mask)
+        for row, (piece, own) in enumerate(zip(stack.pieces, of_images, strict=True)):
             rows, columns = stack.grids[row]
-            maps, activation = (part[row, : len(own), :rows, :columns] for part in (found.maps, found.activation))
-            labels = pixel_labels(stack.pieces[row].image, maps, own, settings)
-            yield ImageMask(stack.pieces[row].number, own, labels, maps, activation)
+            yield (
+                piece,
+                _Maps(own, *(part[row, : len(own), :rows, :columns] for part in (found.maps, found.activation))),
+            )
+
+
+def _mask_of(piece: Piece, views: Sequence[_Maps], offsets: int, settings: Segmenting) -> ImageMask:
+    """Maps averaged over the origins, and the labels that follow from them."""
+    tags = views[0].tags
+    maps, activation = (
+        np.moveaxis(finer([np.moveaxis(part, 0, -1) for part in parts], offsets), -1, 0)  # [K,n rows,n columns]
+        for parts in ([view.maps for view in views], [view.activation for view in views])
+    )
+    return ImageMask(piece.number, tags, pixel_labels(piece.image, maps, tags, settings), maps, activation)
 
 
 def _padded_tags(tags: Sequence[np.ndarray], num_images: int) -> np.ndarray:

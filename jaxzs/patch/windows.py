@@ -150,6 +150,7 @@ def segment_dense(
     ((96, 120), (12, 15, 3), True)
     """
     model.config.check_one_size()
+    batching.check_one_view("masks without tags")
     check_texts("text_features", text_features, model.config)
     labels_of = _checked_classes(classes, len(text_features), settings)
     looking = _looking(model, settings, len(text_features))
