@@ -41,7 +41,7 @@ def test_round_trip_is_exact(learned, model, tmp_path):
 def test_proxies_of_another_checkpoint_are_refused(learned, model, tmp_path):
     path = tmp_path / "proxies.safetensors"
     proxy.save_proxies(path, dataclasses.replace(learned, fingerprint="0123456789abcdef"))
-    with pytest.raises(DataError, match=r"learned with another checkpoint \(fingerprint 0123456789ab"):
+    with pytest.raises(DataError, match=r"fitted with another checkpoint \(fingerprint 0123456789ab"):
         proxy.load_proxies(path, model)
 
 

@@ -13,6 +13,7 @@ from jaxzs.adapt.heads import AnyHead, GaussianHead, Head, linear, width
 from jaxzs.clip import Model
 from jaxzs.errors import DataError
 from jaxzs.files import read_arrays, write_arrays
+from jaxzs.kept import check_checkpoint, described, description
 from jaxzs.proxy.files import FORMAT as PROXIES
 from jaxzs.proxy.rows import normalize
 
@@ -52,13 +53,7 @@ def save_head(path: str | Path, kept: KeptHead) -> None:
     """
     # A head that could not be read again is not written.
     _check(kept, str(path))
-    values = {
-        "format": FORMAT,
-        "class_names": list(kept.class_names),
-        "fingerprint": kept.fingerprint,
-        "settings": kept.settings,
-    }
-    write_arrays(path, _arrays(kept.head), values)
+    write_arrays(path, _arrays(kept.head), description(kept, FORMAT))
 
 
 def load_head(path: str | Path, model: Model) -> KeptHead:
@@ -76,20 +71,14 @@ def load_head(path: str | Path, model: Model) -> KeptHead:
     """
     arrays, values = read_arrays(path, "`jaxzs classify --save`")
     try:
-        head = _head(arrays, values.get("format"), model.logit_scale)
-        names = tuple(str(name) for name in values["class_names"])
-        kept = KeptHead(head, names, str(values["fingerprint"]), dict(values["settings"]))
+        kept = KeptHead(_head(arrays, values.get("format"), model.logit_scale), **described(values))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} holds no head, or its description is damaged ({error}); name a file that `jaxzs classify --save` "
             "has written"
         ) from error
     _check(kept, str(path))
-    if kept.fingerprint != model.fingerprint:
-        raise DataError(
-            f"{path} was fitted with another checkpoint (fingerprint {kept.fingerprint[:12]}, {model.name} is "
-            f"{model.fingerprint[:12]}); load that one"
-        )
+    check_checkpoint(path, kept, model)
     return kept
 
 

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxzs.clip import Model
 from jaxzs.errors import DataError
 from jaxzs.files import read_arrays, write_arrays
+from jaxzs.kept import check_checkpoint, described, description
 
 FORMAT = "jaxzs.proxies/1"
 
@@ -45,13 +46,7 @@ def save_proxies(path: str | Path, learned: LearnedProxies) -> None:
     ('one', 'two')
     """
     _check(learned, str(path))
-    values = {
-        "format": FORMAT,
-        "class_names": list(learned.class_names),
-        "fingerprint": learned.fingerprint,
-        "settings": learned.settings,
-    }
-    write_arrays(path, {"proxies": np.asarray(learned.proxies, np.float32)}, values)
+    write_arrays(path, {"proxies": np.asarray(learned.proxies, np.float32)}, description(learned, FORMAT))
 
 
 def load_proxies(path: str | Path, model: Model) -> LearnedProxies:
@@ -65,23 +60,17 @@ def load_proxies(path: str | Path, model: Model) -> LearnedProxies:
     >>> proxy.save_proxies("other.safetensors", learned)
     >>> proxy.load_proxies("other.safetensors", model)
     Traceback (most recent call last):
-    jaxzs.errors.DataError: other.safetensors was learned with another checkpoint ...
+    jaxzs.errors.DataError: other.safetensors was fitted with another checkpoint ...
     """
     arrays, values = read_arrays(path, "`jaxzs classify --save`")
     if values.get("format") != FORMAT or set(arrays) != {"proxies"}:
         raise DataError(f"{path} holds no proxies; name a file that `jaxzs classify --save` has written")
     try:
-        names = tuple(str(name) for name in values["class_names"])
-        fingerprint, settings = str(values["fingerprint"]), dict(values["settings"])
+        learned = LearnedProxies(arrays["proxies"], **described(values))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: the description of the proxies is damaged ({error!r})") from error
-    learned = LearnedProxies(arrays["proxies"], names, fingerprint, settings)
     _check(learned, str(path))
-    if fingerprint != model.fingerprint:
-        raise DataError(
-            f"{path} was learned with another checkpoint (fingerprint {fingerprint[:12]}, {model.name} is "
-            f"{model.fingerprint[:12]}); load that one"
-        )
+    check_checkpoint(path, learned, model)
     return learned
 
 
