@@ -49,7 +49,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "both": {"settings": Tagging(keep_border=True, renormalize=True)},
     "two scales (1, 1.5)": {"batching": Batching(batch_size=16, scales=(1.0, 1.5))},
     "2 x 2 origins": {"batching": FOUR_ORIGINS},
-    "two scales, 2 x 2 origins": {"batching": Batching(batch_size=16, scales=(1.0, 1.5), offsets=2)},
 }
 
 
@@ -112,16 +111,17 @@ def options_table(model: jaxzs.Model, world: Scenes, held_out: Scenes, texts: jn
 
 
 def learned(model: jaxzs.Model, world: Scenes, others: Scenes, texts: jnp.ndarray) -> dict[str, dict[str, Any]]:
-    """A patch classifier (PIAA) from other scenes without labels, or from the same; images are made 48 px by it."""
-    F, grid = len(SHAPES), model.config.vision.grid
-    encoded = {"the same scenes": world, "other scenes": others}
-    batches = {name: list(encoded_patches(model, some.images)) for name, some in encoded.items()}
+    """A patch classifier (PIAA) from other scenes without labels, or from the same, made 48 px or at their own size."""
     rows = {}
-    for name, own in batches.items():
-        classifier = learn_patch_classifier((batch.patches[: len(batch.numbers)] for batch in own), texts)
-        found = list(tag_images_with(classifier, batches["the same scenes"], grid, num_foreground=F))
-        scores, tags = (np.stack([getattr(t, key) for t in found]) for key in ("scores", "tags"))
-        rows[f"learned from {name}"] = figures(scores, tags, world)
+    for size, side in (("48 px", model.config.vision.image_size), ("own size", world.images.shape[1])):
+        grid = side // model.config.vision.patch_size, side // model.config.vision.patch_size
+        encoded = {"the same scenes": world, "other scenes": others}
+        batches = {name: list(encoded_patches(model, some.images, side=side)) for name, some in encoded.items()}
+        for name, own in batches.items():
+            classifier = learn_patch_classifier((batch.patches[: len(batch.numbers)] for batch in own), texts)
+            found = list(tag_images_with(classifier, batches["the same scenes"], grid, num_foreground=len(SHAPES)))
+            scores, tags = (np.stack([getattr(t, key) for t in found]) for key in ("scores", "tags"))
+            rows[f"{size}, learned from {name}"] = figures(scores, tags, world)
     return rows
 
 

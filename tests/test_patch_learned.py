@@ -158,6 +158,20 @@ def test_next_to_nothing_is_no_nan(number):
     assert np.isfinite(found.bias).all()
 
 
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-4, 0.3])
+def test_scores_by_hardly_any_patches_are_numbers(images, noise):
+    """Patches that are alike but for rounding, or a single sure one a class: no spread to divide by."""
+    rng, text = np.random.default_rng(0), np.eye(4, 16, dtype=np.float32)
+    drawn = text[rng.integers(0, 3, (images, 9))] + noise * rng.normal(size=(images, 9, 16))
+    x = np.asarray(normalize(jnp.asarray(drawn, jnp.float32)))
+    found = learn_patch_classifier(x, text)
+    assert float(jnp.abs(found.weights).max()) < 1e9
+    scores = tag_with(found, x, x.mean(1))
+    assert np.isfinite(scores).all()
+    np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)  # float32
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -183,18 +197,26 @@ def photos(number: int) -> list[np.ndarray]:
     return [np.kron(rng.integers(0, 256, (9, 9, 3)), np.ones((10, 10, 1)))[:h, :w].astype(np.uint8) for h, w in sizes]
 
 
-def test_one_pass_gives_patches_and_images():
+@pytest.mark.parametrize("side", [None, 48, 80])
+def test_one_pass_gives_patches_and_images(side):
     """What `dense_features` and `encode_image` give in two; rows that only fill up a batch are zeros."""
     model, images = jaxzs.load("demo"), photos(3)
-    [batch] = encoded_patches(model, images, batching=Batching(4))
+    [batch] = encoded_patches(model, images, side=side, batching=Batching(4))
     assert (batch.numbers, batch.sizes) == ([0, 1, 2], [image.shape[:2] for image in images])
-    side = model.config.vision.image_size
+    side = side or model.config.vision.image_size
     squashed = [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in images]
     pixels = model.preprocessor.normalize(np.stack([np.asarray(one) for one in squashed]))
     patches = dense_features(model.params, pixels, model.config, attention="csa")
-    whole = encode_image(model.params, pixels, model.config)
     np.testing.assert_allclose(batch.patches[:3], patches, atol=1e-5 * float(jnp.abs(patches).max()))
-    np.testing.assert_allclose(batch.whole[:3], whole, atol=1e-5 * float(jnp.abs(whole).max()))
+    if side == model.config.vision.image_size:  # another size has positions of its own
+        whole = encode_image(model.params, pixels, model.config)
+        np.testing.assert_allclose(batch.whole[:3], whole, atol=1e-5 * float(jnp.abs(whole).max()))
+
+
+@pytest.mark.parametrize("side", [0, 8, 50, -48, 520])
+def test_sides_that_are_no_grid(side):
+    with pytest.raises(DataError, match=rf"side is {side}, expected a multiple of the patch size 8 from 16 to 512"):
+        next(encoded_patches(jaxzs.load("demo"), photos(1), side=side))
 
 
 @pytest.mark.slow

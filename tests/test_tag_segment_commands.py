@@ -200,6 +200,10 @@ def test_tags_by_a_learned_classifier(photos, tiny_checkpoint, tmp_path):
     rows = json.loads(out.read_text())["results"]
     assert len(rows) == 3
     assert all(row["tags"] for row in rows)
+    assert tag.run(options(tag.TagOptions, photos, tiny_checkpoint, out=out, learn=True, side=24)) == 1
+    assert json.loads(out.read_text())["results"] != rows, "seen larger"
+    with pytest.raises(DataError, match="--side is of --learn"):
+        tag.run(options(tag.TagOptions, photos, tiny_checkpoint, out=out, side=24))
     with pytest.raises(DataError, match="--learn looks at each image once"):
         tag.run(options(tag.TagOptions, photos, tiny_checkpoint, out=out, learn=True, exact=True))
 

@@ -196,8 +196,11 @@ def learned_tags(run: Run, model: Model, paths: Sequence[Path], names: Names) ->
     options, texts = run.options, text_features(run.options, model, names)
 
     def batches(opening: Opening) -> Iterator[Encoded]:
-        size, numerics = min(options.batch_size, len(paths)), Numerics(options.compute_dtype)
-        return encoded_patches(model, opening, batching=Batching(size, on_error=opening.failed), numerics=numerics)
+        batching = Batching(
+            min(options.batch_size, len(paths)), max_patches=options.max_patches, on_error=opening.failed
+        )
+        numerics = Numerics(options.compute_dtype)
+        return encoded_patches(model, opening, side=options.side, batching=batching, numerics=numerics)
 
     first = iter(batches(Opening(run, paths)))
     # Asked for by itself, because learning from nothing is an error.
@@ -207,10 +210,12 @@ def learned_tags(run: Run, model: Model, paths: Sequence[Path], names: Names) ->
     classifier = learn_patch_classifier(seen, texts)
     # The second reading leaves out what the first could not use: it is told once.
     opening = Opening(run, [path for path in paths if str(path) not in run.unusable])
+    vision = model.config.vision
+    rows = vision.grid[0] if options.side is None else options.side // vision.patch_size
     found = tag_images_with(
         classifier,
         batches(opening),
-        model.config.vision.grid,
+        (rows, rows),
         num_foreground=len(names.foreground),
         relative_threshold=options.threshold,
     )

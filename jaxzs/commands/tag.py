@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxzs.commands.options import File, Flag, Folder, check_output_file, check_output_folder, check_record_beside
+from jaxzs.commands.options import (
+    File,
+    Flag,
+    Folder,
+    Number,
+    check_output_file,
+    check_output_folder,
+    check_record_beside,
+)
 from jaxzs.commands.patches import (
     Names,
     PatchOptions,
@@ -38,6 +46,8 @@ class TagOptions(PatchOptions):
     """Sizes to look at each image in, relative to its own; scores are averaged."""
     learn: Flag = False
     """Learn what patches of each class look like from these images, without labels, and tag by that (PIAA)."""
+    side: Number = None
+    """With --learn, pixels that each image is made high and wide; default the model's own. More show smaller things."""
     renormalize: Flag = False
     """Make attention weights sum to one, which the original does not."""
 
@@ -103,6 +113,8 @@ def _check(options: TagOptions) -> None:
         raise DataError(
             "--learn looks at each image once, its own way: leave --exact, --renormalize, --scales and --offsets out"
         )
+    if options.side is not None and not options.learn:
+        raise DataError("--side is of --learn: without it images keep their sizes, or take --scales")
     if not options.scales or not 0 < min(options.scales) <= max(options.scales) < float("inf"):
         raise DataError(f"--scales are {options.scales}, expected numbers above 0, such as 1 1.5")
 

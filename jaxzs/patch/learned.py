@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.adapt import Head
-from jaxzs.clip import Model
+from jaxzs.clip import Model, ResNetConfig, VisionConfig
 from jaxzs.clip.layers import Numerics
 from jaxzs.clip.model import normalize
 from jaxzs.clip.preprocess import to_rgb
@@ -32,6 +33,7 @@ from jaxzs.patch.settings import check_positive, check_share, is_known
 from jaxzs.patch.tags import check_foreground, check_pixels, decide
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_LEAST_SPREAD = 1e-6  # of features of length 1: scores stay below 1e9, where float32 still tells them apart
 
 
 class PatchClassifier(NamedTuple):
@@ -163,7 +165,10 @@ def _fit(bank: Bank, text: jax.Array, temperature: jax.Array | None) -> tuple[ja
     q = jax.nn.softmax(temperature * (jnp.matmul(x, weights.T, precision=_HIGHEST) + bias[None]))  # [n,C]
     label, probability = q.argmax(1), q.max(1)  # [n], [n]: the second look may change labels
     sure = there & (probability >= _threshold(probability, label, there, C)[label])  # [n]
-    return discriminant(Patches(x, label, jnp.where(sure, probability, 0.0), sure), text)
+    second = discriminant(Patches(x, label, jnp.where(sure, probability, 0.0), sure), text)
+    # One patch a class at most says nothing of how patches of a class differ: the first look stays.
+    enough = jax.ops.segment_sum(sure.astype(jnp.int32), label, C).max() > 1
+    return jax.tree.map(lambda one, two: jnp.where(enough, two, one), (weights, bias), second)
 
 
 def _threshold(probability: jax.Array, label: jax.Array, there: jax.Array, num_classes: int) -> jax.Array:
@@ -199,7 +204,8 @@ def discriminant(patches: Patches, text: jax.Array) -> tuple[jax.Array, jax.Arra
     away = jnp.where(there[:, None], x - means[label], 0.0)  # [n,E]
     away = jnp.where(there[:, None], away - away.sum(0)[None] / num, 0.0)  # centred, as torch.cov does
     scatter = jnp.matmul(away.T, away, precision=_HIGHEST)  # [E,E]
-    ridge = jnp.trace(scatter) / (num - 1)  # inverts what fewer patches than E leave singular
+    # Inverts what fewer patches than E leave singular; patches that are all alike differ by rounding alone.
+    ridge = jnp.maximum(jnp.trace(scatter) / (num - 1), _LEAST_SPREAD)
     precision = E * jnp.linalg.pinv(scatter + ridge * jnp.eye(E), hermitian=True)  # [E,E]
     weights = jnp.matmul(means, precision, precision=_HIGHEST)  # [C,E]
     return weights, -jnp.log(jnp.float32(C)) - 0.5 * (weights * means).sum(1)
@@ -286,12 +292,15 @@ def encoded_patches(
     model: Model,
     images: Iterable[Any],
     *,
+    side: int | None = None,
     attention: Attention | None = None,
     batching: Batching = SIXTEEN,
     numerics: Numerics = Numerics(),
 ) -> Iterator[Encoded]:
-    """Patch and image features of images of any sizes, each made as large as the model takes them: `Encoded` batches.
+    """Patch and image features of images of any sizes, each made a square of one size: `Encoded` batches.
 
+    side: of the square in pixels, a multiple of the patch size; by default the size that the model was trained with. A
+      larger one shows smaller things; its grid is [side/p,side/p].
     attention: of the last layer, see `dense_features`; by default "csa", of a ResNet "v".
     batching: how many images at a time, the devices that share them, and what becomes of those that cannot be used.
 
@@ -302,12 +311,13 @@ def encoded_patches(
     """
     model.config.check_one_size()
     batching.check_one_view("encoded patches")
+    side = _checked_side(model.config.vision, side, batching.max_patches)
     check_last(attention, "bicubic_offset")
     last = last_of(attention or default_attention(model.config, "csa"), None, "bicubic_offset", model.config)
     shared = model.params, jnp.float32(5)  # of NACLIP's neighbourhood
     run = on_mesh(patches_and_whole, shared, batching.mesh, DenseTask(model.config, last, numerics))
     size = batching.devices * -(-batching.batch_size // batching.devices)
-    photos = usable(images, functools.partial(_squashed, model), batching)
+    photos = usable(images, functools.partial(_squashed, model, side), batching)
     while some := list(itertools.islice(photos, size)):
         numbers, sizes, pixels = (list(part) for part in zip(*some, strict=True))
         padded = np.zeros((size, *pixels[0].shape), np.float32)  # [B,H,W,3], one shape for all batches
@@ -322,11 +332,23 @@ def patches_and_whole(shared: Any, rows: tuple[jax.Array], task: DenseTask) -> t
     return dense_and_whole(params, pixels, neighbourhood, task=task)
 
 
-def _squashed(model: Model, number: int, image: Any) -> tuple[int, tuple[int, int], np.ndarray]:
-    """Number, height and width, and pixels of the size that the model was trained with, whatever the photo's shape."""
+def _checked_side(vision: VisionConfig | ResNetConfig, side: int | None, max_patches: int) -> int:
+    if side is None:
+        return vision.image_size
+    size = vision.patch_size
+    if side % size or side < 2 * size or (side // size) ** 2 > max_patches:
+        raise DataError(
+            f"side is {side}, expected a multiple of the patch size {size} from {2 * size} to "
+            f"{size * math.isqrt(max_patches)}, which {max_patches} patches hold"
+        )
+    return side
+
+
+def _squashed(model: Model, side: int, number: int, image: Any) -> tuple[int, tuple[int, int], np.ndarray]:
+    """Number, height and width, and pixels of a square, whatever the photo's shape."""
     from PIL import Image
 
-    rgb, side = to_rgb(image), model.config.vision.image_size
+    rgb = to_rgb(image)
     small = np.asarray(rgb.resize((side, side), Image.Resampling.BICUBIC))
     return number, (rgb.height, rgb.width), model.preprocessor.normalize(small)
 
@@ -341,8 +363,8 @@ def tag_images_with(
 ) -> Iterator[ImageTags]:
     """Tags of images by a learned classifier: `ImageTags`, without second looks.
 
-    batches: of `encoded_patches`. grid: of the model, `config.vision.grid`. num_foreground: F of the C classes become
-    tags, the others compete. relative_threshold: as in `Tagging`, 0 to 1.
+    batches: of `encoded_patches`. grid: its rows and columns, `config.vision.grid` without a `side`.
+    num_foreground: F of the C classes become tags, the others compete. relative_threshold: as in `Tagging`, 0 to 1.
 
     >>> model, image = jaxzs.load("demo"), np.zeros((60, 90, 3), np.uint8)
     >>> texts = patch.tag_texts(model, ["circle", "square"], ["ground"], ["a picture of a {}."])
