@@ -158,6 +158,10 @@ def test_limits_are_named(monkeypatch):
         CRF(kernel="lattice", stride=2)
     with pytest.raises(DataError, match="colour_sigma is 0"):
         CRF(colour_sigma=0)
+    for levels in (np.full((4, 4, 3), -0.5, np.float32), np.full((4, 4, 3), 1e30), np.full((4, 4, 3), 256)):
+        for kernel in ("exact", "lattice"):
+            with pytest.raises(ImageError, match=r"the image's levels are from .* expected 0 to 255"):
+                dense_crf(np.full((2, 4, 4), 0.5, np.float32), levels, CRF(kernel=kernel))
     with pytest.raises(ImageError, match="not all finite"):
         dense_crf(np.full_like(probabilities, np.nan), image)
     monkeypatch.setattr("jaxzs.patch.crf.MOST_POINTS", 1000)
@@ -174,3 +178,11 @@ def test_large_photos_are_sharpened_smaller(monkeypatch):
     labels = pixel_labels(image, maps, [4], Segmenting(crf=CRF()))
     assert labels.shape == (60, 80)
     np.testing.assert_array_equal(labels[30], np.where(np.arange(80) < 40, 0, 5))
+
+
+def test_lists_are_arrays():
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    probabilities = np.full((2, 4, 6), 0.5, np.float32)
+    probabilities[:, 1, 1] = 0.9, 0.1
+    found = dense_crf(probabilities.tolist(), image.tolist(), CRF(kernel="exact"))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, dense_crf(probabilities, image, CRF(kernel="exact")))

@@ -42,7 +42,8 @@ def dense_crf(probabilities: jax.Array | np.ndarray, image: jax.Array | np.ndarr
       The mean field, of the shape of the probabilities.
 
     Raises:
-      ImageError: the image does not fit the probabilities, or is too large for the memory that the lattice may take.
+      ImageError: the image does not fit the probabilities, has other levels, or is too large for the memory that the
+        lattice may take.
       DataError: a lattice where photo or widths are traced, or whose widths are too small.
 
     >>> image = np.zeros((4, 6, 3), np.uint8)
@@ -52,6 +53,7 @@ def dense_crf(probabilities: jax.Array | np.ndarray, image: jax.Array | np.ndarr
     >>> np.asarray(patch.dense_crf(probabilities, image)).argmax(0)[2].tolist()
     [0, 0, 0, 1, 1, 1]
     """
+    probabilities, image = (x if hasattr(x, "shape") else np.asarray(x) for x in (probabilities, image))
     _check_photo(probabilities, image)
     if np.ndim(probabilities) == 4:
         return _of_batch(probabilities, image, settings)
@@ -70,6 +72,13 @@ def _check_photo(probabilities: jax.Array | np.ndarray, image: jax.Array | np.nd
     for name, values in (("probabilities", probabilities), ("the image's levels", image)):
         if is_known(values) and not np.isfinite(np.asarray(values, np.float32)).all():
             raise ImageError(f"{name} are not all finite")
+    if is_known(image):
+        lowest, highest = float(image.min()), float(image.max())
+        if lowest < 0 or highest > 255:
+            raise ImageError(
+                f"the image's levels are from {lowest:.4g} to {highest:.4g}, expected 0 to 255: pass the photo itself, "
+                "not the normalised pixels that encoders take"
+            )
 
 
 def _on_lattice(image: jax.Array | np.ndarray, settings: CRF) -> bool:
