@@ -74,6 +74,14 @@ def test_the_choice_is_the_same_sharded():
     assert_same_head(adapt.fit(rows, z, temperature=SPREAD, mask=mask), fitted())
 
 
+def test_equal_labels_are_no_choice_of_rounding():
+    """All labels are sure, and the same for every balance: losses are equal to the bit, and the first balance wins."""
+    drawn = np.random.default_rng(0).normal(size=(66, 12)).astype(np.float32)
+    z = drawn[:5] / np.linalg.norm(drawn[:5], axis=1, keepdims=True)
+    choice = adapt.choose(z[np.arange(61) % 5] + 0.3 * drawn[5:], z)
+    assert choice.votes.tolist() == [8, 0, 0, 0, 0]
+
+
 def test_the_default_does_not_hang_on_a_seed():
     x, z, _ = inputs()
     first, again = adapt.choose(x, z), adapt.choose(x, z)

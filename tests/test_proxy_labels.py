@@ -15,10 +15,11 @@ from scipy.special import log_softmax, logsumexp
 
 from jaxzs import proxy
 from jaxzs.errors import ConfigError, DataError
-from jaxzs.proxy.gamma import random_splits
+from jaxzs.proxy.gamma import parts_of, random_splits
 from jaxzs.proxy.labels import _pseudo_labels, _sinkhorn_potentials
 from jaxzs.proxy.rows import Rows
 from jaxzs.proxy.settings import for_rows, in_float32
+from jaxzs.proxy.sinkhorn import largest_of_row
 
 
 def plain_sinkhorn(similarity, temperature, gamma, iterations=20):
@@ -239,3 +240,18 @@ def test_errors_name_what_is_wrong():
     ]:
         with pytest.raises(error, match=message):
             call()
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_parts_of_a_split_hold_every_row_once(num_rows, seed):
+    fold = np.random.default_rng(seed).random(num_rows) < 0.5
+    parts = parts_of(jnp.asarray(fold))
+    index, mask, half = map(np.asarray, parts)
+    assert sorted(index[mask]) == list(range(num_rows))
+    assert all((fold[rows[there]] == which).all() for rows, there, which in zip(index, mask, half, strict=True))
+
+
+def test_the_first_of_the_largest_is_what_argmax_says():
+    x = np.random.default_rng(0).integers(0, 3, size=(50, 4)).astype(np.float32)  # many ties
+    np.testing.assert_array_equal(np.asarray(largest_of_row(jnp.asarray(x))), np.eye(4, dtype=bool)[x.argmax(1)])

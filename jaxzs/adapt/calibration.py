@@ -7,21 +7,24 @@ head's scores are scaled until the mean of their highest probability is the text
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxzs.adapt.heads import AnyHead, GaussianHead, scaled, scores_of
+from jaxzs.adapt.heads import AnyHead, GaussianHead, Head, linear, scaled, scores_of
 from jaxzs.adapt.images import Images, number, over_images
 from jaxzs.errors import DataError
 from jaxzs.proxy.rows import Reduce, Rows
 
-SMALLEST, LARGEST = 1e-3, 1e3  # scales looked at
-STEPS = 8  # scales a pass looks at
-PASSES = 8  # each narrows the interval to 1/7 of its length: to 2e-6 of a factor
+# Logarithms of the scales that one pass looks at first: a factor of 1000 either way is the limit.
+FIRST_LOOK = np.linspace(-np.log(1000), np.log(1000), 12).astype(np.float32)
+CLOSE = 1e-3  # a step of Newton's method of this length leaves an error of about its square
+NARROW = 1e-6  # an interval that was halved instead
+MOST_STEPS = 40
+CERTAIN = 1e-7  # of float32: odds of a confidence of 1 are finite
 
 
 def confidences(rows: Rows, head: AnyHead, scales: jax.Array) -> jax.Array:
@@ -36,24 +39,83 @@ def confidences(rows: Rows, head: AnyHead, scales: jax.Array) -> jax.Array:
     return jax.lax.map(one, scales)
 
 
-def mean_confidence(reduce: Reduce, head: AnyHead, scales: jax.Array | None = None) -> jax.Array:
-    """Mean of the highest probability: [K], of scales [K], by default of 1."""
-    scales = jnp.ones(1, jnp.float32) if scales is None else scales
-    return reduce(confidences, head, scales) / jnp.maximum(reduce.num_images, 1)
+def text_and_head(rows: Rows, text: Head, head: AnyHead, scales: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`confidences` of the text as it is [1], and of a head with each scale [K]."""
+    return confidences(rows, text, jnp.ones(1, jnp.float32)), confidences(rows, head, scales)
 
 
-def matching_scale(reduce: Reduce, head: AnyHead, target: jax.Array) -> jax.Array:
-    """The scale at which the mean confidence is `target` [1]: []; the nearest where no scale reaches it."""
+def confidence_and_slope(rows: Rows, head: AnyHead, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum over a block of the highest probability with scores times a scale, and its slope in log scale: [], []."""
+    scores = scores_of(head, rows.features) * scale  # [B,C]
+    p = jax.nn.softmax(scores, axis=-1)
+    highest = jnp.max(p, axis=-1)  # [B]
+    slope = highest * (jnp.max(scores, axis=-1) - jnp.sum(p * scores, axis=-1))
+    return tuple(jnp.sum(jnp.where(rows.mask, of_row, jnp.float32(0))) for of_row in (highest, slope))  # type: ignore
 
-    def narrow(_: Any, interval: jax.Array) -> jax.Array:
-        # In logarithms: a temperature has no natural size. Confidence grows with the scale, so that one side is kept.
-        grid = jnp.linspace(interval[0], interval[1], STEPS)
-        below = jnp.sum(mean_confidence(reduce, head, jnp.exp(grid)) < target)  # []
-        place = jnp.clip(below, 1, STEPS - 1)  # no scale reaches the target: the end that is nearest
-        return jnp.stack([grid[place - 1], grid[place]])
 
-    interval = jnp.log(jnp.array([SMALLEST, LARGEST], jnp.float32))
-    return jnp.exp(jnp.mean(reduce.loops.fori_loop(0, PASSES, narrow, interval)))
+def log_odds(confidence: jax.Array) -> jax.Array:
+    """log c / (1 - c), nearly straight over log scales where c bends: two steps of Newton's method are enough."""
+    inside = jnp.clip(confidence, CERTAIN, 1 - CERTAIN)
+    return jnp.log(inside) - jnp.log1p(-inside)
+
+
+class Search(NamedTuple):
+    """Between which logarithms of scales the right one lies, and where it is looked for next: [] each."""
+
+    low: jax.Array
+    high: jax.Array
+    at: jax.Array
+    done: jax.Array
+    steps: jax.Array
+
+
+def matching_text(reduce: Reduce, text: jax.Array, temperature: jax.Array, head: AnyHead) -> jax.Array:
+    """The scale at which the head is as sure as the text on these images: []."""
+    own, found = reduce(text_and_head, linear(text, temperature), head, jnp.exp(FIRST_LOOK))  # one pass for both
+    number = jnp.maximum(reduce.num_images, 1)
+    return matching_scale(reduce, head, own[0] / number, found / number)
+
+
+def matching_scale(reduce: Reduce, head: AnyHead, target: jax.Array, first: jax.Array) -> jax.Array:
+    """The scale at which the mean confidence is `target` []: []; the nearest of the limits where none reaches it.
+
+    first: [K] mean confidences at `FIRST_LOOK`. From there Newton's method, between the two scales around the target:
+    confidence grows with the scale.
+    """
+
+    def step(search: Search) -> Search:
+        confidence, slope = reduce(confidence_and_slope, head, jnp.exp(search.at))
+        number = jnp.maximum(reduce.num_images, 1)
+        return _narrowed(search, confidence / number, slope / number, target)
+
+    running = lambda search: ~search.done & (search.steps < MOST_STEPS)  # noqa: E731
+    return jnp.exp(reduce.loops.while_loop(running, step, _begun(target, first)).at)
+
+
+@jax.jit
+def _begun(target: jax.Array, first: jax.Array) -> Search:
+    """The two scales of the first look that the right one lies between; it is done where it lies beyond them all."""
+    scales = jnp.asarray(FIRST_LOOK)  # in logarithms: a temperature has no natural size
+    below = jnp.sum(first < target)
+    place = jnp.clip(below, 1, len(FIRST_LOOK) - 1)
+    low, high, odds = scales[place - 1], scales[place], log_odds(first)
+    rise = jnp.maximum(odds[place] - odds[place - 1], 1e-12)
+    share = jnp.clip((log_odds(target) - odds[place - 1]) / rise, 0, 1)  # straight in between
+    beyond = (below == 0) | (below == len(FIRST_LOOK))
+    return Search(low, high, low + share * (high - low), beyond, jnp.zeros((), jnp.int32))
+
+
+@jax.jit
+def _narrowed(search: Search, confidence: jax.Array, slope: jax.Array, target: jax.Array) -> Search:
+    """One step of Newton's method on the log-odds, or half of the interval where that would leave it."""
+    too_small = confidence < target
+    low, high = jnp.where(too_small, search.at, search.low), jnp.where(too_small, search.high, search.at)
+    slope = slope / jnp.maximum(confidence * (1 - confidence), CERTAIN)
+    newton = search.at + (log_odds(target) - log_odds(confidence)) / jnp.maximum(slope, 1e-12)
+    inside = (newton >= low) & (newton <= high)
+    at = jnp.where(inside, newton, (low + high) / 2)
+    close = jnp.abs(at - search.at) <= jnp.where(inside, CLOSE, NARROW)
+    return Search(low, high, at, close, search.steps + 1)
 
 
 def calibrate(
@@ -89,7 +151,8 @@ def calibrate(
 
 def _to_confidence(reduce: Reduce, _text: jax.Array, numbers: tuple[AnyHead, jax.Array], _: Any = ()) -> jax.Array:
     head, target = numbers
-    return matching_scale(reduce, head, target[None])
+    first = reduce(confidences, head, jnp.exp(FIRST_LOOK)) / jnp.maximum(reduce.num_images, 1)
+    return matching_scale(reduce, head, target, first)
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> float:

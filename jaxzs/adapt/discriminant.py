@@ -23,6 +23,7 @@ from jaxzs.errors import ConfigError
 from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import LabelSums, feature_sums, labelled_sums, sums_of
 from jaxzs.proxy.rows import EXACT, Reduce, Rows, normalize
+from jaxzs.proxy.sinkhorn import largest_of_row
 
 # The published shrinkage divides by the number of images: of 50,000 the text alone would be left (on food10 repeated 25
 # times 91.0 % instead of 93.7). More images than this weigh no less against the text.
@@ -47,8 +48,7 @@ class Labelled(NamedTuple):
 
 def winners_of(labels: jax.Array, mask: jax.Array) -> jax.Array:
     """How many rows of [B,C] have their largest entry in each class: [C] float32."""
-    hard = jax.nn.one_hot(jnp.argmax(labels, axis=-1), labels.shape[-1], dtype=jnp.float32)
-    return jnp.sum(jnp.where(mask[:, None], hard, jnp.float32(0)), axis=0)
+    return jnp.sum(largest_of_row(labels) & mask[:, None], axis=0, dtype=jnp.float32)
 
 
 def round_sums(rows: Rows, head: Head) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -126,10 +126,16 @@ def anchored_head(found: Labelled, text: jax.Array, numbers: Numbers, *, around_
 
 def anchored_rounds(reduce: Reduce, text: jax.Array, numbers: tuple[Numbers, jax.Array, Any], _: Any = ()) -> Head:
     """Labels from the head, the head from labels, in turn. With shots, theirs stay as they are."""
+    # X^T X and the sum of X do not depend on labels: one pass, before the rounds.
+    return rounds_of(reduce, text, numbers, reduce(feature_sums))
+
+
+def rounds_of(
+    reduce: Reduce, text: jax.Array, numbers: tuple[Numbers, jax.Array, Any], fixed: tuple[jax.Array, ...]
+) -> Head:
+    """`anchored_rounds` with the `feature_sums` of the images."""
     own, rounds, shots = numbers
     known = None if shots is None else shot_sums(shots[0], shots[1], text.shape[0])  # labels that no round changes
-    # X^T X and the sum of X do not depend on labels: one pass, before the rounds.
-    fixed = reduce(feature_sums)
 
     def one(_: Any, head: Head) -> Head:
         labelled, mass, winners = reduce(round_sums, head)  # [C,E], [C], [C]

@@ -22,6 +22,7 @@ from jaxzs.errors import ConfigError
 from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import labelled_sums
 from jaxzs.proxy.rows import EXACT, Reduce, Rows, count, normalize, prepare
+from jaxzs.proxy.sinkhorn import largest_of_row
 
 LIKELIHOOD = 1 / 50  # what the official codes divide log-likelihood and neighbours by
 INNER = 5  # Jacobi steps of the labels for given Gaussians
@@ -211,7 +212,7 @@ def transclip_start(rows: Rows, text: jax.Array, temperature: jax.Array) -> Gaus
 def log_odds(scores: jax.Array) -> jax.Array:
     """log p - log (1 - p) of p = softmax(scores) [N,C]: tells apart what float32 rounds to 1."""
     log_p = jax.nn.log_softmax(scores, axis=-1)  # [N,C]
-    leading = jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1], dtype=jnp.bool_)  # [N,C]
+    leading = largest_of_row(scores)  # [N,C]
     # log (1 - p) of the leading class as the sum of the others: 1 - p itself would be 0.
     others = jax.nn.logsumexp(jnp.where(leading, -jnp.inf, log_p), axis=-1, keepdims=True)
     return log_p - jnp.where(leading, others, jnp.log1p(-jnp.exp(log_p)))

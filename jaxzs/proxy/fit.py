@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxzs.errors import renamed
 from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import label_sums, sums_of
-from jaxzs.proxy.gamma import held_out_gamma, random_splits
+from jaxzs.proxy.gamma import best_gamma, compared, random_splits
 from jaxzs.proxy.rows import Blocks, Rows, normalize, prepare, where_rows_lie
 from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Checked, Settings, Solver, for_rows, in_float32
 from jaxzs.proxy.sinkhorn import Task, rounded, sinkhorn
@@ -90,9 +90,12 @@ def learn(rows: Rows, text: jax.Array, labels: jax.Array, settings: Checked) -> 
 
 def whole_method(task: Task, settings: Checked) -> ProxyResult:
     """Sinkhorn, labels and proxies, from sums over the images alone."""
-    gamma = held_out_gamma(task, settings) if settings.auto else settings.gamma
-    potentials = sinkhorn(task, gamma[None], settings)[0]  # [C]
-    sums = task.reduce(label_sums, task.text, potentials, settings)
+    if settings.auto:
+        found = compared(task, settings)
+        _, sums = found.of_gamma(best_gamma(found.losses))
+    else:
+        potentials = sinkhorn(task, settings.gamma[None], settings)[0]  # [C]
+        sums = task.reduce(label_sums, task.text, potentials, settings)
     return solve(Recomputed(task.reduce, settings), sums, task.text, settings)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxzs.proxy.sinkhorn import Task, rounded_labels, similarity_of, sinkhorn
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_SPLITS, FEWEST_SPLITS = 8, 2  # of the images into halves: one alone lets the key decide where images are few
 IMAGES_SPLIT = 40_000  # images times splits: halves of many images differ little
+PARTS = 8  # of a block: the fewer, the more rows of padding, at most one part in all
 
 
 def random_splits(key: Any, num_rows: int) -> jax.Array:
@@ -26,41 +27,85 @@ def random_splits(key: Any, num_rows: int) -> jax.Array:
     return jnp.stack([jax.random.bernoulli(k, 0.5, (num_rows,)) for k in keys[:splits]], axis=1)
 
 
-def sums_by_half(rows: Rows, text: jax.Array | None, potentials: jax.Array, settings: Checked) -> LabelSums:
-    """Label sums of a block for each half and potentials [G, C]: leaves [2, ...], labelled and mass [2, G, ...]."""
+class Parts(NamedTuple):
+    """The rows of a block in the order of their halves, in parts of equal size that are of one half each."""
 
-    def half(second: jax.Array) -> LabelSums:
-        mine = rows.mask & (rows.fold == second)  # [N]
-        # The other half becomes padding: it adds nothing to any of the sums.
-        part = rows._replace(mask=mine, features=jnp.where(mine[:, None], rows.features, 0.0))
-        similarity = similarity_of(part, text)  # [N,C]
-        products, masses = jax.lax.map(
-            lambda v: labelled_sums(part, rounded_labels(similarity, v, settings)), potentials
-        )
+    index: jax.Array  # type: ignore[assignment] # [P,b] rows of the block; a field in the place of tuple.index
+    mask: jax.Array  # [P,b] False where a half has no more rows
+    half: jax.Array  # [P] 0 or 1
+
+
+def parts_of(fold: jax.Array) -> Parts:
+    """The parts of a split [B]: a product of a part serves its half alone, and none is of rows masked by halves."""
+    num_rows = fold.shape[0]
+    size = -(-num_rows // PARTS)
+    # Each half fills its last part up: together at most one part more than the rows need.
+    slots = jnp.arange((-(-num_rows // size) + 1) * size).reshape(-1, size)  # [P,b]
+    in_first = num_rows - jnp.sum(fold)
+    second = -(-in_first // size) * size  # where it begins
+    place = jnp.where(slots < second, slots, slots - second + in_first)
+    mask = place < jnp.where(slots < second, in_first, num_rows)
+    order = jnp.argsort(fold, stable=True)  # rows of the first half, then those of the second
+    return Parts(order[jnp.minimum(place, num_rows - 1)], mask, (slots[:, 0] >= second).astype(jnp.int32))
+
+
+def rows_of(rows: Rows, index: jax.Array, mask: jax.Array) -> Rows:
+    """Some rows of a block; the masked ones are zeros."""
+    mask = mask & rows.mask[index]
+    return Rows(mask, jnp.where(mask[:, None], rows.features[index], jnp.float32(0)))
+
+
+def sums_by_split(rows: Rows, text: jax.Array | None, potentials: jax.Array, settings: Checked) -> LabelSums:
+    """Label sums of a block, split by split and half by half: leaves [S,2,...], labelled and mass [S,2,G,...]."""
+    similarity = similarity_of(rows, text)  # [B,C]
+
+    def sums_of_part(index: jax.Array, mask: jax.Array) -> LabelSums:
+        part = rows_of(rows, index, mask)
+        own = similarity[index]  # [b,C]
+        # Potentials one by one: equal labels must give equal bits, or rounding would decide between them.
+        products, masses = jax.lax.map(lambda v: labelled_sums(part, rounded_labels(own, v, settings)), potentials)
         return LabelSums(products, masses, *feature_sums(part))
 
-    return jax.lax.map(half, jnp.array([False, True]))
+    def of(fold: jax.Array) -> LabelSums:
+        parts = parts_of(fold)
+
+        def add(halves: LabelSums, part: Parts) -> tuple[LabelSums, None]:
+            own = sums_of_part(part.index, part.mask)
+            return jax.tree.map(lambda total, new: total.at[part.half].add(new), halves, own), None
+
+        shapes = jax.eval_shape(sums_of_part, parts.index[0], parts.mask[0])
+        return jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros((2, *s.shape), s.dtype), shapes), parts)[0]
+
+    return jax.lax.map(of, rows.fold.T)
 
 
-def held_out_loss(
+def losses_by_split(
     rows: Rows, text: jax.Array | None, potentials: jax.Array, proxies: jax.Array, settings: Checked
 ) -> jax.Array:
-    """Cross-entropy of a block's labels with the proxies [2, G, C, E] fitted on the other half: [G]."""
-    similarity = similarity_of(rows, text)
+    """Cross-entropy of a block's labels with the proxies [S,2,G,C,E] that are fitted on the other half: [S,G]."""
+    similarity = similarity_of(rows, text)  # [B,C]
 
-    def one(arguments: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        potentials, from_first, from_second = arguments
-        # Each row by the proxies of the other half, which it has not helped to fit.
-        logits = jnp.where(
-            rows.fold[:, None],  # a row of the second half
-            EXACT.logits(rows.features, from_first),
-            EXACT.logits(rows.features, from_second),
-        )  # [N,C]
-        log_q = jax.nn.log_softmax(logits / settings.temperature, axis=-1)
-        loss = -jnp.sum(rounded_labels(similarity, potentials, settings) * log_q, axis=-1)  # [N]
-        return jnp.sum(jnp.where(rows.mask, loss, jnp.float32(0)))
+    def of(split: tuple[jax.Array, jax.Array]) -> jax.Array:
+        fold, own = split
 
-    return jax.lax.map(one, (potentials, proxies[0], proxies[1]))
+        def of_part(part: Parts) -> jax.Array:
+            some = rows_of(rows, part.index, part.mask)
+            of_rows = similarity[part.index]  # [b,C]
+
+            def one(arguments: tuple[jax.Array, jax.Array]) -> jax.Array:
+                potentials, fitted = arguments
+                logits = EXACT.logits(some.features, fitted) / settings.temperature  # [b,C]
+                # Not by the sums of the labels, as the solvers: losses of nearly sure labels would drown in rounding.
+                labels = rounded_labels(of_rows, potentials, settings)
+                loss = -jnp.sum(labels * jax.nn.log_softmax(logits, axis=-1), axis=-1)  # [b]
+                return jnp.sum(jnp.where(some.mask, loss, jnp.float32(0)))
+
+            # By the proxies of the other half, which these rows have not helped to fit.
+            return jax.lax.map(one, (potentials, own[1 - part.half]))  # [G]
+
+        return jnp.sum(jax.lax.map(of_part, parts_of(fold)), axis=0)
+
+    return jax.lax.map(of, (rows.fold.T, proxies))
 
 
 @jax.jit
@@ -74,31 +119,24 @@ def closed_forms(sums: LabelSums, ridge: jax.Array) -> jax.Array:
     return jax.vmap(one)(sums.labelled, sums.mass)
 
 
-def sums_by_split(rows: Rows, text: jax.Array | None, potentials: jax.Array, settings: Checked) -> LabelSums:
-    """`sums_by_half` for each split: leaves [S, 2, ...]."""
+class Compared(NamedTuple):
+    """What the splits say of each gamma of `GAMMAS`, and what who goes on with one of them needs."""
 
-    def of(fold: jax.Array) -> LabelSums:
-        return sums_by_half(rows._replace(fold=fold), text, potentials, settings)
+    losses: jax.Array  # [S,G] cross-entropy of one half's labels under the proxies of the other
+    potentials: jax.Array  # [G,C]
+    sums: LabelSums  # of all images, labelled and mass [G,...]
 
-    return jax.lax.map(of, rows.fold.T)
-
-
-def losses_by_split(
-    rows: Rows, text: jax.Array | None, potentials: jax.Array, proxies: jax.Array, settings: Checked
-) -> jax.Array:
-    """`held_out_loss` for each split with its proxies [S, 2, G, C, E]: [S, G]."""
-
-    def of(split: tuple[jax.Array, jax.Array]) -> jax.Array:
-        fold, own = split
-        return held_out_loss(rows._replace(fold=fold), text, potentials, own, settings)
-
-    return jax.lax.map(of, (rows.fold.T, proxies))
+    def of_gamma(self, index: jax.Array) -> tuple[jax.Array, LabelSums]:
+        """Potentials [C] and label sums of one gamma."""
+        labelled, mass = self.sums.labelled[index], self.sums.mass[index]
+        return self.potentials[index], self.sums._replace(labelled=labelled, mass=mass)
 
 
-def held_out_losses(task: Task, settings: Checked) -> jax.Array:
-    """How badly the closed form of one half predicts the other, for each split and gamma of `GAMMAS`: [S, G]."""
-    # Labels are those of all images, for each gamma; only the proxies are of a half.
-    potentials = sinkhorn(task, jnp.array(GAMMAS, jnp.float32), settings)  # [G,C]
+def compared(task: Task, settings: Checked) -> Compared:
+    """How badly the closed form of one half predicts the other, for each split and gamma."""
+    # Labels are those of all images, for each gamma; only the proxies are of a half. Those of gamma 1 are the text's.
+    scaled = sinkhorn(task, jnp.array(GAMMAS[:-1], jnp.float32), settings)
+    potentials = jnp.concatenate([scaled, jnp.zeros_like(scaled[:1])])  # [G,C]
     sums = task.reduce(sums_by_split, task.text, potentials, settings)
 
     def of_halves(halves: LabelSums) -> jax.Array:
@@ -107,10 +145,12 @@ def held_out_losses(task: Task, settings: Checked) -> jax.Array:
     # One after the other: LAPACK's batched triangular solve waits, inside the threads that compute, for those threads.
     # Several host devices on two cores then wait for ever (jaxlib 0.10).
     proxies = jax.lax.map(of_halves, sums)  # [S,2,G,C,E]
-    return task.reduce(losses_by_split, task.text, potentials, proxies, settings)
+    losses = task.reduce(losses_by_split, task.text, potentials, proxies, settings)
+    whole = jax.tree.map(lambda leaf: leaf[0, 0] + leaf[0, 1], sums)  # of any split
+    return Compared(losses, potentials, whole)
 
 
-def held_out_gamma(task: Task, settings: Checked) -> jax.Array:
-    """The gamma of `GAMMAS` with the least loss over all splits: []."""
-    losses = held_out_losses(task, settings)
-    return jnp.array(GAMMAS, jnp.float32)[jnp.argmin(jnp.sum(losses, axis=0))]
+def best_gamma(losses: jax.Array) -> jax.Array:
+    """The index in `GAMMAS` with the least loss [S,G] over all splits: []."""
+    # Losses are added up: a clear split counts more than one in which all balances are alike.
+    return jnp.argmin(jnp.sum(losses, axis=0))

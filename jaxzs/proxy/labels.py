@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxzs.errors import ConfigError, renamed
 from jaxzs.proxy import checks
 from jaxzs.proxy.fit import IN_SETTINGS, task_of
-from jaxzs.proxy.gamma import held_out_gamma, random_splits
+from jaxzs.proxy.gamma import GAMMAS, best_gamma, compared, random_splits
 from jaxzs.proxy.rows import Rows, Whole, count, prepare, where_rows_lie
 from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Checked, Gamma, Settings, for_rows, in_float32
 from jaxzs.proxy.sinkhorn import Task, sinkhorn, soft_labels
@@ -118,7 +118,8 @@ def choose_gamma(
 @jax.jit
 def _choose_gamma(rows: Rows, text: jax.Array, settings: Checked) -> jax.Array:
     def run(rows: Rows, text: jax.Array, settings: Checked) -> jax.Array:
-        return held_out_gamma(task_of(rows, text, settings), settings)
+        losses = compared(task_of(rows, text, settings), settings).losses
+        return jnp.array(GAMMAS, jnp.float32)[best_gamma(losses)]
 
     return where_rows_lie(run, settings.sharding)(rows, text, settings)
 
@@ -177,7 +178,10 @@ def _pseudo_labels(rows: Rows, settings: Checked) -> jax.Array:
     prepared = prepare(rows)
     # Not by blocks: the similarities that were given have the size of the labels that are asked for.
     task = Task(Whole(prepared), count(rows), rows.similarity.shape[1])
-    gamma = held_out_gamma(task, settings) if settings.auto else settings.gamma
-    potentials = sinkhorn(task, gamma[None], settings)[0]  # [C]
+    if settings.auto:
+        found = compared(task, settings)
+        potentials, _ = found.of_gamma(best_gamma(found.losses))  # [C]
+    else:
+        potentials = sinkhorn(task, settings.gamma[None], settings)[0]
     labels = soft_labels(prepared.similarity, potentials, settings.label_temperature)  # [N,C]
     return jnp.where(rows.mask[:, None], labels, jnp.float32(0))

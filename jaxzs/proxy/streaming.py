@@ -109,7 +109,9 @@ class _Passes:
         )
         # A pass of its own: the shape of all chunks must be known first, and later passes rely on what is checked here.
         lengths = [len(_checked(chunk, text.shape[1])) for chunk in chunks()]
-        self.num_rows = int(_over_processes(np.array(sum(lengths))))
+        of_processes = parallel.gather_each(np.array(sum(lengths)))
+        self.num_rows = int(of_processes.sum())
+        self.first = int(of_processes[: jax.process_index()].sum())  # of all rows, the first one that is this process's
         if self.num_rows == 0:
             raise DataError("the chunks hold no images")
         shards = checks.shards(self.sharding)
@@ -133,7 +135,7 @@ class _Passes:
         return jax.tree.map(lambda x: jnp.asarray(_over_processes(np.asarray(x), log)), total)
 
     def _rows(self) -> Iterable[Rows]:
-        start = 0
+        start = self.first
         for chunk in self.chunks():
             features, mask = parallel.pad_rows(checks.host_vectors(chunk, "a chunk of features"), self.length)
             fold = None
