@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import io
@@ -133,8 +134,7 @@ def test_folders_and_features_are_measured_and_kept(tmp_path, digit_photos, caps
     assert {figure.protocol for figure in figures} == {"full, seed 0", "full, 1 shot, seed 0"}
     passes = {method: {f.passes for f in figures if f.method == method} for method in ("zero-shot", "gda")}
     assert passes["zero-shot"] == {0.0}
-    [of_gda] = passes["gda"]  # as many with shots as without
-    assert of_gda > 5  # rounds; how many exactly: test_passes.py
+    assert all(6 < n < 20 for n in passes["gda"])  # five rounds and calibration; how many exactly: test_passes.py
     page = tmp_path / "page.html"
     assert cli.main([*command, "--skip-existing", "--html", str(page), "--json"]) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]  # one document, nothing else
@@ -142,8 +142,10 @@ def test_folders_and_features_are_measured_and_kept(tmp_path, digit_photos, caps
     shown = page.read_text()
     assert shown.count("<td>accuracy</td>") == 8
     assert all(f"{cell['accuracy']:.2f}" in shown for cell in cells)
-    assert {(cell["method"], cell["passes"]) for cell in cells} == {("zero-shot", 0.0), ("gda", of_gda)}
-    assert shown.count(f'<td class="n">{of_gda:g}</td>') == 2 * 2 * 4  # data, shots, measures
+    assert {cell["passes"] for cell in cells if cell["data"] == "made" and cell["method"] == "gda"} == passes["gda"]
+    told_of = collections.Counter(f"{cell['passes']:g}" for cell in cells)
+    shown_of = {n: shown.count(f'<td class="n">{n}</td>') for n in told_of}
+    assert shown_of == {n: 4 * cells_of for n, cells_of in told_of.items()}  # measures of a cell
     # of both data sets: confusions of two methods, changes of one, reliability, with and without shots; accuracies
     assert shown.count('<img src="data:image/png;base64,') == 2 * (2 * (2 + 1 + 1) + 1)
     assert "made: confusion, gda, full, 1 shot, seed 0" in shown
@@ -154,9 +156,9 @@ def test_folders_and_features_are_measured_and_kept(tmp_path, digit_photos, caps
     assert {path.name for path in told.glob("*.png")} == {name.removeprefix("demo-") for name in pictures}
     assert (tmp_path / "both.html").read_text().count("<figure>") == len(pictures)
     rows = list(csv.DictReader((told / "figures.csv").read_text().splitlines()))
-    assert {(row["method"], row["passes"]) for row in rows} == {("zero-shot", "0.0"), ("gda", str(of_gda))}
-    [line] = [line for line in (told / "report.md").read_text().splitlines() if line.startswith("| gda")][:1]
-    assert line.split("|")[-2].strip() == f"{of_gda:g}"
+    assert {(row["method"], float(row["passes"])) for row in rows} == {(c["method"], c["passes"]) for c in cells}
+    [line] = [line for line in (told / "report.md").read_text().splitlines() if line.startswith("| zero-shot")][:1]
+    assert line.split("|")[-2].strip() == "0"
 
 
 def test_what_cannot_be_measured_is_named(tmp_path, capsys):

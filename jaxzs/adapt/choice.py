@@ -252,7 +252,9 @@ def _with_graph(
     if callable(image_features):
         raise ConfigError('"transclip" needs all features in memory; for chunks use "auto" or "stata"')
     transduced = stata if method == "stata" else transclip
-    head = transduced(image_features, text_proxies, temperature=temperature, mask=mask)  # 3 neighbours, as in the papers
+    head = transduced(
+        image_features, text_proxies, temperature=temperature, mask=mask
+    )  # 3 neighbours, as in the papers
     # Scores come from the parameters alone; the posterior [N,C] would be copied along.
     numbers = temperature, head._replace(posterior=None)
     scale, passes = over_images(_scale_of, image_features, text_proxies, numbers, mask=mask)
