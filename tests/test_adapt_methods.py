@@ -119,12 +119,14 @@ def test_streams_equal_their_references(name):
 # Each as a function of features, text, mask and one number, to an array [N,...]. Few rounds: properties, not accuracy.
 def _shots(fit: Callable[..., adapt.Head], x, z, mask, **options):
     labels = jnp.where(mask, jnp.arange(len(x)) % 5, -1)  # the last class has no shot
-    return adapt.scores(fit(x, labels, z, **options), x)
+    return adapt.scores(fit(x, labels, z, **options), x, mask=mask)
 
 
 METHODS: dict[str, Callable[..., jax.Array]] = {
-    "anchored_gda": lambda x, z, m, t: adapt.scores(adapt.anchored_gda(x, z, temperature=t, rounds=2, mask=m), x),
-    "gda_em": lambda x, z, m, t: adapt.scores(adapt.gda_em(x, z, temperature=t, rounds=2, mask=m), x),
+    "anchored_gda": lambda x, z, m, t: adapt.scores(
+        adapt.anchored_gda(x, z, temperature=t, rounds=2, mask=m), x, mask=m
+    ),
+    "gda_em": lambda x, z, m, t: adapt.scores(adapt.gda_em(x, z, temperature=t, rounds=2, mask=m), x, mask=m),
     "few_shot": lambda x, z, m, t: _shots(adapt.few_shot, x, z, m, temperature=t),
     "gda": lambda x, z, m, t: _shots(adapt.gda, x, z, m, temperature=t, alpha=1.0),
     "stata": lambda x, z, m, t: adapt.stata(x, z, temperature=t, iterations=2, mask=m).posterior,
@@ -141,7 +143,7 @@ METHODS: dict[str, Callable[..., jax.Array]] = {
         online.stata(x, z, online.StatA(temperature=t, batch=32, iterations=2), mask=m).probabilities
     ),
     "proxies": lambda x, z, m, t: adapt.scores(
-        adapt.proxies(x, z, proxy.Settings(solver="closed_form", label_temperature=t), mask=m), x
+        adapt.proxies(x, z, proxy.Settings(solver="closed_form", label_temperature=t), mask=m), x, mask=m
     ),
 }
 N, T = 96, 0.02

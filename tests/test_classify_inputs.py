@@ -79,15 +79,19 @@ def test_rows_that_do_not_count_teach_proxies_nothing():
 
 
 @pytest.mark.parametrize(("row", "reason"), [(np.nan, "not finite, first in row 1"), (0.0, "zeros, first in row 1")])
-def test_a_row_that_says_nothing_is_scored_by_no_head(row, reason):
-    """argmax of NaN is class 0, and so is that of a row of zeros."""
+def test_rows_that_say_nothing_are_refused_or_padding(row, reason):
+    """argmax of NaN is class 0."""
     x = np.eye(3, 4, dtype=np.float32)
     x[1] = row
-    with pytest.raises(DataError, match=reason):
-        adapt.scores(adapt.text_head(np.eye(3, 4)), x)
+    mask, head = np.array([True, False, True]), adapt.text_head(np.eye(3, 4))
+    if np.isnan(row):
+        with pytest.raises(DataError, match=reason):
+            adapt.scores(head, x)
+    else:  # what `parallel.shard_rows` fills up with
+        assert adapt.scores(head, x)[1].tolist() == head.bias.tolist()
+    assert adapt.scores(head, x, mask=mask)[mask].argmax(-1).tolist() == [0, 2]
     with pytest.raises(DataError, match=reason):
         adapt.fit(x, np.eye(3, 4, dtype=np.float32), method="zero-shot")
-    mask = np.array([True, False, True])
     fitted = adapt.fit(x, np.eye(3, 4, dtype=np.float32), method="zero-shot", mask=mask)
     assert adapt.probabilities(fitted, x)[mask].argmax(-1).tolist() == [0, 2]
 

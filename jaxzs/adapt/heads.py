@@ -77,18 +77,19 @@ def linear(proxies: jax.Array, temperature: jax.Array) -> Head:
     return Head(proxies / temperature, jnp.zeros(proxies.shape[:1], jnp.float32))
 
 
-def scores(head: AnyHead, image_features: ArrayLike) -> jax.Array:
+def scores(head: AnyHead, image_features: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
     """Scores of images: [N,C] float32, of which softmax are probabilities.
 
-    image_features: [N,E], any float type; L2-normalised here. Raises `DataError` for shapes that do not fit, values
-    that are not finite, rows of zeros.
+    image_features: [N,E], any float type; L2-normalised here. Rows of zeros, with which `parallel.shard_rows` fills up,
+    get the bias. mask: [N] bool, False for rows of padding, which may hold anything and get anything.
+    Raises `DataError` for shapes that do not fit, and values that are not finite.
 
     >>> head = adapt.text_head(jnp.eye(3), temperature=0.01)
     >>> adapt.scores(head, jnp.eye(3)[1:]).argmax(-1).tolist()
     [1, 2]
     """
     x = fitting(head, image_features)
-    checks.directions(x, "image_features")
+    checks.finite(x, "image_features", None if mask is None else checks.row_mask(mask, len(x)))
     return scores_of(head, normalize(x))
 
 
