@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxzs import adapt, proxy
+from jaxzs.adapt.choice import check_takes_shots
 from jaxzs.clip import Model, Numerics, load
 from jaxzs.data import Source, batches, from_arrays, from_object, open_images, order_names
 from jaxzs.data.finding import layout_of
@@ -284,8 +285,7 @@ def classify_features(
     check_number_of_classes(num_classes, text_proxies.shape[1])
     check_rows(image_features, "image")
     check_rows(text_proxies, "proxy")
-    if shots is not None and labelling.method not in ("auto", "gda"):
-        raise ConfigError(f"method {labelling.method!r} takes no shots", python='method="gda"', command="--method gda")
+    check_takes_shots(labelling.method, shots)
     # With labels one image is enough.
     usable = (labelling.method, ()) if shots is not None else _usable_method(labelling.method, num_images, num_classes)
     method, notes = usable

@@ -169,8 +169,7 @@ def fit(
     """
     if method not in get_args(Method):
         raise ConfigError(f"method is {method!r}; expected one of {', '.join(get_args(Method))}")
-    if shots is not None and method not in ("auto", "gda"):
-        raise ConfigError(f"method {method!r} takes no shots", python='method="gda"', command="--method gda")
+    check_takes_shots(method, shots)
     own = number(temperature, "temperature")
     if method == "zero-shot":
         if not callable(image_features):  # not needed, but wrong ones would be found out by nobody
@@ -189,6 +188,12 @@ def fit(
     numbers = own, settings, shots
     found: Adapted = over_images(calibrated, image_features, text_proxies, numbers, method, mask=mask, folds=folds)
     return found if method == "auto" else found._replace(choice=None)
+
+
+def check_takes_shots(method: str, shots: Shots | None) -> None:
+    """`ConfigError` for shots beside a method that would ignore them."""
+    if shots is not None and method not in ("auto", "gda"):
+        raise ConfigError(f"method {method!r} takes no shots", python='method="gda"', command="--method gda")
 
 
 def probabilities(adapted: Adapted, image_features: ArrayLike) -> jax.Array:
