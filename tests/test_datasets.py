@@ -269,4 +269,4 @@ def test_many_classes_take_no_long_time(tmp_path):
     started = time.perf_counter()
     info = dataset_info(path)
     assert info.names_for(names[::-1]) == tuple(names[::-1])
-    assert time.perf_counter() - started < 10  # 1.5 s; quadratic work was minutes
+    assert time.perf_counter() - started < 60  # 1.5 s; quadratic work was minutes

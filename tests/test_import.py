@@ -38,7 +38,7 @@ def _modules_after(code: str) -> set[str]:
         [sys.executable, "-W", "error", "-c", f"{code}\n{report}"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -179,7 +179,7 @@ def test_filters_in_a_browser(tmp_path):
         "--virtual-time-budget=4000",
     ]
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", probed.as_uri()]
-    done = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=300, check=False)
     assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     told = json.loads(html.unescape(re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.S)[1]))
     counts = {(step[0], step[1]): step[2:] for step in told if isinstance(step, list) and len(step) == 4}

@@ -124,14 +124,14 @@ def test_death_of_one(victim, tmp_path):
         both[victim].kill()
         before, killed = chunks(root), time.monotonic()
         survivor = both[1 - victim]
-        _, told = survivor.communicate(timeout=60)
+        _, told = survivor.communicate(timeout=200)
     assert survivor.returncode == 2
-    assert time.monotonic() - killed < 30  # heartbeats of 6 s, where process 1 died
+    assert time.monotonic() - killed < 120  # far from five minutes: heartbeats of 6 s, where process 1 died
     assert told.splitlines() == [f"jaxzs: {peers._lost([victim], 2)}"]
     assert before <= chunks(root)
 
     with two(extracting(root), "0") as again:
-        outputs = [process.communicate(timeout=120) for process in again]
+        outputs = [process.communicate(timeout=200) for process in again]
     assert [process.returncode for process in again] == [0, 0], outputs
     assert len(chunks(root)) == 16
     source = data.from_arrays(noise(N), np.arange(N) % 5, list("abcde"))
@@ -145,7 +145,7 @@ def test_death_of_one(victim, tmp_path):
 def test_error_of_one_ends_both(tmp_path):
     """The faulty process says its error at once; the other ends after the heartbeats, not after five minutes."""
     with two(extracting(tmp_path / "features"), "-1") as both:
-        outputs = [process.communicate(timeout=90)[1] for process in both]
+        outputs = [process.communicate(timeout=200)[1] for process in both]
     assert [process.returncode for process in both] == [2, 1]
     assert outputs[0].splitlines() == [f"jaxzs: {peers._lost([1], 2)}"]
     assert "a fault of this process alone" in outputs[1]
@@ -175,7 +175,7 @@ def test_command_of_which_one_process_fails(tmp_path):
     (images / "6.png").write_bytes(b"damaged")
     script = textwrap.dedent(COMMAND.format(images=str(images), out=str(tmp_path / "features")))
     with two(script) as both:
-        told = [process.communicate(timeout=90)[1].splitlines() for process in both]
+        told = [process.communicate(timeout=200)[1].splitlines() for process in both]
     assert [process.returncode for process in both] == [2, 2]
     assert told[0] == [f"jaxzs: {peers._lost([1], 2)}"]
     assert len(told[1]) == 1
