@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jaxzs import adapt, parallel, proxy
-from jaxzs.adapt import online
+from jaxzs.adapt import discriminant, online
 from jaxzs.errors import ConfigError, DataError, LabelError
 
 SETS = ("synthetic", "synthetic_open")
@@ -258,6 +258,48 @@ def test_one_image_one_shot_and_duplicates_give_finite_answers():
     official = adapt.gda(x[:6], np.arange(6), z, alpha=1.0)  # no covariance: the text less a constant
     difference = np.asarray(adapt.scores(official, x)) - np.asarray(adapt.scores(adapt.text_head(z), x))
     np.testing.assert_allclose(difference, -np.log(6), rtol=0, atol=1e-4)  # of scores of 100
+
+
+def near_duplicates(spread: float, images: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images [N,16] that differ by `spread` from one image of their class, labels [N], texts [3,16]."""
+    rng = np.random.default_rng(0)
+    z = unit64(rng.normal(size=(3, 16)) + 0.5)
+    labels = rng.integers(0, 3, images)
+    x = unit64(z + 0.1 * rng.normal(size=z.shape))[labels] + spread / 4 * rng.normal(size=(images, 16))
+    return x.astype(np.float32), labels, z.astype(np.float32)
+
+
+def unit64(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 1.5e-3, 1e-2])
+def test_copies_of_a_few_images_are_labelled(spread):
+    """The scatter is a difference of sums, which rounds to negative spreads where images hardly differ."""
+    x, labels, z = near_duplicates(spread)
+    for head in (adapt.anchored_gda(x, z), adapt.gda_em(x, z), adapt.few_shot(x, labels, z)):
+        assert np.array_equal(adapt.scores(head, x).argmax(1), labels)  # as the text alone has them
+
+
+def test_no_scatter_that_rounding_makes_is_inverted():
+    below_zero = jnp.diag(jnp.array([1e-5, -1e-5, 1e-5]))
+    for leaf in discriminant.discriminant(jnp.eye(3), below_zero, jnp.float32(1e-3)):
+        assert not leaf.any()
+
+
+@pytest.mark.parametrize("spread", [2e-3, 2e-2, 0.2])
+def test_shots_that_hardly_differ_are_told_apart_as_published(spread):
+    x, labels, z = near_duplicates(spread)
+    head = adapt.gda(x, labels, z, alpha=1.0)
+    v, text = unit64(x), unit64(z)
+    means = np.stack([v[labels == c].mean(axis=0) for c in range(3)])
+    cov = np.cov((v - means[labels]).T)
+    precision = 16 * np.linalg.inv((len(v) - 1) * cov + np.trace(cov) * np.eye(16))
+    bias = np.log(1 / 3) - 0.5 * np.sum(means @ precision * means, axis=1)
+    expected = v @ text.T / 0.01 + v @ precision @ means.T + bias
+    # Float32 of unit vectors says differences of 2e-3 to 3e-5.
+    np.testing.assert_allclose(adapt.scores(head, x), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ Every round touches the images through sums only, R^T X [C,E] and two of [C]; X^
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -28,7 +27,7 @@ from jaxzs.proxy.sinkhorn import largest_of_row
 # The published shrinkage divides by the number of images: of 50,000 the text alone would be left (on food10 repeated 25
 # times 91.0 % instead of 93.7). More images than this weigh no less against the text.
 MOST = 2000
-NOTHING = 1e-6  # scatter of unit vectors below this share of their number is rounding
+NOTHING = 1e-6  # scatter of unit vectors below this share of their number, in all or in one direction, is rounding
 
 
 class Numbers(NamedTuple):
@@ -67,14 +66,17 @@ def shot_sums(features: jax.Array, labels: jax.Array, num_classes: int) -> Label
 def discriminant(means: jax.Array, scatter: jax.Array, ridge: jax.Array) -> Head:
     """x P mu^T - diag(mu P mu^T) / 2 with P = E (scatter + ridge tr(scatter) I)^-1: [C,E], [E,E], [] -> head.
 
-    Of no scatter at all (one image) nothing can be said: a head of zeros.
+    Of no scatter at all (one image), or of one that is rounding, nothing can be said: a head of zeros.
     """
     dim = means.shape[1]
-    trace = jnp.trace(scatter)
+    trace, identity = jnp.trace(scatter), jnp.eye(dim, dtype=jnp.float32)
     flat = trace <= 0
     # relative to its trace, so that float32 holds it whatever the number of images
-    scatter = scatter / jnp.where(flat, 1, trace) + ridge * jnp.eye(dim, dtype=jnp.float32)
-    factor = jnp.linalg.cholesky(jnp.where(flat, jnp.eye(dim, dtype=jnp.float32), scatter))  # [E,E]
+    scatter = scatter / jnp.where(flat, 1, trace) + ridge * identity
+    factor = jnp.linalg.cholesky(jnp.where(flat, identity, scatter))  # [E,E]
+    # Sums over thousands of equal images round by more than the ridge allows for: to a spread below zero.
+    flat = flat | ~jnp.isfinite(factor).all()
+    factor = jnp.where(flat, identity, factor)
     solved = jax.scipy.linalg.cho_solve((factor, True), means.T).T * (dim / jnp.where(flat, 1, trace))
     weights = jnp.where(flat, 0, solved)  # [C,E]
     return Head(weights, -0.5 * jnp.sum(weights * means, axis=-1))
@@ -98,30 +100,56 @@ def scatter_around(means: jax.Array, sums: LabelSums) -> jax.Array:
     return sums.gram - cross - cross.T + EXACT.by_class(means * sums.mass[:, None], means)
 
 
-@partial(jax.jit, static_argnames="around_anchors")
-def anchored_head(found: Labelled, text: jax.Array, numbers: Numbers, *, around_anchors: bool) -> Head:
-    """The text's scores plus `weight` times the discriminant of anchored means.
+def scatter_of_shots(shots: tuple[jax.Array, jax.Array], means: jax.Array) -> jax.Array:
+    """The same of checked shots and their labels, from the differences, which do not cancel: [E,E]."""
+    features, labels = shots
+    away = jnp.where(labels[:, None] >= 0, features - means[labels], 0)  # [M,E]
+    return EXACT.by_class(away, away)
 
-    around_anchors: the covariance around these means, which a single image has too, or around the observed ones.
-    """
+
+def unless_nothing(scatter: jax.Array, num_images: jax.Array, otherwise: jax.Array | float = 0) -> jax.Array:
+    """The scatter [E,E] of so many images, or another one where it is rounding, whose inverse would be any noise."""
+    return jnp.where(jnp.trace(scatter) > NOTHING * num_images, scatter, otherwise)
+
+
+def ridge_of_sums(ridge: jax.Array, scatter: jax.Array, num_images: jax.Array) -> jax.Array:
+    """At least what `scatter_around` has of rounding in any direction, relative to the trace as `ridge` []."""
+    # Of unit vectors: the differences of their sums round by what N rounds by, however near the images lie.
+    least = NOTHING * jnp.maximum(num_images, 1)
+    return jnp.maximum(ridge, least / jnp.maximum(jnp.trace(scatter), least))
+
+
+def observed_means(sums: LabelSums) -> jax.Array:
+    """Means of the images with their labels, 0 of a class without any: [C,E]."""
+    return sums.labelled / jnp.maximum(sums.mass, 1e-30)[:, None]
+
+
+def beside_text(
+    means: jax.Array, scatter: jax.Array, num_images: jax.Array, text: jax.Array, numbers: Numbers, *, exact: bool
+) -> Head:
+    """The text's scores plus `weight` times the discriminant. exact: the scatter is one of differences, not of sums."""
+    size = jnp.clip(num_images, 1, MOST)
+    # P = E (n S + tr(S) I)^-1, S the covariance and n the number of images, but at most MOST.
+    ridge = 1 / size if exact else ridge_of_sums(1 / size, scatter, num_images)
+    added = discriminant(means, scatter * (size / jnp.maximum(num_images, 1)), ridge)
+    return jax.tree.map(lambda prior, own: prior + numbers.weight * own, linear(text, numbers.temperature), added)
+
+
+@jax.jit
+def anchored_head(found: Labelled, text: jax.Array, numbers: Numbers) -> Head:
+    """`beside_text` of anchored means, with the covariance around the observed ones."""
     import chex
 
     sums = found.sums
     chex.assert_equal_shape([text, sums.labelled])  # [C,E]; at trace time, so for nothing
     chex.assert_shape([sums.mass, found.winners], text.shape[:1])
-    observed = sums.labelled / jnp.maximum(sums.mass, 1e-30)[:, None]  # [C,E]
+    observed = observed_means(sums)
     means = anchored_means(observed, found, text, numbers.anchor)  # [C,E]
-    scatter = scatter_around(means, sums)
-    least = NOTHING * sums.num_images
-    scatter = jnp.where(jnp.trace(scatter) > least, scatter, 0)
-    if not around_anchors:
-        # Around the observed means, as in `gda`; around the anchored ones accuracy is 0.2 points less on average.
-        tight = scatter_around(observed, sums)
-        scatter = jnp.where(jnp.trace(tight) > least, tight, scatter)  # where each image is its class
-    size = jnp.clip(sums.num_images, 1, MOST)
-    # P = E (n S + tr(S) I)^-1, S the covariance and n the number of images, but at most MOST.
-    added = discriminant(means, scatter * (size / jnp.maximum(sums.num_images, 1)), 1 / size)
-    return jax.tree.map(lambda prior, own: prior + numbers.weight * own, linear(text, numbers.temperature), added)
+    # Around the observed means, as in `gda`; around the anchored ones accuracy is 0.2 points less on average. Those
+    # only where each image is its class: then they alone have any spread.
+    loose = unless_nothing(scatter_around(means, sums), sums.num_images)
+    scatter = unless_nothing(scatter_around(observed, sums), sums.num_images, loose)
+    return beside_text(means, scatter, sums.num_images, text, numbers, exact=False)
 
 
 def anchored_rounds(reduce: Reduce, text: jax.Array, numbers: tuple[Numbers, jax.Array, Any], _: Any = ()) -> Head:
@@ -142,7 +170,7 @@ def rounds_of(
         found = Labelled(LabelSums(labelled, mass, *fixed), winners)
         if known is not None:
             found = jax.tree.map(jnp.add, found, known)
-        return anchored_head(found, text, own, around_anchors=False)
+        return anchored_head(found, text, own)
 
     # Begins with the text's labels; each round is one pass over the images.
     return reduce.loops.fori_loop(0, rounds, one, linear(text, own.temperature))
@@ -233,8 +261,11 @@ def few_shot(
 @jax.jit
 def _few_shot(text: jax.Array, shots: tuple[jax.Array, jax.Array], numbers: Numbers) -> Head:
     text = normalize(text)
+    found = shot_sums(*shots, text.shape[0])
+    means = anchored_means(observed_means(found.sums), found, text, numbers.anchor)  # [C,E]
     # One shot a class is its own mean: only around the anchored means is there any spread.
-    return anchored_head(shot_sums(*shots, text.shape[0]), text, numbers, around_anchors=True)
+    scatter = unless_nothing(scatter_of_shots(shots, means), found.sums.num_images)
+    return beside_text(means, scatter, found.sums.num_images, text, numbers, exact=True)
 
 
 def gda(
@@ -277,20 +308,18 @@ def gda(
 def _gda(text: jax.Array, shots: tuple[jax.Array, jax.Array], numbers: Numbers) -> Head:
     text = normalize(text)
     sums, _ = shot_sums(*shots, text.shape[0])
-    means = sums.labelled / jnp.maximum(sums.mass, 1)[:, None]  # [C,E]
-    own = published(means, sums)  # [C,E], [C]
+    means = observed_means(sums)  # [C,E]
+    scatter = unless_nothing(scatter_of_shots(shots, means), sums.num_images)
+    own = discriminant(means, scatter, published_ridge(sums))  # [C,E], [C]
     prior = linear(text, numbers.temperature)
     # log prior of balanced classes; changes no prediction, kept to have the published scores.
     uniform = -jnp.log(jnp.float32(text.shape[0]))
     return Head(prior.weights + numbers.weight * own.weights, prior.bias + numbers.weight * (own.bias + uniform))
 
 
-def published(means: jax.Array, sums: LabelSums) -> Head:
-    """The discriminant with the official shrinkage, tr(cov) beside (M-1) cov."""
-    scatter = scatter_around(means, sums)
-    # One shot a class: what is left is rounding, and its inverse would be noise of any size.
-    scatter = jnp.where(jnp.trace(scatter) > NOTHING * sums.num_images, scatter, 0)
-    return discriminant(means, scatter, 1 / jnp.maximum(sums.num_images - 1, 1))
+def published_ridge(sums: LabelSums) -> jax.Array:
+    """The official shrinkage, tr(cov) beside (M-1) cov, relative to the trace of the scatter: []."""
+    return 1 / jnp.maximum(sums.num_images - 1, 1)
 
 
 def gda_em(
@@ -329,8 +358,9 @@ def em_rounds(reduce: Reduce, text: jax.Array, numbers: tuple[jax.Array, jax.Arr
         labelled, mass, _winners = reduce(round_sums, head)
         sums = LabelSums(labelled, mass, *fixed)
         # A class without images keeps its text.
-        means = jnp.where(mass[:, None] < 1e-3, text, labelled / jnp.maximum(mass, 1e-30)[:, None])
-        own = published(means, sums)
+        means = jnp.where(mass[:, None] < 1e-3, text, observed_means(sums))
+        scatter = unless_nothing(scatter_around(means, sums), sums.num_images)
+        own = discriminant(means, scatter, ridge_of_sums(published_ridge(sums), scatter, sums.num_images))
         # One image more for each class, else the prior of an absent one is -inf for good.
         counted = jnp.log((mass + 1) / jnp.sum(mass + 1)) if kind == "count" else jnp.zeros_like(mass)
         return Head(start.weights + own.weights, own.bias + counted)
