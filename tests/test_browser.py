@@ -190,6 +190,96 @@ def test_keys_alone(browser, large_page):
     soon(lambda: browser.switch_to.active_element.get_attribute("data-place") == "1", "focus on the image seen last")
 
 
+@pytest.fixture(scope="module")
+def small_page(tmp_path_factory) -> Path:
+    """Of three images, one wrong; a name that is long, and one that is written from the right."""
+    folder = tmp_path_factory.mktemp("small")
+    names = ["cat", "שלום", "a long name that goes on and on: organ grinder, hurdy-gurdy player"]
+    rows = []
+    for number, name in enumerate(names):
+        file = folder / name[:20] / f"{name[:20]}-{number}.png"
+        file.parent.mkdir()
+        Image.new("RGB", (60, 40), (90 * number, 90, 90)).save(file)
+        top = [{"label": names[n], "score": 0.6 - 0.2 * k} for k, n in enumerate((number % 2, 2, 1 - number % 2))]
+        rows.append({"path": str(file), "label": top[0]["label"], "score": 0.6, "top": top, "truth": name})
+    record = {"command": "jaxzs classify photos", "class_names": names, "results": rows, "unreadable": []}
+    return write_page(folder / "page.html", record).path
+
+
+def test_few_images_have_a_way_back(browser, small_page):
+    """Filters are hidden where nobody needs them, until a class is chosen in the table."""
+    browser.get(small_page.as_uri())
+    show_all = browser.find_element(By.CSS_SELECTOR, "form [type=reset]")
+    assert not show_all.is_displayed()
+    browser.find_element(By.CSS_SELECTOR, ".classes [data-class='1']").send_keys(Keys.ENTER)
+    soon(lambda: count(browser) == "1 of 3 images", "the images of a class")
+    show_all.send_keys(Keys.ENTER)
+    soon(lambda: count(browser) == "3 images", "all again")
+    browser.find_element(By.ID, "text").send_keys("nowhere")
+    soon(lambda: count(browser) == "none of 3 images is like that", "what is not there is said")
+
+
+def test_the_last_image_keeps_the_keyboard(browser, small_page):
+    browser.get(small_page.as_uri())
+    browser.find_element(By.CSS_SELECTOR, ".card").send_keys(Keys.ENTER)
+    place, following = browser.find_element(By.ID, "d-place"), browser.find_element(By.ID, "d-next")
+    for expected in ("2 of 3", "3 of 3", "3 of 3"):
+        following.send_keys(Keys.ENTER)
+        assert place.text == expected
+    assert browser.switch_to.active_element == following
+    assert following.get_attribute("aria-disabled") == "true"
+    browser.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+    assert place.text == "2 of 3"
+    for cell in browser.find_elements(By.CSS_SELECTOR, "#d-labels .n"):
+        assert browser.execute_script(LINES, cell) == 1, "a number is not broken"
+
+
+def test_everything_has_a_name(browser, small_page):
+    """For those who hear the page: tables, fields and buttons in the tree that screen readers are given."""
+    browser.get(small_page.as_uri())
+    browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+    browser.execute_script("document.getElementById('filters').classList.remove('unneeded')")
+    roles = {"table", "button", "textbox", "searchbox", "combobox", "spinbutton", "search", "region", "link"}
+    nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if "role" in node]
+    assert {role for role, _ in found} > {"table", "button", "combobox", "spinbutton", "region"}
+    assert not [role for role, name in found if role in roles and not name.strip()]
+    regions = [name for role, name in found if role == "region"]
+    assert len(regions) == len(set(regions))
+
+
+def test_names_written_from_the_right(browser, small_page):
+    """The folder stays before the file."""
+    browser.get(small_page.as_uri())
+    card = next(c for c in browser.find_elements(By.CSS_SELECTOR, ".card") if "שלום" in c.get_attribute("title"))
+    folder, file = card.find_elements(By.CSS_SELECTOR, ".file bdi")
+    assert (folder.text, file.text) == ("שלום", "שלום-1.png")
+    assert folder.location["x"] < file.location["x"]
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_cells_of_the_confusion_are_legible(browser, small_page, colours):
+    scheme(browser, colours)
+    browser.get(small_page.as_uri())
+    for kind in ("right", "wrong"):
+        cell = browser.find_element(By.CSS_SELECTOR, f".confusion td.{kind}:has(button)")
+        # The page mixes the ground in a colour space of its own: what is painted is asked for.
+        ground, ink = browser.execute_script(PAINTED, cell)
+        light, dark = sorted((luminance(ground), luminance(ink)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (kind, ground, ink)
+
+
+LINES = "const r = document.createRange(); r.selectNodeContents(arguments[0]); return r.getClientRects().length"
+PAINTED = """
+const style = getComputedStyle(arguments[0]), context = document.createElement("canvas").getContext("2d");
+return [style.backgroundColor, style.color].map((colour) => {
+  context.fillStyle = colour;
+  context.fillRect(0, 0, 1, 1);
+  return `rgb(${[...context.getImageData(0, 0, 1, 1).data].slice(0, 3)})`;
+});
+"""
+
+
 def test_light_and_dark(browser, large_page):
     """Text is told from its ground in both: WCAG's contrast of 4.5."""
     for value, is_light in (("light", True), ("dark", False)):
@@ -218,6 +308,8 @@ def test_on_a_telephone(browser, large_page):
     browser.get(large_page.as_uri())
     photographed(browser, "results-telephone")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390, "nothing sticks out"
+    form = browser.find_element(By.ID, "filters")
+    assert form.value_of_css_property("position") == "static", "it would cover what it filters"
 
 
 # --- the app ------------------------------------------------------------------------------------------------------

@@ -62,6 +62,12 @@ def test_unknown_words_are_refused(model):
     model.check_words(["a photo of a red circle.", *model.card["classes"]["letters"]])
     with pytest.raises(TextError, match="cat"):
         model.check_words(["a photo of a cat"])
+    with pytest.raises(
+        TextError, match=r"knows 135 words, such as zero, one, letter A, letter B, circle, .* and would"
+    ):
+        model.check_words(["cat"])
+    with pytest.raises(TextError, match="knows 339 words, such as cat, dog, and would guess"):
+        jaxzs.load("art").check_words(["bird"])
 
 
 def test_card_describes_the_checkpoint(model):

@@ -411,6 +411,16 @@ def test_report_names_what_it_skips(records, tmp_path, capsys):
     assert "no record of a run among 1 .json files" in capsys.readouterr().err
 
 
+def test_report_knows_stored_features(records, capsys, tmp_path):
+    """`jaxzs evaluate` keeps them in its folder of results."""
+    chunk = records / "features" / "0123" / "chunk-000000"
+    chunk.mkdir(parents=True)
+    (chunk / "chunk.json").write_text("{}")
+    (chunk.parent / "store.json").write_text("{}")
+    assert main(["report", str(records), "--out", str(tmp_path / "r")]) == 0
+    assert "not used" not in capsys.readouterr().err
+
+
 def test_report_does_not_read_its_own_folder(records, capsys):
     (records / "report").mkdir()
     (records / "report" / "x.json").write_text("[]")

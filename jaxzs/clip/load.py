@@ -126,10 +126,18 @@ class Model:
         if unknown:
             raise TextError(
                 f"the checkpoint {self.name!r} has never seen the words: {', '.join(unknown)}. It knows "
-                f"{len(self.vocabulary)} words (digits, letters, coloured shapes) and would guess",
+                f"{len(self.vocabulary)} words{self._such_as()} and would guess",
                 python='load a real CLIP, e.g. "openai/clip-vit-base-patch32"',
                 command="use a real CLIP, e.g. --model openai/clip-vit-base-patch32, or --force",
             )
+
+    def _such_as(self) -> str:
+        """Two of the names of each kind that the model card lists."""
+        kinds = self.card.get("classes")
+        if not isinstance(kinds, Mapping) or not all(isinstance(names, Sequence) for names in kinds.values()):
+            return ""  # the card of somebody else
+        names = dict.fromkeys(str(name) for names in kinds.values() for name in names[:2])
+        return f", such as {', '.join(names)}," if names else ""
 
 
 class _Same(tuple[Any, ...]):

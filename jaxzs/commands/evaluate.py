@@ -45,7 +45,7 @@ class EvaluateOptions(OutputOptions, ComputeOptions):
     shots: Annotated[tuple[int, ...], shown_as("N ...")] = (0,)
     """Images of each class whose labels auto and gda are told; these are not measured."""
     seeds: int = 1
-    """Of what a regime or the shots draw."""
+    """How often a regime or the shots are drawn: with the seeds 0, 1, and so on."""
     regime: Annotated[tuple[str, ...], shown_as("REGIME ...")] = ("full",)
     """full, balanced:16 (of each class), imbalanced:20 (largest to smallest), present:10 or present:10x30 (classes)."""
     templates: Annotated[tuple[str, ...], shown_as("TEXT ...")] = ()

@@ -119,6 +119,11 @@ def find_records(places: tuple[str, ...], besides: Path) -> tuple[set[Path], set
                 raise RecordError(f"no such file or folder: {place}")
             for match in matches:
                 found.update(match.rglob("*.json") if match.is_dir() else [match])
-    # What an earlier report has written there is no result.
-    outside = {path for path in found if not path.resolve().is_relative_to(besides.resolve())}
-    return named, outside - named
+    # What an earlier report has written there is no result, and features that `evaluate` has kept are none.
+    results = {path for path in found if not path.resolve().is_relative_to(besides.resolve()) and not _in_store(path)}
+    return named, results - named
+
+
+def _in_store(path: Path) -> bool:
+    """Whether a file describes stored features, or a chunk of them."""
+    return path.name == "store.json" or (path.name == "chunk.json" and (path.parents[1] / "store.json").is_file())

@@ -209,7 +209,8 @@ class Run:
             return
         page = write_page(self.options.html, record, maps=maps)
         pictures = "" if page.pictures == page.images else f", pictures of {page.pictures:,}"
-        self.wrote(f"page of {counted(page.images, 'image')}{pictures}, {page.bytes / 1e6:.1f} MB,", self.options.html)
+        size = f"{page.bytes / 1e6:.1f} MB" if page.bytes >= 1e6 else f"{page.bytes / 1e3:.0f} kB"
+        self.wrote(f"page of {counted(page.images, 'image')}{pictures}, {size},", self.options.html)
 
     def wrote(self, what: str, where: Path | None) -> None:
         """Tells where a file went, or a folder."""

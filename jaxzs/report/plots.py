@@ -66,6 +66,8 @@ def plot_per_class(path: str | Path, result: PerClass) -> None:
     figure, axes = _canvas(max(4.0, 0.35 * len(order) + 2) if named else 12.0, 3.6)  # inches
     axes.bar(range(len(order)), gain, color=[GAIN if g >= 0 else LOSS for g in gain])
     axes.axhline(0, color="black", linewidth=0.8)
+    if not any(gain):
+        axes.set_ylim(-1, 1)  # else the scale would be of hundredths of a point
     if named:
         names = [f"{result.classes[c]} ({result.zero_shot[c]:.0f})" for c in order]
         axes.set_xticks(range(len(order)), names, rotation=60, ha="right", fontsize=8)

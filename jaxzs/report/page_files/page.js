@@ -15,6 +15,8 @@
   const score = (item) => (item.l.length && item.l[0][1] !== null ? item.l[0][1] : 0);
   const verdict = (item) => (item.t < 0 ? "unknown" : item.l.length && item.l[0][0] === item.t ? "right" : "wrong");
   const nameOf = (item) => item.p.split("/").slice(-2).join("/");
+  // Each part in a direction of its own: else names of folders and files in Hebrew or Arabic change places.
+  const apart = (parts, between) => parts.flatMap((part, k) => [k ? between : "", make("bdi", "", part)]);
   const words = items.map((item) => (item.p + "\n" + item.l.map(([c]) => classes[c]).join("\n")).toLowerCase());
 
   // --- filters -----------------------------------------------------------------------------------------------------
@@ -60,8 +62,9 @@
       );
     });
     shown.sort(orders[value("order")] || orders.least);
-    byId("count").textContent =
-      shown.length === items.length
+    byId("count").textContent = !shown.length
+      ? `none of ${items.length.toLocaleString("en")} images is like that`
+      : shown.length === items.length
         ? `${items.length.toLocaleString("en")} ${items.length === 1 ? "image" : "images"}`
         : `${shown.length.toLocaleString("en")} of ${items.length.toLocaleString("en")} images`;
     grid.replaceChildren();
@@ -106,7 +109,8 @@
   }
 
   function named(c) {
-    const text = make("span", "", classes[c]);
+    const text = make("span");
+    text.append(...apart([classes[c]]));
     if (colours[c]) {
       const dot = make("span", "dot");
       dot.style.background = colours[c];
@@ -147,11 +151,17 @@
     if (item.l.length && item.l[0][1] !== null) text.append(meter(item.l[0][1]));
     const judged = verdict(item);
     if (judged === "right") text.append(make("div", "verdict right", "✓ right"));
-    if (judged === "wrong") text.append(make("div", "verdict wrong", `✗ true: ${classes[item.t]}`));
-    if (judged === "unknown" && item.l.length > 1) {
-      text.append(make("div", "more", item.l.slice(1).map(([c]) => classes[c]).join(", ")));
+    if (judged === "wrong") {
+      text.append(make("div", "verdict wrong", "✗ true: "));
+      text.lastChild.append(...apart([classes[item.t]]));
     }
-    text.append(make("div", "file", nameOf(item)));
+    if (judged === "unknown" && item.l.length > 1) {
+      text.append(make("div", "more"));
+      text.lastChild.append(...apart(item.l.slice(1).map(([c]) => classes[c]), ", "));
+    }
+    text.append(make("div", "file"));
+    text.lastChild.append(...apart(nameOf(item).split("/"), "/"));
+    button.title = item.p;
     button.append(frame, text);
     button.addEventListener("click", () => open(place));
     entry.append(button);
@@ -165,7 +175,7 @@
   function open(place) {
     current = place;
     const item = items[shown[place]];
-    byId("d-name").textContent = item.p;
+    byId("d-name").replaceChildren(...apart(item.p.split("/"), "/"));
     picture(item, byId("d-frame"), false);
     const judged = verdict(item);
     byId("d-truth").textContent = { right: "✓ right", wrong: `✗ wrong, true: ${classes[item.t]}`, unknown: "" }[judged];
@@ -196,8 +206,9 @@
       }),
     );
     byId("d-place").textContent = `${(place + 1).toLocaleString("en")} of ${shown.length.toLocaleString("en")}`;
-    byId("d-previous").disabled = place === 0;
-    byId("d-next").disabled = place === shown.length - 1;
+    // Not "disabled": that takes the focus from the button, and the arrow keys from the dialog.
+    byId("d-previous").setAttribute("aria-disabled", place === 0);
+    byId("d-next").setAttribute("aria-disabled", place === shown.length - 1);
     if (!dialog.open) dialog.showModal();
   }
 
@@ -227,6 +238,7 @@
   form.addEventListener("reset", () => setTimeout(filter));
   for (const button of document.querySelectorAll("table [data-class]")) {
     button.addEventListener("click", () => {
+      form.classList.remove("unneeded"); // from here on: it has the way back
       form.reset();
       byId("class").value = button.dataset.class;
       if (button.dataset.true !== undefined && byId("true")) byId("true").value = button.dataset.true;
