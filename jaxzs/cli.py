@@ -52,6 +52,10 @@ _PURPOSES = {
 COMMANDS = {name: Command(name, purpose) for name, purpose in _PURPOSES.items()}
 
 
+# tyro's own flag, but each command is a parser of its own: only here are all of them known.
+_COMPLETION = "--tyro-print-completion"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
@@ -65,13 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         terminal.say(f"jaxzs {__version__}")
         return FINISHED
-    # tyro's own flag, but each command is a parser of its own: only here are all of them known.
-    if arguments[0] == "--tyro-print-completion":
-        return _completion(arguments)
     name, *rest = arguments
-    if name not in COMMANDS:
+    if name not in COMMANDS and name != _COMPLETION:
         return _unknown(name)
     try:
+        if name == _COMPLETION:
+            return _completion(arguments)
         with _warnings_as_notices(name, quiet="--quiet" in rest):  # options are not parsed yet
             return _run(name, rest)
     except SystemExit as stop:  # tyro has answered --help, or has named a wrong option

@@ -232,8 +232,10 @@ def initialize(
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"cannot join the other processes: {error}. Call parallel.initialize() first in the script; "
-            "outside of a TPU pod, SLURM or Open MPI pass the three arguments"
+            f"cannot join the other processes: {str(error).rstrip('.')}",
+            python="call parallel.initialize() first in the script; outside of a TPU pod, SLURM or Open MPI pass the "
+            "three arguments",
+            command="start it on a TPU pod, by srun or by mpirun; on one machine leave --distributed out",
         ) from error
     several = jax.process_count() > 1
     if several:

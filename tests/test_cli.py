@@ -346,6 +346,17 @@ def test_completion_knows_every_command_and_option(shell, capsys):
         assert part in out
 
 
+def test_completion_into_a_pipe_that_is_closed(monkeypatch):
+    """As `| head` does."""
+
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", broken)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert main(["--tyro-print-completion", "bash"]) == 0
+
+
 # --- names that are hostile, or cannot be shown ------------------------------------------------------------------
 
 

@@ -58,6 +58,25 @@ def test_options_of_one_name_have_one_help(capsys):
                 assert seen.setdefault(flag, help_text) == help_text, f"{name} {flag}"
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_helps_are_written_for_people(name, capsys, monkeypatch):
+    """No word of Python's for an option that is left out, and no line that ends where the source's does."""
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main([name, "--help"]) == 0
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    assert not [line for line in lines if "None" in line]
+    headings = ("usage", "positional arguments", "options")
+    texts = [line for line in lines if " " in line and not line.startswith(("-", "─", "╭", "╰", *headings))]
+    assert not [line for line in texts if line[-1] not in ".)"]
+
+
+def test_a_choice_that_may_be_left_out_is_a_word_of_the_list(capsys):
+    for typed in ("foo", "None"):
+        assert main(["classify", "photos", "--method", typed]) == 2
+        told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert "Expected one of ('auto', 'proxy', 'gda', 'stata', 'transclip', 'zero-shot')" in told
+
+
 def test_every_command_takes_json_and_quiet():
     for name in COMMANDS:
         assert issubclass(options_of(name), OutputOptions)

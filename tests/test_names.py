@@ -118,3 +118,19 @@ def test_folders_of_numbers_are_classes_in_the_order_of_numbers(tmp_path):
     source = data.open_folder(tmp_path)
     assert source.label_names == tuple(NUMBERS)
     assert {item.id: item.labels for item in source}["10/0.png"] == (10,)
+
+
+def test_pairs_that_are_written_alike_are_counted(capsys):
+    """A hundred lines of "cat -> cat" say nothing."""
+    from jaxzs.commands.classify import ClassifyOptions
+    from jaxzs.commands.run import Run
+
+    told = Run(ClassifyOptions())
+    told.tell_pairing(data.match_names(WORDS, WORDS[::-1]))
+    assert told.notices == []
+    told.tell_pairing(data.match_names(["zero", "one", "two"], ["Two", "one", "zero"]))
+    told.tell_pairing(data.match_names(["b", "a"], ["a", "b"], by_position=True))
+    assert told.notices == [
+        "labels of the data, matched by label: Two -> two, 2 written alike",
+        "labels of the data, matched by position: a -> b, b -> a",
+    ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from jaxzs.commands.options import File, ModelOptions, OutputOptions, check_numbers, check_output_file
+from jaxzs.commands.options import File, ModelOptions, OutputOptions, check_numbers, check_output_file, one_of, shown_as
 from jaxzs.commands.run import Run
 from jaxzs.errors import ConfigError, DataError
 
@@ -34,7 +34,7 @@ _PAYS = 1.1  # below, what bfloat16 gains in products is lost in the conversions
 class BenchOptions(ModelOptions, OutputOptions):
     parts: Annotated[tuple[Part, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PARTS")] = PARTS
     """What to measure: image (encoder), text (encoder), proxy (a whole fit), prompt (textual tuning), tag (TagCLIP)."""
-    shape: Shape | None = None
+    shape: Annotated[Shape | None, one_of(Shape), shown_as()] = None
     """Random weights of this published shape instead of a model: speed does not depend on the weights."""
     batch_size: int = 32
     """Images or texts encoded at once; images tagged at once."""

@@ -21,6 +21,7 @@ from jaxzs.commands.options import (
     check_output_file,
     check_output_folder,
     check_record_beside,
+    one_of,
     option,
     read_templates,
     shown_as,
@@ -60,7 +61,7 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
     """A prompt that `jaxzs tune` has learned; its class names unless others are given, and no templates."""
     proxies: File = None
     """A head or proxies that --save has kept, with their class names: nothing is learned, one image is enough."""
-    method: Annotated[_Asked | None, shown_as("{auto,proxy,gda,stata,transclip,zero-shot}")] = None
+    method: Annotated[_Asked | None, one_of(_Asked), shown_as()] = None
     """What suits these images (auto, the default), one method, or the text as it is (the default with --prompt)."""
     shots: Annotated[Path | None, shown_as("DIR|TABLE")] = None
     """Images whose labels are known: a folder with one subfolder a class, or a table with some labels filled in."""

@@ -8,7 +8,7 @@ import json as json_format
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -20,11 +20,25 @@ if TYPE_CHECKING:
     from jaxzs.data import DatasetInfo
 
 
-def shown_as(metavar: str) -> Any:
+def shown_as(metavar: str | None = None) -> Any:
     """How the help shows an option that may be left out; its text says what happens then."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")  # instead of "(default: None)"
 
 
+def one_of(words: Any) -> Any:
+    """For an option that is one of the words of a Literal, or left out: else the word "None" would be taken, too."""
+    names = get_args(words)
+    return tyro.constructors.PrimitiveConstructorSpec[str | None](
+        nargs=1,
+        metavar=f"{{{','.join(names)}}}",
+        instance_from_str=lambda typed: typed[0],
+        is_instance=lambda value: value is None or value in names,
+        str_from_instance=lambda value: [str(value)],
+        choices=names,
+    )
+
+
+_Device = Literal["cpu", "gpu", "tpu"]
 Text = Annotated[str | None, shown_as("TEXT")]
 File = Annotated[Path | None, shown_as("FILE")]
 Folder = Annotated[Path | None, shown_as("DIR")]
@@ -73,7 +87,7 @@ class OutputOptions:
 class ComputeOptions:
     """What is computed on, and whether compiled programs are kept."""
 
-    device: Annotated[Literal["cpu", "gpu", "tpu"] | None, shown_as("{cpu,gpu,tpu}")] = None
+    device: Annotated[_Device | None, one_of(_Device), shown_as()] = None
     """What to compute on; by default the fastest that jax finds."""
     no_cache: Flag = False
     """Keep no compiled programs and texts; else they are in JAXZS_CACHE, by default jaxzs/ in your cache folder."""
@@ -84,7 +98,7 @@ class ModelOptions(ComputeOptions):
     """Which checkpoint, and how it computes."""
 
     model: str = "demo"
-    """The embedded demo checkpoint, a folder, or a hub id such as openai/clip-vit-base-patch32."""
+    """demo or art, which are inside the package, a folder or file, or a hub id such as openai/clip-vit-base-patch32."""
     revision: Text = None
     """Commit, branch or tag of a hub id."""
     bfloat16: Flag = False
@@ -122,7 +136,7 @@ class LabelOptions:
     dataset: Text = None
     """Class names and templates of a known data set (`jaxzs datasets` lists them), or of your own JSON file."""
     force: Flag = False
-    """Use class names that the demo checkpoint has never seen."""
+    """Use class names that the checkpoint says it has never seen, as demo and art do."""
     truncate: Flag = False
     """Cut texts that are too long for the model, instead of refusing them."""
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import tyro
+
 from jaxzs.commands.options import (
     File,
     Flag,
@@ -53,9 +55,13 @@ class PatchOptions(OutputOptions, ModelOptions, LabelOptions):
     """Reproduce the original code to the last decision, its oddities too; slower."""
     html: File = None
     """Write a page to look at in a browser: all images, with maps or masks where one is pointed at, and filters."""
-    offsets: int = 1
-    """Look at each image from so many origins along each side, moved by parts of a patch, and average scores and maps:
-    2 is more exact, and four times the work."""
+    offsets: Annotated[
+        int,
+        tyro.conf.arg(
+            help="Look at each image from so many origins along each side, moved by parts of a patch, and average "
+            "scores and maps: 2 is more exact, and four times the work."
+        ),
+    ] = 1
     batch_size: int = 8
     """Images worked on at once."""
     max_patches: int = 4096

@@ -140,12 +140,17 @@ class Run:
             yield
 
     def tell_pairing(self, pairing: Pairing) -> None:
-        """Which class each label of the data is, unless both are the same list; the first of many."""
+        """Which class each label of the data is, unless all are written alike; the first of many."""
         if pairing.given == pairing.found:
             return
-        lines = pairing.lines()
+        labels = zip(pairing.lines(), pairing.found, pairing.places, strict=True)
+        # What is written alike is worth no line, in whatever order.
+        lines = [line for line, label, place in labels if pairing.how != "label" or label != pairing.given[place]]
+        if not lines:
+            return
         more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-        self.notice(f"labels of the data, matched by {pairing.how}: {', '.join([*lines[:_SHOWN], *more])}")
+        alike = [f"{len(pairing.found) - len(lines)} written alike"] if len(lines) < len(pairing.found) else []
+        self.notice(f"labels of the data, matched by {pairing.how}: {', '.join([*lines[:_SHOWN], *more, *alike])}")
 
     def fail(self, name: str | Path, error: JaxzsError) -> None:
         """An input that could not be used."""

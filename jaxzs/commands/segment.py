@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from jaxzs.commands.options import File, Flag, Number, check_numbers, check_output_folder, read_templates
+from jaxzs.commands.options import (
+    File,
+    Flag,
+    Number,
+    check_numbers,
+    check_output_folder,
+    one_of,
+    read_templates,
+    shown_as,
+)
 from jaxzs.commands.patches import (
     Names,
     Opening,
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
     from jaxzs.clip import Model
     from jaxzs.patch import CRF, Segmenting
 
+_Attention = Literal["csa", "qq", "kk", "v", "naclip", "ordinary"]  # of `patch.dense_features`
 _CLIP_ES_TEMPLATE = "a clean origami {}."  # CLIP-ES chose it, by the sharpness of the scores
 
 
@@ -39,10 +49,15 @@ class SegmentOptions(PatchOptions):
     """Folder for palette masks (.png), overlays and the record, masks.json."""
     tags: File = None
     """Tags of the images, as `jaxzs tag --out FILE.json` writes them; by default they are found."""
-    maps: Literal["cam", "scores", "dense"] = "cam"
-    """Where tags are: activation maps (CLIP-ES), or patch scores, which suit the demo checkpoint better. "dense" needs
-    no tags: every pixel gets the name that its patch is nearest to (NACLIP)."""
-    attention: Literal["csa", "qq", "kk", "v", "naclip", "ordinary"] | None = None
+    maps: Annotated[
+        Literal["cam", "scores", "dense"],
+        # Not a docstring of two lines: the help would be broken where the source is.
+        tyro.conf.arg(
+            help="Where tags are: activation maps (CLIP-ES), or patch scores, which suit the demo checkpoint better. "
+            "dense needs no tags: every pixel gets the name that its patch is nearest to (NACLIP)."
+        ),
+    ] = "cam"
+    attention: Annotated[_Attention | None, one_of(_Attention), shown_as()] = None
     """Of the last layer, for dense maps: csa is SCLIP's, qq ClearCLIP's, v MaskCLIP's; default naclip (ResNets: v)."""
     background_below: float = 0.0
     """With dense maps, what is less probable becomes background; or name backgrounds with --background."""
