@@ -101,6 +101,18 @@ def test_every_method_gives_a_head_as_sure_as_the_text(method):
     assert abs(sure(found.head) - sure(adapt.text_head(z, temperature=SPREAD))) < 1e-4
 
 
+@pytest.mark.parametrize("method", ["gda", "proxy", "transclip"])
+def test_temperatures_as_small_and_as_large_as_allowed_give_probabilities(method):
+    """Scores of 1e36, of which a compiler's fused product differs from the rounded one by more than exp can take."""
+    x, z, _ = inputs()
+    for temperature in (1e-37, 1e-15, 2.5e36):
+        found = adapt.fit(x, z, method=method, temperature=temperature)
+        assert np.isfinite(adapt.probabilities(found, x)).all(), temperature
+    for temperature in (9e-38, 1e37):  # that of vision proxies is four times as much
+        with pytest.raises(ConfigError, match=r"from 1e-37 to 2\.5e\+36"):
+            adapt.fit(x, z, method=method, temperature=temperature)
+
+
 @pytest.mark.slow
 def test_shots_make_it_discriminant_analysis_with_them():
     x, z, _ = inputs()

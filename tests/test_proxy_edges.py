@@ -9,6 +9,7 @@ import pytest
 
 from jaxzs import proxy, zeroshot
 from jaxzs.errors import ConfigError, DataError, JaxzsError
+from jaxzs.proxy import checks
 
 RNG = np.random.default_rng(0)
 TRUTH = np.arange(60) % 4
@@ -272,3 +273,12 @@ def test_round_labels_at_the_edge():
     ):
         with pytest.raises(error):
             proxy.round_labels(labels, confidence)
+
+
+@pytest.mark.parametrize("kind", [float, np.float64, np.float32, jnp.float32])
+def test_the_bounds_of_a_range_belong_to_it_in_every_type(kind):
+    for bound in (1e-37, 1e37):
+        assert checks.scale(kind(bound), "logit_scale") == np.float32(bound)
+    for value in (9e-38, 1.1e37, np.nan, 1e300):
+        with pytest.raises(ConfigError, match="from 1e-37 to 1e\\+37"):
+            checks.scale(value, "logit_scale")

@@ -25,14 +25,28 @@ CLOSE = 1e-3  # a step of Newton's method of this length leaves an error of abou
 NARROW = 1e-6  # an interval that was halved instead
 MOST_STEPS = 40
 CERTAIN = 1e-7  # of float32: odds of a confidence of 1 are finite
+HOPELESS = -1e4  # scores this far below the highest have a probability of 0 in float32
+
+
+def below_highest(head: AnyHead, rows: Rows) -> jax.Array:
+    """Scores of a block less the highest of each image, which is 0: [B,C]."""
+    scores = scores_of(head, rows.features)  # [B,C]
+    return jnp.minimum(scores - jnp.max(scores, axis=-1, keepdims=True), 0)
+
+
+def scaled_scores(below: jax.Array, scale: jax.Array) -> jax.Array:
+    """`below_highest` [B,C] times a scale []."""
+    # Of scores of any size: compilers fuse a product with the difference that softmax takes, whose rounding is then
+    # that of the product, and its exponential may be infinite.
+    return jnp.maximum(below * scale, HOPELESS)
 
 
 def confidences(rows: Rows, head: AnyHead, scales: jax.Array) -> jax.Array:
     """Sums over a block of the highest probability with scores times each scale [K]: [K]."""
-    scores = scores_of(head, rows.features)  # [B,C], once for all scales
+    scores = below_highest(head, rows)  # [B,C], once for all scales
 
     def one(scale: jax.Array) -> jax.Array:
-        highest = jnp.max(jax.nn.softmax(scores * scale, axis=-1), axis=-1)  # [B]
+        highest = jnp.max(jax.nn.softmax(scaled_scores(scores, scale), axis=-1), axis=-1)  # [B]
         return jnp.sum(jnp.where(rows.mask, highest, jnp.float32(0)))
 
     # One scale after the other: [K,B,C] at once would be K times the memory of a block.
@@ -46,10 +60,10 @@ def text_and_head(rows: Rows, text: Head, head: AnyHead, scales: jax.Array) -> t
 
 def confidence_and_slope(rows: Rows, head: AnyHead, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sum over a block of the highest probability with scores times a scale, and its slope in log scale: [], []."""
-    scores = scores_of(head, rows.features) * scale  # [B,C]
+    scores = scaled_scores(below_highest(head, rows), scale)  # [B,C]
     p = jax.nn.softmax(scores, axis=-1)
     highest = jnp.max(p, axis=-1)  # [B]
-    slope = highest * (jnp.max(scores, axis=-1) - jnp.sum(p * scores, axis=-1))
+    slope = -highest * jnp.sum(p * scores, axis=-1)
     return tuple(jnp.sum(jnp.where(rows.mask, of_row, jnp.float32(0))) for of_row in (highest, slope))  # type: ignore
 
 

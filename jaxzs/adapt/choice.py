@@ -28,7 +28,7 @@ from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import LabelSums, closed_form, precondition
 from jaxzs.proxy.gamma import GAMMAS, best_gamma, compared, random_splits
 from jaxzs.proxy.rows import Counted, Reduce, normalize
-from jaxzs.proxy.settings import PAPER_LOGIT_SCALE, Checked, Settings, in_float32
+from jaxzs.proxy.settings import PAPER_LOGIT_SCALE, VISION_OVER_TEXT, Checked, Settings, in_float32
 from jaxzs.proxy.sinkhorn import Task
 from jaxzs.proxy.solvers import solve
 from jaxzs.proxy.sweeps import Recomputed
@@ -170,7 +170,7 @@ def fit(
     if method not in get_args(Method):
         raise ConfigError(f"method is {method!r}; expected one of {', '.join(get_args(Method))}")
     check_takes_shots(method, shots)
-    own = number(temperature, "temperature")
+    own = _temperature(temperature)
     if method == "zero-shot":
         if not callable(image_features):  # not needed, but wrong ones would be found out by nobody
             checks.features_and_proxies(image_features, text_proxies, mask)
@@ -275,8 +275,15 @@ def _scale_of(
     return matching_text(counted, text, *numbers), counted.passes
 
 
+def _temperature(value: ArrayLike) -> jax.Array:
+    """A checked temperature of the text, of which float32 also holds that of the vision proxies."""
+    return number(value, "temperature", high=checks.LARGEST / VISION_OVER_TEXT)
+
+
 def _settings(temperature: ArrayLike, solver: Any) -> Checked:
-    own = number(temperature, "temperature")
+    own = _temperature(temperature)
     solver = "closed_form" if solver == "auto" else solver
     # tau_i = 4 tau_t: similarities among images are larger than those of images and texts.
-    return in_float32(Settings(label_temperature=own, temperature=4 * own, solver=solver), PAPER_LOGIT_SCALE)
+    return in_float32(
+        Settings(label_temperature=own, temperature=VISION_OVER_TEXT * own, solver=solver), PAPER_LOGIT_SCALE
+    )

@@ -94,7 +94,7 @@ def _over_chunks(
     return method(passes, normalize(text), numbers, choices)
 
 
-def number(value: Any, name: str, low: float = 1e-37, high: float = 1e37) -> jax.Array:
+def number(value: Any, name: str, low: float = checks.SMALLEST, high: float = checks.LARGEST) -> jax.Array:
     """A checked float32 scalar, or a tracer of one; by default any above 0."""
     return checks.between(value, name, low, high)
 

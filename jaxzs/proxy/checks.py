@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jaxzs.errors import ConfigError, DataError
 
 SMALLEST = 1e-37  # of a temperature: a tenth of it and float32 is no longer normal, so that S / tau is not a number
+LARGEST = 1e37  # of a number that is divided by, or multiplied with
 LARGEST_LOGIT = 1e37  # of which float32 still holds differences and sums
 SUM_OF_LABELS = 1e-2  # how far a row of labels may be from a distribution: more than float16 rounds off
 
@@ -125,16 +126,23 @@ def between(value: Any, name: str, low: float, high: float) -> jax.Array:
         array = value if isinstance(value, jax.Array) else np.asarray(value)
     except (TypeError, ValueError) as error:
         raise wrong from error
-    # bool is neither; NaN lies in no range.
+    # bool is neither.
     real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
-    if not real or array.shape != () or (concrete(array) and not low <= float(array) <= high):
+    if not real or array.shape != () or (concrete(array) and not _in_range(float(array), low, high)):
         raise wrong
     return jnp.asarray(array).astype(jnp.float32)
 
 
+def _in_range(value: float, low: float, high: float) -> bool:
+    """Whether a number is in the range as float32 rounds all three: the bounds belong to it. NaN lies in none."""
+    with np.errstate(over="ignore"):  # too large for float32: an infinity, which is in no range
+        value, low, high = np.array([value, low, high]).astype(np.float32).tolist()
+    return low <= value <= high
+
+
 def scale(value: Any, name: str) -> jax.Array:
     """A temperature or a logit scale: a float32 scalar above 0 whose inverse float32 holds too."""
-    return between(value, name, SMALLEST, 1 / SMALLEST)
+    return between(value, name, SMALLEST, LARGEST)
 
 
 def whole_number(value: Any, name: str) -> None:

@@ -9,10 +9,10 @@ from jax.typing import ArrayLike
 from jaxzs.errors import renamed
 from jaxzs.proxy import checks
 from jaxzs.proxy.closed_form import label_sums, sums_of
-from jaxzs.proxy.gamma import best_gamma, compared, random_splits
+from jaxzs.proxy.gamma import random_splits, with_gamma
 from jaxzs.proxy.rows import Blocks, Rows, normalize, prepare, where_rows_lie
 from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Checked, Settings, Solver, for_rows, in_float32
-from jaxzs.proxy.sinkhorn import Task, rounded, sinkhorn
+from jaxzs.proxy.sinkhorn import Task, rounded
 from jaxzs.proxy.solvers import ProxyResult, solve
 from jaxzs.proxy.sweeps import Kept, Recomputed
 
@@ -90,11 +90,8 @@ def learn(rows: Rows, text: jax.Array, labels: jax.Array, settings: Checked) -> 
 
 def whole_method(task: Task, settings: Checked) -> ProxyResult:
     """Sinkhorn, labels and proxies, from sums over the images alone."""
-    if settings.auto:
-        found = compared(task, settings)
-        _, sums = found.of_gamma(best_gamma(found.losses))
-    else:
-        potentials = sinkhorn(task, settings.gamma[None], settings)[0]  # [C]
+    potentials, sums = with_gamma(task, settings)  # [C]
+    if sums is None:
         sums = task.reduce(label_sums, task.text, potentials, settings)
     return solve(Recomputed(task.reduce, settings), sums, task.text, settings)
 

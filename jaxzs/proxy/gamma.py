@@ -150,6 +150,14 @@ def compared(task: Task, settings: Checked) -> Compared:
     return Compared(losses, potentials, whole)
 
 
+def with_gamma(task: Task, settings: Checked) -> tuple[jax.Array, LabelSums | None]:
+    """Class potentials [C] of the gamma that is given or chosen; the sums of its labels where choosing has had them."""
+    if settings.auto:
+        found = compared(task, settings)
+        return found.of_gamma(best_gamma(found.losses))
+    return sinkhorn(task, settings.gamma[None], settings)[0], None
+
+
 def best_gamma(losses: jax.Array) -> jax.Array:
     """The index in `GAMMAS` with the least loss [S,G] over all splits: []."""
     # Losses are added up: a clear split counts more than one in which all balances are alike.

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxzs.errors import ConfigError, renamed
 from jaxzs.proxy import checks
 from jaxzs.proxy.fit import IN_SETTINGS, task_of
-from jaxzs.proxy.gamma import GAMMAS, best_gamma, compared, random_splits
+from jaxzs.proxy.gamma import GAMMAS, best_gamma, compared, random_splits, with_gamma
 from jaxzs.proxy.rows import Rows, Whole, count, prepare, where_rows_lie
 from jaxzs.proxy.settings import DEFAULTS, PAPER_LOGIT_SCALE, Checked, Gamma, Settings, for_rows, in_float32
 from jaxzs.proxy.sinkhorn import Task, sinkhorn, soft_labels
@@ -178,10 +178,6 @@ def _pseudo_labels(rows: Rows, settings: Checked) -> jax.Array:
     prepared = prepare(rows)
     # Not by blocks: the similarities that were given have the size of the labels that are asked for.
     task = Task(Whole(prepared), count(rows), rows.similarity.shape[1])
-    if settings.auto:
-        found = compared(task, settings)
-        potentials, _ = found.of_gamma(best_gamma(found.losses))  # [C]
-    else:
-        potentials = sinkhorn(task, settings.gamma[None], settings)[0]
+    potentials, _ = with_gamma(task, settings)  # [C]
     labels = soft_labels(prepared.similarity, potentials, settings.label_temperature)  # [N,C]
     return jnp.where(rows.mask[:, None], labels, jnp.float32(0))
