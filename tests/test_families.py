@@ -20,7 +20,7 @@ from jaxzs import clip, parallel
 from jaxzs.clip import open_clip, resnet
 from jaxzs.clip.params import flatten
 from jaxzs.clip.pooling import map_local
-from jaxzs.clip.weights import towers_of
+from jaxzs.clip.weights import read_config, towers_of
 from jaxzs.errors import CheckpointError, ConfigError, ImageError, TextError
 
 GOLDEN = Path(__file__).parent / "golden" / "families"
@@ -253,6 +253,44 @@ def test_transformers_reads_the_siglip_that_is_written(tmp_path):
     assert read.text_config.projection_size == config.projection_dim
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("vit_gelu", "clip"), ("openai_vit", "clip"), ("worldwide_eos", "metaclip_2"), ("hf_siglip", "siglip"),
+        ("hf_siglip2_naflex", "siglip2"), ("rn_quickgelu", "jaxzs_clip"), ("vit_customtext_bias", "jaxzs_clip"),
+    ],
+)  # fmt: skip
+def test_what_transformers_computes_alike_is_written_under_its_name(name, kind, tmp_path):
+    """A CLIP of OpenAI's or open_clip's was written as a kind that no version of transformers knows; NaFlex too."""
+    params, config = _read(name)
+    clip.write_checkpoint(tmp_path, params, config, "safetensors")
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model_type"] == kind
+    assert {written[f"{tower}_config"]["model_type"] for tower in ("text", "vision")} == {
+        f"{kind}_text_model", f"{kind}_vision_model"
+    }  # fmt: skip
+    if kind == "clip":  # its rule for this end token is the highest id
+        assert written["text_config"]["eos_token_id"] == 2
+    if kind == "siglip2":
+        assert written["vision_config"]["num_patches"] == config.vision.num_patches
+    assert read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("name", ["hf_siglip", "hf_siglip2_naflex"])
+@pytest.mark.parametrize("tower", ["text", "vision"])
+def test_a_siglip_of_one_tower(name, tower, tmp_path):
+    """Of any width: only 768, the width of a tower that is not there, was read."""
+    params, config = _read(name)
+    clip.write_checkpoint(tmp_path, params, config, "safetensors")
+    values = json.loads((tmp_path / "config.json").read_text())[f"{tower}_config"]
+    values.pop("projection_dim", None)  # a file of SigLIP has none
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    alone, read = clip.read_checkpoint(tmp_path, towers=(tower,))
+    assert getattr(read, tower) == getattr(config, tower)
+    assert read.projection_dim == config.projection_dim
+    chex.assert_trees_all_equal(alone, {key: leaf for key, leaf in params.items() if key.startswith(tower)})
+
+
 # --- what is refused, by name --------------------------------------------------------------------------------------
 
 
@@ -274,6 +312,8 @@ def _open_clip_folder(folder: Path, vision: dict, text: dict | None = None, **to
         ({"timm_model_name": "fastvit_mci0"}, {}, {}, "fastvit_mci0"),
         ({}, {"hf_model_name": "roberta-base"}, {}, "roberta-base"),
         ({"ls_init_value": 1e-4}, {}, {}, "layer scale"),
+        ({"qk_norm": True}, {}, {}, "blocks have qk_norm"),
+        ({}, {"scale_fc": True, "scale_heads": True}, {}, "blocks have scale_heads, scale_fc"),
         ({"image_size": [224, 336]}, {}, {}, "not square"),
         ({"pool_type": "last"}, {}, {}, "image pooling is 'last'"),
         ({}, {"pool_type": "first"}, {}, "text pooling is 'first'"),
@@ -326,6 +366,14 @@ def test_blocks_stacked_by_a_scan(tmp_path):
     params, config = clip.read_checkpoint(tmp_path / "scanned.npz")
     chex.assert_trees_all_equal(params, _read("openclip_siglip (big_vision)")[0])
     assert config.vision.hidden_act == "gelu_pytorch_tanh"  # no configuration beside it says otherwise
+
+
+def test_a_projection_at_null_is_a_projection(tmp_path):
+    """In open_clip only "none" leaves it out."""
+    values = json.loads((GOLDEN / "vit_gelu" / "open_clip_config.json").read_text())["model_cfg"]
+    text = values["text_cfg"] | {"proj_type": None}
+    folder = _open_clip_folder(tmp_path, values["vision_cfg"], text, embed_dim=values["embed_dim"])
+    assert read_config(folder) == read_config(GOLDEN / "vit_gelu")
 
 
 def test_towers_of_open_clip_alone():

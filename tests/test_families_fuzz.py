@@ -14,6 +14,7 @@ import pytest
 
 import jaxzs
 from jaxzs.clip import read_checkpoint
+from jaxzs.clip.torch_zip import open_torch
 from jaxzs.errors import CheckpointError, JaxzsError
 
 GOLDEN = Path(__file__).parent / "golden" / "families"
@@ -155,6 +156,16 @@ def test_hostile_archives(kind, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(tmp_path)
     assert not Path("/tmp/jaxzs-was-run").exists()
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_the_state_of_an_optimizer_is_left_unread(key, tmp_path):
+    """Beside the model in the files of a training, where it was a name too many for each moment of each leaf."""
+    word = lambda text: b"X" + len(text).to_bytes(4, "little") + text.encode()  # noqa: E731
+    leaf = tensor((4,), (1,))[2:-1]  # without the pickle's beginning and its end
+    both = b"\x80\x02}" + word("optimizer") + leaf + b"s" + word(key) + leaf + b"s."
+    archive(tmp_path / "pytorch_model.bin", both, **{"data/0": bytes(16)})
+    assert [*open_torch(tmp_path / "pytorch_model.bin")] == ["logit_scale"]
 
 
 def test_dicts_that_hold_each_other_end(tmp_path):

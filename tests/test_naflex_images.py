@@ -46,6 +46,12 @@ def test_the_grid_is_that_of_transformers(height: int, width: int, most: int) ->
     assert rows * columns <= most or 1 in (rows, columns)
 
 
+def test_images_that_are_not_to_be_resized_are_refused(tmp_path: Path) -> None:
+    """They were resized nevertheless, to other pixels than those of transformers."""
+    with pytest.raises(ConfigError, match="do_resize is false"):
+        PatchPreprocessor.for_tower(written(tmp_path, do_resize=False), TOWER)
+
+
 def test_every_patch_lies_in_its_place(tmp_path: Path) -> None:
     preprocess = PatchPreprocessor.for_tower(written(tmp_path), TOWER)
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)  # 4 x 4 patches: not resized

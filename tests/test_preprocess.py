@@ -265,6 +265,8 @@ def test_damaged_pixel_data_is_a_named_error(tmp_path: Any) -> None:
         ({"rescale_factor": 0}, "which no encoder can read"),
         ({"image_mean": 1e38}, "which no encoder can read"),
         ({"image_processor_type": 5}, "image_processor_type is 5, expected a name"),
+        ({"use_square_size": True}, "use_square_size is set"),
+        ({"size": 48, "default_to_square": True}, "default_to_square is set"),
         ({"image_processor_type": "Siglip2ImageProcessor"}, "NaFlex"),
         (
             {"image_processor_type": "ConvNextImageProcessor", "size": 224, "do_center_crop": True},
@@ -438,6 +440,11 @@ def test_open_clip_and_siglip_pixels_equal_those_of_their_libraries(shared: Path
 def test_unfit_open_clip_configurations_are_named(config: dict, size: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ImagePreprocessor.from_open_clip(config, size)
+
+
+def test_what_open_clip_leaves_at_null_is_its_default() -> None:
+    null = dict.fromkeys(["mean", "std", "interpolation", "resize_mode", "fill_color"])
+    assert ImagePreprocessor.from_open_clip(null, 32) == ImagePreprocessor.from_open_clip({}, 32)
 
 
 @given(side=st.integers(1, 90), extra=st.integers(0, 90), crop=st.integers(1, 60))

@@ -36,6 +36,34 @@ def test_a_saved_model_is_the_same_model(name, format, tmp_path):
     np.testing.assert_allclose(*features, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-5)
 
 
+@pytest.mark.parametrize("name", ["hf_siglip", "hf_siglip2_gemma", "vit_gelu", "openai_vit"])
+def test_transformers_gives_a_saved_model_the_same_texts(name, tmp_path):
+    """SigLIP's was of a class that reads another file, SigLIP 2's padded on the left, and "!" was taken for padding."""
+    transformers = pytest.importorskip("transformers")
+    model = jaxzs.load(clip.save(jaxzs.load(GOLDEN / name), tmp_path / "once"))
+    clip.save(model, tmp_path / "twice")  # what was put into the pipeline is not put there again
+    files = [(tmp_path / folder / "tokenizer.json").read_bytes() for folder in ("once", "twice")]
+    assert files[0] == files[1]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "twice")
+    for text in ("x! A cat", "Its a_DOG,  ok", "a photo"):
+        ids, mask = model.tokenize([text])
+        made = theirs([text], padding="max_length", max_length=model.config.text.max_position_embeddings)["input_ids"]
+        if "siglip" in name:  # which reads the padding
+            assert made == ids.tolist(), text
+        else:
+            assert made[0][: mask.sum()] == ids[0][: mask.sum()].tolist(), text
+
+
+def test_open_clip_is_told_of_another_tokenizer(tmp_path):
+    """It takes OpenAI's byte pairs, with ids of its own, unless a name says that the folder has others."""
+    clip.save(jaxzs.load("demo"), tmp_path, "open_clip")
+    text = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    assert text["hf_tokenizer_name"] == "demo"
+    assert jaxzs.load(tmp_path).tokenize(["the digit one"])[0].tolist() == [
+        jaxzs.load("demo").tokenizer.encode("the digit one")
+    ]
+
+
 def test_half_a_model_is_not_saved(tmp_path):
     model = jaxzs.load("demo", towers=("vision",))
     with pytest.raises(CheckpointError, match="without one of its towers"):

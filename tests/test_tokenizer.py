@@ -415,6 +415,33 @@ def test_siglip_files_in_the_wild_are_the_same_rules(shared: Path) -> None:
     assert tokenizer.encode("\uff41\uff42\u00b2 \ufb01") == tokenizer.encode("ab2 fi")  # NFKC
 
 
+def changed_copy(family: str, folder: Path, **settings: Any) -> Path:
+    shutil.copytree(TOKENS / family, folder)
+    file = folder / "tokenizer_config.json"
+    values = (json.loads(file.read_text()) if file.is_file() else {}) | settings
+    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    return folder
+
+
+@pytest.mark.parametrize("name", [None, "PreTrainedTokenizerFast", "TokenizersBackend"])
+def test_siglip_2_is_known_without_the_name_of_its_class(name: str | None, tmp_path: Path) -> None:
+    """As a CLIP's, its texts began with a <bos> that it never saw, and kept their capitals."""
+    folder = changed_copy("gemma", tmp_path / "gemma", tokenizer_class=name)
+    same = Tokenizer.from_folder(TOKENS / "gemma", max_length=16)
+    np.testing.assert_array_equal(Tokenizer.from_folder(folder, max_length=16)(["A Cat"])[0], same(["A Cat"])[0])
+
+
+def test_texts_that_a_siglip_would_read_otherwise_are_refused(tmp_path: Path) -> None:
+    reads_padding = TextConfig(vocab_size=422, max_position_embeddings=16, pooling="last", causal=False)
+    for family in ("gemma", "siglip"):
+        left = changed_copy(family, tmp_path / family, padding_side="left")
+        with pytest.raises(CheckpointError, match="pads texts on the left"):
+            Tokenizer.for_tower(left, reads_padding)
+    cased = changed_copy("siglip", tmp_path / "cased", do_lower_case=False)
+    with pytest.raises(CheckpointError, match="do_lower_case is false"):
+        Tokenizer.from_folder(cased)
+
+
 def test_open_clip_canonicalizes_for_siglip() -> None:
     pytest.importorskip("ftfy")
     config = {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP2", "tokenizer_kwargs": {"clean": "canonicalize"}}
@@ -474,6 +501,10 @@ def test_clipa_reads_words_of_bert_and_ends_with_zero(tmp_path: Path) -> None:
         ({"hf_tokenizer_name": "facebook/xlm-v-base"}, "names 'facebook/xlm-v-base': put that one's files beside it"),
         ({"tokenizer_kwargs": {"clean": "dirty"}}, "tokenizer_kwargs.clean is 'dirty'"),
         ({"tokenizer_kwargs": 5}, "tokenizer_kwargs is 5"),
+        # open_clip's own byte pairs would then tell capitals apart: other ids without a word.
+        ({"tokenizer_kwargs": {"clean": "whitespace"}}, "clean is 'whitespace', expected lower, canonicalize$"),
+        ({"tokenizer_kwargs": {"additional_special_tokens": ["<x>"]}}, "additional_special_tokens is not supported"),
+        ({"tokenizer_mode": "clips"}, "tokenizer_mode 'clips' is not supported"),
     ],
 )
 def test_unfit_open_clip_configurations_are_named(config: dict, message: str, tmp_path: Path) -> None:

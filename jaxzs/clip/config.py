@@ -31,6 +31,7 @@ _LARGEST = {
 _FAMILY_FIELDS = (
     "pooling", "causal", "projection", "projection_bias", "class_token", "patch_bias", "pre_norm", "variable",
 )  # fmt: skip
+LEGACY_END = 2  # the end token of the first published configurations: the highest id is pooled then
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 
 
@@ -212,6 +213,8 @@ class CLIPConfig:
         config = from_json(cls, {**shared, **given}, where, ConfigError)
         own, words = _part(values, "vision", where), _part(values, "text", where)
         text = _tower(TextConfig, text, words, f"{where}: text_config")
+        if text.pooling == "highest" and text.eos_token_id == LEGACY_END:  # as `to_file` writes it
+            text = dataclasses.replace(text, eos_token_id=text.vocab_size - 1)
         tower = ResNetConfig if "layers" in own else VisionConfig
         vision = _tower(tower, vision, own, f"{where}: vision_config")
         if kind.startswith("siglip"):  # features are as wide as the text tower's head
@@ -246,6 +249,32 @@ class CLIPConfig:
                 **_written(self.vision, vision),
             },
         }
+
+    def to_file(self) -> dict[str, Any]:
+        """The dict of a `config.json`: `to_hf()`, but for models that transformers computes alike under its own names.
+
+        Those pooled at the highest id (OpenAI's, open_clip's) are its CLIP with the legacy end token 2; NaFlex is its
+        Siglip2Model. `from_hf(to_file())` is the identity, too.
+
+        >>> highest = clip.CLIPConfig(text=clip.TextConfig(pooling="highest"))
+        >>> highest.to_hf()["model_type"], highest.to_file()["model_type"]
+        ('jaxzs_clip', 'clip')
+        """
+        text, vision = self.text, self.vision
+        if text.pooling == "highest" and text.eos_token_id == text.vocab_size - 1 > LEGACY_END:
+            legacy = dataclasses.replace(self, text=dataclasses.replace(text, pooling="end", eos_token_id=LEGACY_END))
+            if legacy._is("clip"):
+                values = legacy.to_hf()
+                values["text_config"]["pooling"] = text.pooling  # unknown to transformers; here it tells them apart
+                return values
+        if isinstance(vision, VisionConfig) and vision.variable:
+            square = dataclasses.replace(self, vision=dataclasses.replace(vision, variable=False))
+            if square._is("siglip"):
+                values = square.to_hf() | {"architectures": ["Siglip2Model"], "model_type": "siglip2"}
+                values["text_config"]["model_type"] = "siglip2_text_model"
+                values["vision_config"] |= {"model_type": "siglip2_vision_model", "num_patches": vision.num_patches}
+                return values
+        return self.to_hf()
 
     def _is(self, kind: str) -> bool:
         """Whether the fields that families differ in are those of a model_type, so that its library can read it."""

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzs.clip.config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
+from jaxzs.clip.config import LEGACY_END, CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from jaxzs.clip.layers import (
     Array,
     Numerics,
@@ -366,7 +366,7 @@ def end_positions(input_ids: Array, text: TextConfig) -> jax.Array:
     """
     if text.pooling == "last":
         return jnp.full(input_ids.shape[0], input_ids.shape[1] - 1, jnp.int32)
-    if text.pooling == "highest" or (text.pooling == "end" and text.eos_token_id == 2):
+    if text.pooling == "highest" or (text.pooling == "end" and text.eos_token_id == LEGACY_END):
         return input_ids.argmax(-1).astype(jnp.int32)  # the first of equal ones: padding with the end token is harmless
     return (input_ids == text.eos_token_id).argmax(-1).astype(jnp.int32)  # 0 where none is: see `_check_ids`
 
@@ -634,7 +634,7 @@ def _check_ids(input_ids: Array, text: TextConfig, attention_mask: Array | None)
             "tokens: were they made by another checkpoint's tokenizer?"
         )
     # These pool some place of any row; whether a text ends there, only its tokenizer could tell.
-    if text.pooling in ("highest", "last") or (text.pooling == "end" and text.eos_token_id == 2):
+    if text.pooling in ("highest", "last") or (text.pooling == "end" and text.eos_token_id == LEGACY_END):
         return
     if not (ids == text.eos_token_id).any(1).all():
         raise TextError(

@@ -57,6 +57,8 @@ class PatchPreprocessor:
         own = {key: values[key] for key in ("patch_size", "max_num_patches") if values.get(key) is not None}
         if bad := [key for key, value in own.items() if type(value) is not int]:
             raise ConfigError(f"{file}: {bad[0]} is {own[bad[0]]!r:.80}, expected a whole number")
+        if values.get("do_resize") is False:
+            raise ConfigError(f"{file}: do_resize is false: images are always resized to whole patches")
         # Of a SigLIP file in all but the filter that it leaves out.
         levels = {"resample": BILINEAR, **values, "image_processor_type": "SiglipImageProcessor"}
         try:

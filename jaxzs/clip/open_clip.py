@@ -65,6 +65,10 @@ class _Text:
     norm_kwargs: Mapping[str, Any] | None = None
 
 
+# Further norms and scales of a block, which no published model has.
+_CUSTOM = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Top:
     """`model_cfg` without its towers."""
@@ -100,6 +104,8 @@ def read_open_clip(file: Path) -> CLIPConfig:
 def _refusal(values: Mapping[str, Any], vision: _Vision, text: _Text) -> str:
     """Why a model of open_clip cannot be read, or nothing."""
     timm = vision.timm_model_name
+    towers = [values.get(part) or {} for part in ("vision_cfg", "text_cfg")]
+    custom = [name for name in _CUSTOM if any(tower.get(name) for tower in towers)]
     reasons = {
         "a CoCa, whose text decoder and attentional pooling are not here": (
             "multimodal_cfg" in values or vision.attentional_pool or text.embed_cls
@@ -110,6 +116,7 @@ def _refusal(values: Mapping[str, Any], vision: _Vision, text: _Text) -> str:
         f"its text tower is the HuggingFace model {text.hf_model_name!r}": text.hf_model_name is not None,
         "its blocks have layer scale (ls_init_value)": vision.ls_init_value is not None
         or text.ls_init_value is not None,
+        f"its blocks have {', '.join(custom)}": bool(custom),
         f"its image {vision.image_size} is not square": len(set(_sides(vision.image_size))) > 1,
         f"its image pooling is {vision.pool_type!r}": timm is None and _VISION_POOLING.get(vision.pool_type) is None,
         f"its text pooling is {text.pool_type!r}": text.pool_type not in _TEXT_POOLING,
@@ -151,7 +158,7 @@ def _text(text: _Text, quick: bool) -> TextConfig:
         pad_token_id=text.pad_id,
         pooling=_TEXT_POOLING[text.pool_type],  # type: ignore[arg-type]
         causal=not text.no_causal_mask,
-        projection=text.proj_type not in ("none", None),
+        projection=text.proj_type != "none",  # null is not "none" there
         projection_bias=text.proj_bias,
     )
 

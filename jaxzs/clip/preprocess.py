@@ -187,6 +187,11 @@ class ImagePreprocessor:
             values, where = read_json(Path(source), ConfigError), str(source)
         nested = values.get("image_processor")
         values = nested if isinstance(nested, Mapping) else values
+        # Both give another meaning to the size, but the second one none to an object.
+        named = isinstance(values.get("size"), Mapping)
+        for switch in ("use_square_size", *(() if named else ("default_to_square",))):
+            if values.get(switch):
+                raise ConfigError(f"{where}: {switch} is set, which is not supported: write size as height and width")
         known = {field.name for field in dataclasses.fields(cls)}
         stated = {key: _plain(key, values[key], where) for key in values if key in known}
         stated = {key: value for key, value in stated.items() if value is not None}
@@ -203,6 +208,7 @@ class ImagePreprocessor:
         (32, 32)
         """
         where = "open_clip_config.json: preprocess_cfg"
+        preprocess_cfg = {key: value for key, value in preprocess_cfg.items() if value is not None}
         mode, filter_ = preprocess_cfg.get("resize_mode", "shortest"), preprocess_cfg.get("interpolation", "bicubic")
         if mode not in ("shortest", "squash", "longest"):
             raise ConfigError(f"{where}.resize_mode is {mode!r:.40}, expected shortest, squash or longest")
@@ -222,7 +228,7 @@ class ImagePreprocessor:
             "letterbox": mode == "longest",
         }
         for key, name in (("mean", "image_mean"), ("std", "image_std")):
-            if preprocess_cfg.get(key) is not None:
+            if key in preprocess_cfg:
                 values[name] = _plain(name, preprocess_cfg[key], where)
         return from_json(cls, values, where, ConfigError)
 

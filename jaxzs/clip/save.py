@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxzs.clip.load import Model
 from jaxzs.clip.open_clip import CONFIG_FILE, to_open_clip
 from jaxzs.clip.preprocess import BICUBIC, BILINEAR, ImagePreprocessor
+from jaxzs.clip.texts import RULES
 from jaxzs.clip.tokenizer import Tokenizer
+from jaxzs.clip.tokenizer_files import OWN_CLASS, OWN_PADDING, WORD_END, packaged_pipeline
 from jaxzs.clip.weights import check_folder, write_checkpoint
 from jaxzs.errors import CheckpointError, ConfigError
 from jaxzs.files import atomic_path, write_json
@@ -68,7 +72,11 @@ def _check_nothing_foreign(model: Model, folder: Path) -> None:
 
 def _open_clip_files(model: Model) -> dict[str, Any]:
     """`open_clip_config.json`. Raises `ConfigError` or `CheckpointError` for what it cannot say."""
-    return {"model_cfg": to_open_clip(model.config), "preprocess_cfg": _open_clip_preprocessing(model)}
+    values = to_open_clip(model.config)
+    if model.tokenizer.backend.get_vocab() != packaged_pipeline()[1]["model"]["vocab"]:
+        # open_clip takes OpenAI's byte pairs, whatever lies in the folder, unless another tokenizer is named.
+        values["text_cfg"]["hf_tokenizer_name"] = Path(model.name).name
+    return {"model_cfg": values, "preprocess_cfg": _open_clip_preprocessing(model)}
 
 
 def _open_clip_preprocessing(model: Model) -> dict[str, Any]:
@@ -102,34 +110,62 @@ def _tokenizer_files(tokenizer: Tokenizer, folder: Path) -> tuple[str, dict[str,
 
     name = lambda number: tokenizer.backend.id_to_token(number)  # noqa: E731
     start, end = None if tokenizer.start_id is None else name(tokenizer.start_id), name(tokenizer.end_id)
+    if (tokenizer.clean, start is None) not in _CLASSES:
+        raise CheckpointError(
+            f"{folder}: no tokenizer class of transformers has this tokenizer's rule for texts ({tokenizer.clean!r}); "
+            "write the weights by clip.write_checkpoint, and copy the tokenizer's files"
+        )
     backend = Backend.from_str(tokenizer.backend.to_str())
     around = [token for token in (start, end) if token is not None]
     backend.post_processor = TemplateProcessing(  # what transformers puts around a text; jaxzs does it itself
         single=" ".join(filter(None, (start, "$A", end))),
         special_tokens=[(token, backend.token_to_id(token)) for token in around],
     )
-    kind = _CLASSES.get((tokenizer.clean, start is None))
-    if kind is None:
-        raise CheckpointError(
-            f"{folder}: no tokenizer class of transformers has this tokenizer's rule for texts ({tokenizer.clean!r}); "
-            "write the weights by clip.write_checkpoint, and copy the tokenizer's files"
-        )
+    _put_rule_into_pipeline(backend, tokenizer.clean)
+    model, pad = json.loads(backend.to_str())["model"], name(tokenizer.pad_id)
+    # Padding such as "!" would be taken out of texts by transformers, where a pad token is never a word.
+    word = pad is not None and backend.token_to_id(pad + WORD_END) is not None
     settings = {
-        "tokenizer_class": f"{kind}Tokenizer",
+        # Only CLIP's own class is known to build what the file says; others would be built anew without the rule.
+        "tokenizer_class": "CLIPTokenizer" if _is_clip(model) else "PreTrainedTokenizerFast",
+        OWN_CLASS: _CLASSES[tokenizer.clean, start is None],
         "model_max_length": tokenizer.max_length,
         "truncation_side": "left" if tokenizer.cut_left else None,
+        "padding_side": "right",  # the default of transformers is the left for some classes, and SigLIP reads padding
         "bos_token": start,
         "eos_token": end,
-        "unk_token": end if kind == "CLIP" else "<unk>",
-        "pad_token": name(tokenizer.pad_id),
+        "unk_token": model["vocab"][model["unk_id"]][0] if model["type"] == "Unigram" else model.get("unk_token"),
+        "pad_token": end if word else pad,
+        OWN_PADDING: pad if word else None,
     }
     return backend.to_str(), {key: value for key, value in settings.items() if value is not None}
 
 
-# The class whose rules for a text are those of the tokenizer: by what is done to it, and whether it has no start token.
+def _is_clip(model: Mapping[str, Any]) -> bool:
+    return model["type"] == "BPE" and model.get("end_of_word_suffix") == WORD_END
+
+
+def _put_rule_into_pipeline(backend: Any, clean: str) -> None:
+    """What SigLIP does to a text as steps of the pipeline, where it is not one already: a copy of jaxzs' own rule.
+
+    transformers has it in classes that read other files (spiece.model), or that are not in version 4.
+    """
+    from tokenizers import Regex
+    from tokenizers.normalizers import Lowercase, Replace, Sequence
+
+    sample, own = "A!", backend.normalizer
+    plain = own.normalize_str if own is not None else str
+    if clean in ("siglip", "lower") and plain(sample) != plain(RULES[clean](sample)):
+        steps = [Lowercase(), *([Replace(Regex(_PUNCTUATION), "")] if clean == "siglip" else [])]
+        backend.normalizer = Sequence([*steps, *([own] if own is not None else [])])
+
+
+_PUNCTUATION = r"[!-/:-@\[-`{-~]"  # of ASCII, as string.punctuation
+# The rule for a text and whether it has no start token, of the tokenizers that can be written; and jaxzs' own name
+# for the class, where that of transformers does not tell it.
 _CLASSES = {
-    ("", False): "CLIP",
-    ("open_clip lower", False): "CLIP",
-    ("siglip", True): "Siglip",
-    ("lower", True): "Gemma",
+    ("", False): None,
+    ("open_clip lower", False): None,
+    ("siglip", True): "SiglipTokenizer",
+    ("lower", True): "GemmaTokenizer",
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxzs.clip import texts as text_rules
-from jaxzs.clip.config import TextConfig
+from jaxzs.clip.config import LEGACY_END, TextConfig
 from jaxzs.clip.tokenizer_audit import Pipeline, rescued
 from jaxzs.clip.tokenizer_files import (
     WORD_END,
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_LENGTH = 77
 LONGEST_TEXT = 100_000  # characters; nothing that a tower of 77 tokens could read
-LEGACY_END = 2  # the first published configurations give this as end token; the highest id is pooled then
+
+
+# reduction_mask chooses words of texts that are too long; here these are refused, or cut.
+_OPEN_CLIP_OPTIONS = ("clean", "strip_sep_token", "reduction_mask")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +87,8 @@ class Tokenizer:
         folder = Path(folder)
         settings = read_settings(folder)
         style = style_of(folder, settings)
+        if style.clean == "siglip" and settings.get("do_lower_case") is False:
+            raise CheckpointError(f"{folder}: do_lower_case is false: only SigLIPs that read lower case are supported")
         file, pipeline = read_pipeline(folder, style)
         pipeline = add_tokens(folder, pipeline, settings, style)
         limit = _longest_text(settings.get("model_max_length"), max_length)
@@ -104,11 +109,21 @@ class Tokenizer:
         """
         folder, named = Path(folder), text_cfg.get("hf_tokenizer_name")
         options = text_cfg.get("tokenizer_kwargs") or {}
+        where = folder / "open_clip_config.json"
         if not isinstance(options, Mapping):
-            raise CheckpointError(f"{folder / 'open_clip_config.json'}: tokenizer_kwargs is {options!r:.40}")
+            raise CheckpointError(f"{where}: tokenizer_kwargs is {options!r:.40}")
         rule = f"open_clip {options.get('clean', 'whitespace' if named else 'lower')}"
-        if rule not in text_rules.RULES:
-            raise CheckpointError(f"{folder / 'open_clip_config.json'}: tokenizer_kwargs.clean is {rule[10:]!r:.40}")
+        # Without lower case open_clip's own byte pairs tell capitals apart; the pipeline of these files does not.
+        if rule not in text_rules.RULES or (rule == "open_clip whitespace" and not named):
+            raise CheckpointError(
+                f"{where}: tokenizer_kwargs.clean is {rule[10:]!r:.40}, expected lower, "
+                f"canonicalize{', whitespace' * bool(named)}"
+            )
+        if unknown := [key for key in options if key not in _OPEN_CLIP_OPTIONS]:
+            known = ", ".join(_OPEN_CLIP_OPTIONS)
+            raise CheckpointError(f"{where}: tokenizer_kwargs.{unknown[0]:.80} is not supported, only {known}")
+        if mode := text_cfg.get("tokenizer_mode"):
+            raise CheckpointError(f"{where}: tokenizer_mode {mode!r:.40} is not supported")
         settings = read_settings(folder)
         style = dataclasses.replace(style_of(folder, settings), clean=rule)
         if has_tokenizer(folder):
@@ -174,6 +189,12 @@ class Tokenizer:
         pooling, causal = getattr(text, "pooling", "end"), getattr(text, "causal", True)
         # Such a tower reads the padding: at another length it would see another text.
         tokenizer = dataclasses.replace(tokenizer, fixed=pooling == "last" or not causal)
+        if tokenizer.fixed and read_settings(Path(folder)).get("padding_side") == "left":
+            raise CheckpointError(
+                f"{folder}: tokenizer_config.json pads texts on the left (padding_side), and this text tower reads its "
+                "padding: only padding behind the text is supported, which SigLIPs are trained with. Write right there "
+                "if this one is, too"
+            )
         if pooling == "last":
             return tokenizer
         # Every text would be pooled at its start, which knows nothing of the words behind it.

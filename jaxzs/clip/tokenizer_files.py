@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
+# In a `tokenizer_config.json` of `clip.save`, where transformers must read something else to give the same ids.
+OWN_CLASS, OWN_PADDING = "jaxzs_class", "jaxzs_padding"
 _WHOLE = ("tokenizer.json", "spiece.model", "vocab.txt")  # each of them is a tokenizer
 
 
@@ -70,7 +72,7 @@ class Style:
             start=None if self.start is None else special(settings, start, self.start),
             end=special(settings, end, self.end),
             unknown=special(settings, "unk_token", self.unknown),
-            pad=special(settings, "pad_token", self.pad),
+            pad=special(settings, OWN_PADDING, special(settings, "pad_token", self.pad)),
         )
 
 
@@ -90,10 +92,13 @@ _STYLES = {
 
 def style_of(folder: Path, settings: Mapping[str, Any]) -> Style:
     """By the class that `tokenizer_config.json` names, else by the files."""
-    name = str(settings.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
+    stated = settings.get(OWN_CLASS) or settings.get("tokenizer_class") or ""
+    name = str(stated).removesuffix("Fast").removesuffix("Tokenizer")
     present = {file for file in ("spiece.model", "vocab.txt", "merges.txt") if (folder / file).is_file()}
     # bert-base-uncased's settings name no class; CLIP's byte pairs come without a list of words.
     kind = "Siglip" if "spiece.model" in present else "Bert" if present == {"vocab.txt"} else "CLIP"
+    if special(settings, "eos_token", "") == _GEMMA.end:  # as CLIP's, SigLIP 2 would read a <bos> that it never saw
+        kind = "Gemma"
     return _STYLES.get(name, _STYLES[kind]).stated(settings)
 
 

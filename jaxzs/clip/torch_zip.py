@@ -29,6 +29,7 @@ _STORAGES = {
 _MAX_PICKLE = 64 * 2**20  # that of the largest CLIP takes 0.2 MB
 _MAX_NODES = 100_000  # the largest CLIP has 1,300 leaves
 _MAX_DEPTH = 24
+_MODEL_KEYS = ("state_dict", "model_state_dict", "model")  # open_clip's name, and those of torch's own examples
 
 
 class Storage(NamedTuple):
@@ -154,8 +155,8 @@ def _tensors(tree: Any) -> Iterator[tuple[str, Tensor]]:
         seen.add(id(items))
         if depth > _MAX_DEPTH or len(seen) + len(waiting) > _MAX_NODES:
             raise CheckpointError("its pickle is nested too deeply, or holds too much; not a CLIP")
-        if depth == 0 and isinstance(items.get("state_dict"), dict):
-            items = items["state_dict"]  # training checkpoints of open_clip
+        if depth == 0:  # training checkpoints hold the model beside the state of its optimizer
+            items = next((items[key] for key in _MODEL_KEYS if isinstance(items.get(key), dict)), items)
         waiting += [(f"{name}.{key}" if name else str(key), value, depth + 1) for key, value in items.items()]
 
 

@@ -168,7 +168,9 @@ def towers_of(path: str | Path) -> tuple[str, ...]:
     path = Path(path)
     file = (path if path.is_dir() else path.parent) / "config.json"
     kind = str(read_json(file, ConfigError).get("model_type")) if file.is_file() else ""
-    alone = tuple(tower for tower in layout.TOWERS if re.fullmatch(rf"(clip|siglip|siglip2)_{tower}_model", kind))
+    alone = tuple(
+        tower for tower in layout.TOWERS if re.fullmatch(rf"(clip|metaclip_2|siglip|siglip2)_{tower}_model", kind)
+    )
     return alone or layout.TOWERS
 
 
@@ -183,14 +185,28 @@ def _read_huggingface(file: Path, towers: Sequence[str]) -> CLIPConfig:
                 command="`jaxzs extract` needs no more than the vision tower; for all else name the full checkpoint",
             )
         values = {
-            "model_type": str(values["model_type"]).split("_")[0],  # "clip_vision_model" -> "clip"
+            "model_type": str(values["model_type"]).removesuffix(f"_{held[0]}_model"),  # "clip_vision_model" -> "clip"
             "projection_dim": values.get("projection_dim", CLIPConfig.projection_dim),
+            **_beside(held[0], values),
             f"{held[0]}_config": values,
         }
     try:
         return CLIPConfig.from_hf(values)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
+
+
+def _beside(tower: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The tower that a SigLIP of one tower lacks, as wide as the shared space: SigLIP's images have no projection."""
+    width = values.get("hidden_size", _SIGLIP_WIDTH)
+    if not str(values["model_type"]).startswith("siglip"):
+        return {}
+    if tower == "vision":
+        return {"text_config": {"projection_size": width}}
+    return {"vision_config": {"hidden_size": values.get("projection_size") or width, "num_attention_heads": 1}}
+
+
+_SIGLIP_WIDTH = 768  # of files that do not say it
 
 
 def open_clip_values(path: str | Path) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
@@ -414,7 +430,7 @@ def write_checkpoint(
     # A tree in memory through the audit of files; nothing of it is read there.
     held = {name: StoredLeaf(np.shape(leaf), str(leaf.dtype), lambda: np.empty(())) for name, leaf in leaves.items()}
     _audit("params", _wanted(config, layout.TOWERS), layout.flax_parts(config, "/"), held, (), layout.TOWERS)
-    file, values = "config.json", config.to_hf()
+    file, values = "config.json", config.to_file()
     if format == "open_clip":
         file, values = CONFIG_FILE, {"model_cfg": to_open_clip(config)}
     target = folder / _TARGETS[format]
