@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import unicodedata
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,24 @@ def test_shots_label_one_image_and_may_be_of_one_class(digit_photos, tmp_path, c
     (tmp_path / "shots" / "one").rename(tmp_path / "shots" / "nine")
     assert cli.main(["classify", str(digit_photos), "--shots", str(tmp_path / "shots")]) == 2
     assert "Labels of the data: 'nine'" in capsys.readouterr().err
+
+
+def test_paths_of_a_table_of_shots_may_be_spelled_otherwise(digit_photos, tmp_path, monkeypatch, capsys):
+    """Paths as commands write them were taken in other capitals or composed otherwise only without their folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(digit_photos, "photos")
+    name = unicodedata.normalize("NFD", "é")
+    os.rename("photos/one/0.png", f"photos/one/{name}.png")
+    composed = unicodedata.normalize("NFC", name)
+    with open("shots.csv", "w", encoding="utf-8") as table:
+        table.write(f"path,label\nphotos/one/{composed}.png,one\nPhotos\\Two\\0.PNG,two\n")
+    command = ["classify", "photos", "--shots", "shots.csv", "--quiet", "--json"]
+    assert cli.main(command) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["known"] == 28
+    os.mkdir("elsewhere")
+    shutil.copy("shots.csv", "elsewhere")
+    assert cli.main(["classify", "photos/*/*.png", "--labels", "one,two", "--shots", "elsewhere/shots.csv"]) == 2
+    assert "--shots: no images in elsewhere" in capsys.readouterr().err
 
 
 def test_shots_are_never_ignored():

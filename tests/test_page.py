@@ -119,6 +119,8 @@ def test_records_without_images_and_of_other_forms(tmp_path):
     assert written.images == 0
     assert "93.00" in text
     assert 'id="grid"' not in text
+    _, text = write(tmp_path, {"command": "x", "figures": [figure | {"passes": 0.0}, figure]})
+    assert text.count('<td class="n">0</td>') == 1  # none were needed, and nobody counted: not the same
     for rows in ([{}], [{"path": "a"}], [{"path": "a", "top": [{"label": "b"}]}], [3], [{"path": "a", "top": 3}]):
         with pytest.raises(RecordError, match="not those of a command"):
             write(tmp_path, {"command": "x", "results": rows})

@@ -103,7 +103,10 @@ def _opened(place: Path, images: Sequence[str]) -> FolderSource:
     folder = (
         Path(images[0]).expanduser() if len(images) == 1 and Path(images[0]).expanduser().is_dir() else place.parent
     )
-    return open_folder(folder, labels=place)
+    try:
+        return open_folder(folder, labels=place)
+    except DataError as error:
+        raise error.within("--shots") from error
 
 
 def _places(run: Run, names: Sequence[str], found: Sequence[str]) -> list[int]:

@@ -196,21 +196,23 @@ def _resolver(root: Path, table: Path, names: Sequence[str]) -> Callable[[str], 
     name without folders or suffix, and at last in other capitals or with accents that are not composed.
     """
     by_path = {_normal(root, name): name for name in names}
-    by_name: dict[str, set[str]] = collections.defaultdict(set)
-    by_loose_name: dict[str, set[str]] = collections.defaultdict(set)
+    by_name, by_loose_name, by_loose_path = (collections.defaultdict[str, set[str]](set) for _ in range(3))
     for name in names:
         path = Path(name)
+        by_loose_path[_loose(_normal(root, name))].add(name)
         for spelling in {name, path.name, path.with_suffix("").as_posix(), path.stem}:  # an id is a stem
             by_name[spelling].add(name)
             by_loose_name[_loose(spelling)].add(name)
 
     def names_of(file: str) -> set[str]:
         file = file.replace("\\", "/")  # of a table written on Windows
-        for place in (table.parent, root, Path()):
-            if file and (name := by_path.get(_normal(place, file))) is not None:
+        paths = [_normal(place, file) for place in (table.parent, root, Path()) if file]
+        for path in paths:
+            if (name := by_path.get(path)) is not None:
                 return {name}
         # The stricter reading first: "A.png" and "a.png" may both be there. Of several the caller tells.
-        return by_name.get(file) or by_loose_name.get(_loose(file)) or set()
+        loose = (by_loose_path.get(_loose(path)) for path in paths)
+        return by_name.get(file) or by_loose_name.get(_loose(file)) or next(filter(None, loose), set())
 
     return names_of
 

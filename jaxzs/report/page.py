@@ -102,7 +102,7 @@ def write_page(
         table=_class_table(classes, items),
         confusion=_confusion(classes, items),
         figures=figures,
-        counted=any(figure["passes"] for figure in figures),
+        counted=any(figure["passes"] != "" for figure in figures),
         plots=[(_clean(title), _of_file(file)) for title, file in plots],
         sections=_sections(record),
         missing=sum(not one["i"] for one in pictures),  # gone since the run, or beyond the room
