@@ -213,7 +213,7 @@ def encode_source(
             features.append(found[jnp.asarray(batch.mask)])  # [n,E], without filling and what could not be read
             read += batch.indices[batch.mask].tolist()
             unreadable += batch.errors
-            bar.update(len(read) + len(unreadable) - bar.n)  # an unreadable image is done, too
+            bar.update(int(batch.mask.sum()) + len(batch.errors))  # an unreadable image is done, too
     return jnp.concatenate(features), read, unreadable  # [n,E]
 
 

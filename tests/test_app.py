@@ -96,6 +96,33 @@ def test_tags_and_masks(desk, photos):
     assert {"same.png", "same-2.png", "masks.json"} <= kept
 
 
+@pytest.mark.slow
+def test_bars_that_are_not_drawn_count_right(desk, photos, monkeypatch):
+    """The page shows the commands' bars by what `update` and the total say: Gradio listens there."""
+    from tqdm import tqdm
+
+    bars: dict[str, list[int]] = {}
+    made, updated = tqdm.__init__, tqdm.update
+
+    def heard(bar, iterable=None, desc=None, total=None, *others, **more):
+        bars[desc] = [0, total]
+        bar.named = desc
+        made(bar, iterable, desc, total, *others, **more)
+
+    def counted(bar, n=1):
+        bars[bar.named][0] += n
+        return updated(bar, n)
+
+    monkeypatch.setattr(tqdm, "__init__", heard)
+    monkeypatch.setattr(tqdm, "update", counted)
+    desk.tag(asked(desk, photos[:9]), "", 0.5)  # more than a batch
+    assert bars["tag images"] == [9, 9]
+    desk.classify(asked(desk, photos), "auto")
+    assert bars["encode images"] == [12, 12]
+    assert bars["encode texts"] == [2, 2]
+    assert all(total is not None for _, total in bars.values()), "else Gradio shows no name"
+
+
 def test_names_are_escaped(desk, photos, tmp_path):
     evil = tmp_path / '<img src=x onerror="hacked=1">.png'
     evil.write_bytes(Path(photos[0]).read_bytes())

@@ -437,6 +437,30 @@ def test_tags_and_masks_in_the_app(browser, served, scene, tab, button):
     photographed(browser, f"app-{tab.lower()}-page")
 
 
+def tab_of(browser: Any, name: str) -> Any:
+    return next(one for one in browser.find_elements(By.CSS_SELECTOR, "[role=tab]") if one.text == name)
+
+
+def test_the_app_fills_the_window(browser, served):
+    """The same width in every tab, beside each other, and readable: WCAG's contrast of 4.5 on white."""
+    scheme(browser, "light")
+    browser.get(served)
+    soon(lambda: buttons(browser, "Label the images"), "the page")
+    widths = set()
+    for tab in ("Labels", "Learn from a folder", "Tags", "Masks"):
+        clicked(lambda tab=tab: tab_of(browser, tab))
+        soon(lambda tab=tab: "selected" in tab_of(browser, tab).get_attribute("class"), tab)
+        widths.add(browser.find_element(By.CSS_SELECTOR, ".gradio-container").size["width"])
+        for selector in ("[role=tab].selected", ".info-text", ".gradio-container p"):
+            for text in browser.find_elements(By.CSS_SELECTOR, selector):
+                if text.is_displayed() and text.text:
+                    assert 1.05 / (luminance(text.value_of_css_property("color")) + 0.05) >= 4.5, text.text
+    assert widths == {browser.execute_script("return document.documentElement.clientWidth")}
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".waiting [data-testid=status-tracker]")) == 4, (
+        "progress has a place"
+    )
+
+
 def test_errors_in_the_app(browser, served, dropped):
     opened(browser, served, dropped[:1])
     typed(browser, "<img src=x onerror=hacked=1>, giraffe")

@@ -113,6 +113,13 @@ def test_size_is_bounded_and_said(tmp_path, monkeypatch):
     assert len(payload_of(text)["items"]) == 8
 
 
+def test_one_image_of_one_class(tmp_path):
+    row = {"path": "gone.png", "tags": [{"label": "cat", "score": 0.9}]}
+    _, text = write(tmp_path, {"command": "x", "class_names": ["cat"], "results": [row]})
+    assert "<dt>image</dt><dd>1</dd>" in text
+    assert "<dt>class</dt><dd>1</dd>" in text
+
+
 def test_records_without_images_and_of_other_forms(tmp_path):
     figure = {"data": "digits", "method": "proxies", "figure": "accuracy", "value": 93.0}
     written, text = write(tmp_path, {"command": "x", "figures": [figure]})
@@ -121,6 +128,7 @@ def test_records_without_images_and_of_other_forms(tmp_path):
     assert 'id="grid"' not in text
     _, text = write(tmp_path, {"command": "x", "figures": [figure | {"passes": 0.0}, figure]})
     assert text.count('<td class="n">0</td>') == 1  # none were needed, and nobody counted: not the same
+    assert "Skip to the images" not in text, "there is nothing to skip to"
     for rows in ([{}], [{"path": "a"}], [{"path": "a", "top": [{"label": "b"}]}], [3], [{"path": "a", "top": 3}]):
         with pytest.raises(RecordError, match="not those of a command"):
             write(tmp_path, {"command": "x", "results": rows})

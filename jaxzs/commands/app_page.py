@@ -25,8 +25,10 @@ _MODELS = (
     "google/siglip-base-patch16-224",
 )
 _STYLE = """
-.gradio-container { max-width: 1600px !important; margin: 0 auto; }
-.gradio-container main > .wrap, .gradio-container .tabs { width: 100%; }
+.gradio-container { width: 100%; max-width: 1600px !important; margin: 0 auto; }
+.gradio-container button[role="tab"].selected { color: var(--primary-600) !important; }
+.dark .gradio-container button[role="tab"].selected { color: var(--primary-400) !important; }
+.waiting:has(.wrap:not(.hide)) { min-height: 110px; }
 .results iframe { width: 100%; height: 780px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 .results pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 8px 12px; }
 .results p { margin: 6px 0; }
@@ -37,8 +39,6 @@ _STYLE = """
 
 def launched(desk: Desk) -> gr.Blocks:
     """The page, served on this machine alone, and until it is closed."""
-    import gradio as gr
-
     # What is dropped goes where the results go, and goes with them when the server ends.
     os.environ["GRADIO_TEMP_DIR"] = str(desk.folder / "uploads")
     page, options = build(desk), desk.options
@@ -53,9 +53,26 @@ def launched(desk: Desk) -> gr.Blocks:
         ssr_mode=False,
         footer_links=[],
         css=_STYLE,
-        theme=gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=_theme(),
     )
     return page
+
+
+def _theme() -> gr.themes.Base:
+    """Gradio's own; its small print and its button are too pale to be read by everyone (WCAG's contrast of 4.5)."""
+    import gradio as gr
+
+    theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    return theme.set(
+        block_info_text_color="*neutral_600",
+        body_text_color_subdued="*neutral_600",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
+    )
 
 
 def build(desk: Desk) -> gr.Blocks:
@@ -213,7 +230,9 @@ def _button(
     """A button, and below it the results of a function of `Asked` and what else is asked; errors by their names."""
     import gradio as gr
 
-    def run(model: str, files: list[str] | None, labels: str, templates: str, *others: Any) -> list[Any]:
+    # The commands' own bars, which they do not draw here, appear below the button.
+    def run(typed: dict[Any, Any], progress: gr.Progress = gr.Progress(track_tqdm=True)) -> list[Any]:  # noqa: B008
+        model, files, labels, templates, *others = (typed[field] for field in inputs)
         try:
             return function(Asked(model, files or (), labels, templates), *others)
         except Exception as error:
@@ -223,6 +242,7 @@ def _button(
             # Gradio takes it for HTML.
             raise gr.Error(html.escape(desk.plain(message)), duration=None, print_exception=False) from error
 
-    button, outputs = gr.Button(name, variant="primary"), [*_outputs(), *(more or ())]
+    button, waiting = gr.Button(name, variant="primary"), gr.HTML(elem_classes="waiting")
+    outputs = [*_outputs(), *(more or ())]
     # One run at a time, whichever button: a device has no room for two.
-    button.click(run, inputs, outputs, api_visibility="private", concurrency_id="jaxzs", show_progress_on=button)
+    button.click(run, set(inputs), outputs, api_visibility="private", concurrency_id="jaxzs", show_progress_on=waiting)

@@ -66,7 +66,7 @@ def run(options: TagOptions) -> int:
         paths, names = run.find_images(), read_names(options)
         model = run.load_one_size(names.all)
         pictures = picture_names(paths, options.overlay)
-        tags = _tags(run, model, paths, names)
+        tags, done = _tags(run, model, paths, names), 0
         with tqdm(total=len(paths), unit="image", desc="tag images", disable=options.no_progress) as bar:
             for path, tagged in tags:
                 found[path] = row_of(path, tagged, names.labels)
@@ -75,7 +75,8 @@ def run(options: TagOptions) -> int:
                     maps[str(path)] = maps_of(found[path], tagged, names.labels)
                 if pictures:
                     _draw(pictures[path], path, tagged, names.labels)
-                bar.update(len(found) + len(run.unusable) - bar.n)  # an unusable image is done, too
+                done, before = len(found) + len(run.unusable), done  # an unusable image is done, too
+                bar.update(done - before)
     run.check_any(found)
     rows = [found[path] for path in paths if path in found]  # in the order of the paths
     per_image = sum(len(row["tags"]) for row in rows) / len(rows)

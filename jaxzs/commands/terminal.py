@@ -43,7 +43,8 @@ def clock(doing: str, *, disable: bool | None = None) -> Iterator[None]:
     """On a terminal, what is done inside of the block, and for how long it has been."""
     from tqdm import tqdm
 
-    with tqdm(desc=doing, bar_format="{desc} {elapsed}", leave=False, disable=disable):
+    # One step: of what has no end `jaxzs app` would show no name.
+    with tqdm(desc=doing, total=1, unit="step", bar_format="{desc} {elapsed}", leave=False, disable=disable):
         yield
 
 

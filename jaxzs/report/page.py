@@ -191,9 +191,9 @@ def _command_of(record: Mapping[str, Any]) -> str:
 
 def _facts(record: Mapping[str, Any], classes: Sequence[str], items: Sequence[_Item]) -> list[tuple[str, str]]:
     """Numbers at the top of the page, with their names."""
-    facts = [("images", f"{len(items):,}")] if items else []
+    facts = [("image" if len(items) == 1 else "images", f"{len(items):,}")] if items else []
     if classes:
-        facts.append(("classes", f"{len(classes):,}"))
+        facts.append(("class" if len(classes) == 1 else "classes", f"{len(classes):,}"))
     known = [item for item in items if item.truth >= 0]
     if known:
         right = sum(not _wrong(item) for item in known)
