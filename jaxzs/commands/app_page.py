@@ -29,6 +29,7 @@ _STYLE = """
 .gradio-container button[role="tab"].selected { color: var(--primary-600) !important; }
 .dark .gradio-container button[role="tab"].selected { color: var(--primary-400) !important; }
 .waiting:has(.wrap:not(.hide)) { min-height: 110px; }
+.waiting:not(:has(.wrap:not(.hide))) { display: none; }
 .results iframe { width: 100%; height: 780px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 .results pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 8px 12px; }
 .results p { margin: 6px 0; }
