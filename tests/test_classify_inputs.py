@@ -34,6 +34,43 @@ def test_a_line_of_a_pipe_may_name_several_images(digit_photos, monkeypatch, cap
     assert (0, found) == _labelled([*one, "zero/0.png", *two], monkeypatch, capsys)[:2]  # one batch, as before
 
 
+def test_a_stream_ends_where_nothing_more_can_come(digit_photos, monkeypatch, capsys):
+    """The thread that reads ended with a traceback, and the command waited for it for ever."""
+    command = ["classify", "-", "--labels", "zero,one,two", "--stream"]
+    monkeypatch.chdir(digit_photos)
+    monkeypatch.setattr("sys.stdin", None)  # `<&-` in a shell
+    assert cli.main(command) == 2
+    assert "standard input is closed" in capsys.readouterr().err
+    # A name of bytes that are no UTF-8, and lines as Windows ends them.
+    piped = io.TextIOWrapper(io.BytesIO(b"one/0.png\r\n\xff.png\none/1.png"), encoding="utf-8", newline="\n")
+    monkeypatch.setattr("sys.stdin", piped)
+    assert cli.main(command) == 1
+    told = capsys.readouterr()
+    assert [line.split("\t")[0] for line in told.out.splitlines()] == ["one/0.png", "one/1.png"]
+    assert "no such file or folder: \\xff.png" in told.err
+
+
+def test_an_interrupted_stream_tells_what_it_has_done(digit_photos, monkeypatch, capsys):
+    def lines():
+        yield "one/0.png\n"
+        yield "nowhere.png\n"
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(digit_photos)
+    monkeypatch.setattr("sys.stdin", lines())
+    assert cli.main(["classify", "-", "--labels", "zero,one,two", "--stream"]) == 130
+    assert "interrupted; 1 image labelled, 1 file not usable" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_watched_any_more_ends_the_stream(tmp_path, monkeypatch, capsys):
+    def look(place):
+        raise PermissionError(13, "Permission denied", str(place))
+
+    monkeypatch.setattr(data, "find_images", look)
+    assert cli.main(["classify", str(tmp_path), "--labels", "zero,one,two", "--stream"]) == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [["--json"], ["--html", "page.html"], ["--top", "3"], ["--gamma", "0.5"]])
 def test_a_stream_refuses_what_it_would_not_do(option, monkeypatch, capsys):
     code, found, told = _labelled([], monkeypatch, capsys, *option)

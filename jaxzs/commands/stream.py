@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import queue
 import sys
@@ -36,18 +37,25 @@ def label_as_they_come(options: Any) -> int:
     text = zeroshot.text_proxies(model, names, numerics=options.numerics)  # [C,E]
     settings = online.StatA(temperature=1 / model.logit_scale, batch=options.batch_size)
     labelled = 0
-    for paths in _batches(_arriving(options.images), options.batch_size):
-        features, read = _encoded(run, model, paths)
-        if not len(read):
-            continue
-        # A stream of this batch alone: the statistics of StatA are those of one batch.
-        (answer,) = online.stream([features], text, settings)
-        for path, p in zip(read, answer.probabilities, strict=True):
-            # Flushed, because somebody at the other end of a pipe waits for the line.
-            print(f"{path}\t{names[int(p.argmax())]}\t{float(p.max()):.3f}", flush=True)
-        labelled += len(read)
-    options.notice(f"{counted(labelled, 'image')} labelled, {counted(len(run.unusable), 'file')} not usable")
+    try:
+        for paths in _batches(_arriving(options.images), options.batch_size):
+            features, read = _encoded(run, model, paths)
+            if not len(read):
+                continue
+            # A stream of this batch alone: the statistics of StatA are those of one batch.
+            (answer,) = online.stream([features], text, settings)
+            for path, p in zip(read, answer.probabilities, strict=True):
+                # Flushed, because somebody at the other end of a pipe waits for the line.
+                print(f"{path}\t{names[int(p.argmax())]}\t{float(p.max()):.3f}", flush=True)
+            labelled += len(read)
+    except KeyboardInterrupt as stop:  # the usual end of a watch
+        raise KeyboardInterrupt(_told(run, labelled)) from stop
+    options.notice(_told(run, labelled))
     return INCOMPLETE if run.unusable else FINISHED
+
+
+def _told(run: Run, labelled: int) -> str:
+    return f"{counted(labelled, 'image')} labelled, {counted(len(run.unusable), 'file')} not usable"
 
 
 def _encoded(run: Run, model: Model, paths: Sequence[str]) -> tuple[Any, list[str]]:
@@ -75,7 +83,10 @@ def _encoded(run: Run, model: Model, paths: Sequence[str]) -> tuple[Any, list[st
     return (np.concatenate(found) if found else np.zeros((0, 1), np.float32)), read  # [n,E]
 
 
-def _arriving(places: Sequence[str]) -> queue.Queue[str | None]:
+Arriving = queue.Queue[str | BaseException | None]  # a path, or why there are no more; None at the end
+
+
+def _arriving(places: Sequence[str]) -> Arriving:
     """Paths as they come, None at the end: of standard input for "-", else of files new in the folders."""
     if not places:
         raise DataError("no images given: name a folder, or - for paths on standard input")
@@ -83,20 +94,34 @@ def _arriving(places: Sequence[str]) -> queue.Queue[str | None]:
         for place in places:
             if not Path(place).is_dir():
                 raise DataError(f"{place} is no folder: a stream takes folders, or - for paths on standard input")
-    arriving: queue.Queue[str | None] = queue.Queue(maxsize=10_000)  # a pipe that is faster waits
-    work, arguments = (_listen, (arriving,)) if places == ("-",) else (_watch, (places, arriving))
-    threading.Thread(target=work, args=arguments, daemon=True).start()  # it ends with the process
+    arriving: Arriving = queue.Queue(maxsize=10_000)  # a pipe that is faster waits
+    found = _listen() if places == ("-",) else _watch(places)
+    threading.Thread(target=_put, args=(found, arriving), daemon=True).start()  # it ends with the process
     return arriving
 
 
-def _listen(arriving: queue.Queue[str | None]) -> None:
+def _put(found: Iterator[str], arriving: Arriving) -> None:
+    """All that is found into the queue. Whatever ends that is told there: who waits would wait for ever."""
+    try:
+        for path in found:
+            arriving.put(path)
+        arriving.put(None)
+    except BaseException as error:
+        arriving.put(error)
+
+
+def _listen() -> Iterator[str]:
+    """The lines of standard input."""
+    if sys.stdin is None:  # closed by who has started the command
+        raise DataError("standard input is closed; expected a path a line")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # names of files are bytes, not all of them UTF-8
     for line in sys.stdin:
         if line.strip():
-            arriving.put(line.rstrip("\n"))  # names may end in blanks
-    arriving.put(None)  # the end
+            yield line.removesuffix("\n").removesuffix("\r")  # lists of Windows; names may end in blanks
 
 
-def _watch(places: Sequence[str], arriving: queue.Queue[str | None]) -> None:
+def _watch(places: Sequence[str]) -> Iterator[str]:
     """Images once their size stands still: a file that is being copied is left for the next look."""
     from jaxzs.data import find_images
 
@@ -109,17 +134,20 @@ def _watch(places: Sequence[str], arriving: queue.Queue[str | None]) -> None:
             except JaxzsError:
                 present = []  # none yet
             for path in present:
-                size = os.path.getsize(path) if os.path.exists(path) else -1  # removed between two looks
+                try:
+                    size = os.path.getsize(path)
+                except OSError:  # removed between two looks
+                    continue
                 if path not in told and sizes.get(path) == size:
                     told.add(path)
-                    arriving.put(path)
+                    yield path
                 sizes[path] = size
         time.sleep(_LOOK_AGAIN)
 
 
-def _batches(arriving: queue.Queue[str | None], size: int) -> Iterator[list[str]]:
+def _batches(arriving: Arriving, size: int) -> Iterator[list[str]]:
     """What comes within a short time, at most `size`: nobody waits for a full batch."""
-    ended = False
+    ended: BaseException | bool = False
     while not ended:
         batch: list[str] = []
         until = None
@@ -129,10 +157,12 @@ def _batches(arriving: queue.Queue[str | None], size: int) -> Iterator[list[str]
                 path = arriving.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
             except queue.Empty:
                 break
-            if path is None:
-                ended = True
+            if not isinstance(path, str):
+                ended = path or True
                 break
             batch.append(path)
             until = until or time.monotonic() + _TOGETHER  # counted from the first one
         if batch:
             yield batch
+    if isinstance(ended, BaseException):
+        raise ended
