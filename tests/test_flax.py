@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -217,6 +218,34 @@ def test_linen_and_nnx_modules():
     assert jax.tree.map(lambda x: x.shape, fresh.tree) == jax.tree.map(jnp.shape, model.params)
     gradient = nnx.nnx.grad(lambda module: module.encode_text(IDS).sum())(own)
     assert len(jax.tree.leaves(gradient)) == len(jax.tree.leaves(model.params))
+
+
+@pytest.mark.parametrize("kind", CLASSES[:3], ids=lambda kind: kind.__name__)
+def test_the_end_token_of_metaclip_2(kind, tmp_path):
+    """Its 2 is a token, and not CLIP's sign for the highest id, which it had become in what was saved."""
+    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, pooling="eos", eos_token_id=2))
+    clip.write_checkpoint(tmp_path / "whole", tiny_model().params, config)
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["model_type"] == "metaclip_2"
+    ids = np.array([[1, 63, 6, 2], [1, 7, 2, 0]])
+    model = kind.from_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "saved")
+    texts = FlaxCLIPTextModel.from_pretrained(tmp_path / "saved")(ids).pooler_output
+    close(texts, clip.text_tower(tiny_model().params, ids, config).pooled)
+    transformers = pytest.importorskip("transformers")
+    whole = transformers.MetaClip2Config.from_pretrained(tmp_path / "whole")
+    for given in (whole, whole.text_config):
+        assert FlaxCLIPTextModel(given, _do_init=False)._config.text == config.text
+    with pytest.raises(ConfigError, match="a configuration of 'siglip'"):
+        FlaxCLIPModel(transformers.SiglipConfig())
+
+
+def test_a_model_without_text_projection_is_refused(tmp_path):
+    text = dataclasses.replace(CONFIG.text, projection=False)
+    config = dataclasses.replace(CONFIG, text=text, projection_dim=text.hidden_size)
+    clip.write_checkpoint(tmp_path, clip.random_params(jax.random.key(0), config), config)
+    with pytest.raises(ConfigError, match="has a text projection, this model none"):
+        FlaxCLIPModel.from_pretrained(tmp_path)
+    assert FlaxCLIPTextModel.from_pretrained(tmp_path)(IDS).pooler_output.shape == (2, config.projection_dim)
 
 
 def test_the_names_of_transformers():

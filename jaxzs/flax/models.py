@@ -71,7 +71,7 @@ class FlaxCLIPPreTrained:
         """
         folder = find_checkpoint(pretrained_model_name_or_path, revision=revision, local_files_only=local_files_only)
         own = read_config(folder, towers=cls.towers)
-        _check_family(cls.__name__, own)  # before gigabytes are read
+        _check_family(cls, own)  # before gigabytes are read
         params, config = cls._read(folder, own), _hf_config(cls.config_name, folder, own)
         # Of transformers' loader; accepted for the sake of older code, without effect here.
         for name in ("from_pt", "cache_dir", "token", "force_download", "subfolder"):
@@ -454,25 +454,33 @@ def _pixels(pixel_values: Any) -> jax.Array:
     return pixels.astype(jnp.float32).transpose(0, 2, 3, 1)  # [B,S,S,3]
 
 
-def _check_family(name: str, config: CLIPConfig) -> None:
+def _check_family(kind: type[FlaxCLIPPreTrained], config: CLIPConfig) -> None:
     """`ConfigError` for towers whose outputs are not those of a CLIP."""
+    name = kind.__name__
     # SigLIP has a bias, ResNets and SigLIP pool by attention: there is no class token to be the output.
     if config.logit_bias or getattr(config.vision, "pooling", "") != "class":
         raise ConfigError(
             f"{name} is for CLIP's transformers with a class token; load SigLIP and ResNets with jaxzs.load, and "
             "jaxzs.clip.encode_image, encode_text"
         )
+    if "text_projection" in kind.leaves and not config.text.projection:
+        raise ConfigError(
+            f"{name} has a text projection, this model none; load it with jaxzs.load, and jaxzs.clip.encode_text"
+        )
 
 
 def _own_config(config: Any) -> CLIPConfig:
     """jaxzs' configuration from transformers', of both towers or of one."""
     values = config.to_dict()
-    kind = values.get("model_type")
+    kind = family = str(values.get("model_type"))
     for tower in ("text", "vision"):
-        if kind == f"clip_{tower}_model":
+        if kind.endswith(f"_{tower}_model"):
             # The configuration of one tower has its entries at the top level.
             values = {"projection_dim": values.get("projection_dim", 512), f"{tower}_config": values}
-    return CLIPConfig.from_hf({**values, "model_type": "clip"})
+            family = kind.removesuffix(f"_{tower}_model")
+    if family not in ("clip", "metaclip_2"):  # which differ in the token that is pooled
+        raise ConfigError(f"a configuration of {kind!r:.80}, expected one of CLIP's")
+    return CLIPConfig.from_hf({**values, "model_type": family})
 
 
 def _hf_config(name: str, folder: Path, config: CLIPConfig) -> Any:
@@ -484,7 +492,12 @@ def _hf_config(name: str, folder: Path, config: CLIPConfig) -> Any:
         folder = folder if folder.is_dir() else folder.parent
         # Asked first: without such a file transformers 5 gives the configuration of ViT-B/32, whatever lies there.
         if is_dual_encoder(folder / "config.json"):
-            return kind.from_pretrained(str(folder), local_files_only=True)
+            read = kind.from_pretrained(str(folder), local_files_only=True)
+            text = getattr(read, "text_config", read if name == "CLIPTextConfig" else None)
+            if config.text.pooling != "end" and text is not None:
+                # MetaCLIP 2's: saved as a CLIP's configuration, an end token of 2 would mean the highest id.
+                text.pooling = config.text.pooling
+            return read
         values = config.to_hf()
         # CLIPTextConfig -> text_config
         return kind(**(values if name == "CLIPConfig" else values[f"{name[4:-6].lower()}_config"]))
