@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ import numpy as np
 from jaxzs import adapt, proxy
 from jaxzs.adapt.choice import check_takes_shots
 from jaxzs.clip import Model, Numerics, load
-from jaxzs.data import Source, batches, from_arrays, from_object, open_images, order_names
+from jaxzs.data import Source, batches, from_arrays, from_object, open_image, open_images, order_names
 from jaxzs.data.finding import layout_of
 from jaxzs.errors import ConfigError, DataError, LabelError
 from jaxzs.proxy.settings import Solver
@@ -103,8 +104,8 @@ def classify(
     """The label of each image, as `jaxzs classify` writes it.
 
     Args:
-      images: folders, files and globs (one or several), a uint8 array [N,H,W,3] or [H,W,3], PIL images or arrays in a
-        list, or a `data.Source`.
+      images: folders, files and globs (one or several), a uint8 array [N,H,W,3] or [H,W,3], PIL images, arrays and
+        files in a list or an iterator, or a `data.Source`.
       labels: C class names; by default the subfolders of one folder that is laid out class/image.
       model: a checkpoint, or what `jaxzs.load` takes.
       templates: sentences with one "{}".
@@ -113,8 +114,8 @@ def classify(
       force: use class names that the demo checkpoint has never seen.
 
     Returns:
-      A row for each image that can be read: {"path", "label", "score", "top": [{"label", "score"}, ...]}; "path" is the
-      number of an image in memory. Of the others a UserWarning tells.
+      A row for each image that can be read: {"path", "label", "score", "top": [{"label", "score"}, ...]}; where any are
+      in memory "path" is the place in the list. Of the others a UserWarning tells.
 
     Raises:
       DataError: no images, or none that can be read.
@@ -125,12 +126,17 @@ def classify(
     >>> len(rows), rows[0]["path"], rows[0]["label"]
     (30, 'photos/one/0.png', 'one')
     """
+    for given, kind in ((labelling, Labelling), (encoding, Encoding)):
+        if not isinstance(given, kind):
+            name = kind.__name__
+            raise ConfigError(f"{name.lower()} is {given!r:.60}, expected a jaxzs.classification.{name}(...)")
     loaded = model if isinstance(model, Model) else load(model)
     source = source_of(images)
     # Folders are written with underscores where a sentence has blanks.
     names: Sequence[str] = tuple(name.replace("_", " ") for name in order_names(source.label_names))
     if labels is not None:
-        names = labels if isinstance(labels, str) else tuple(labels)  # also an array, or the keys of a dict
+        # Also the keys of a dict, or an array, whose texts are NumPy's.
+        names = labels if isinstance(labels, str) else tuple(str(n) if isinstance(n, str) else n for n in labels)
     if labels is None and not names:
         hint = split_hint(paths_of(source, range(len(source))))
         raise LabelError(f"what are the classes? Give labels, or a folder with one subfolder a class{hint}")
@@ -160,10 +166,20 @@ def source_of(images: Any) -> Source:
         return open_images(images)
     if isinstance(images, Source):
         return images
+    if isinstance(images, Mapping | bytes | io.IOBase):  # their parts are no images
+        raise DataError(f"images are of type {type(images).__name__}, expected paths, PIL images or uint8 arrays")
     listed = list(images) if isinstance(images, Iterable) else [images]
     if all(isinstance(one, str | Path) for one in listed):
         return open_images(listed)
-    return from_object(listed, identity=f"{len(listed)} images in memory")
+    return from_object(_Mixed(listed), identity=f"{len(listed)} images in memory")
+
+
+class _Mixed(list[Any]):
+    """Images, and paths of images, which are opened when they are asked for."""
+
+    def __getitem__(self, number: Any) -> Any:
+        one = super().__getitem__(number)
+        return open_image(one) if isinstance(one, str | Path) else one
 
 
 def split_hint(files: Sequence[str]) -> str:

@@ -54,9 +54,12 @@ def check_class_names(class_names: Sequence[str], *, distinct: bool = True) -> N
     jaxzs.errors.LabelError: class names occur more than once: cat
     """
     if isinstance(class_names, str) or len(class_names) == 0:
-        raise LabelError("class names must be a non-empty list of texts")
+        given = f", not the text {class_names!r:.60}" if isinstance(class_names, str) else ""
+        raise LabelError(f"class names must be a non-empty list of texts{given}")
     for position, name in enumerate(class_names):
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str):
+            raise LabelError(f"class name number {position} is no text, but {name!r:.60}")
+        if not name.strip():
             raise LabelError(f"class name number {position} is empty ({name!r})")
     occurrences = collections.Counter(name.strip() for name in class_names)
     repeated = sorted(name for name, count in occurrences.items() if count > 1)

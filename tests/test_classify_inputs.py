@@ -11,10 +11,11 @@ import unicodedata
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxzs
 from jaxzs import adapt, classification, cli, data, zeroshot
-from jaxzs.errors import ConfigError, DataError, LabelError
+from jaxzs.errors import CheckpointError, ConfigError, DataError, LabelError
 
 
 def _labelled(lines, monkeypatch, capsys, *options):
@@ -151,6 +152,54 @@ def test_rows_that_say_nothing_are_refused_or_padding(row, reason):
         adapt.fit(x, np.eye(3, 4, dtype=np.float32), method="zero-shot")
     fitted = adapt.fit(x, np.eye(3, 4, dtype=np.float32), method="zero-shot", mask=mask)
     assert adapt.probabilities(fitted, x)[mask].argmax(-1).tolist() == [0, 2]
+
+
+def test_images_in_memory_and_files_in_one_list(digit_photos):
+    """The files were told to be unreadable, and left out."""
+    files = sorted(digit_photos.glob("*/*.png"))[::6]
+    with Image.open(files[0]) as first:
+        mixed = iter([first, np.asarray(first), *files[2:4], str(files[4])])
+        rows = jaxzs.classify(mixed, np.array(["zero", "one", "two"]), labelling=classification.Labelling("zero-shot"))
+    assert [row["path"] for row in rows] == ["0", "1", "2", "3", "4"]
+    alone = jaxzs.classify(files[2:], ["zero", "one", "two"], labelling=classification.Labelling("zero-shot"))
+    for row, expected in zip(rows[2:], alone, strict=True):
+        assert row["label"] == expected["label"]
+        # Other images in the batch: float32 sums in another order.
+        assert row["score"] == pytest.approx(expected["score"], abs=1e-5)
+        assert type(row["label"]) is str, "not NumPy's, which prints as np.str_"
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        ({"images": ""}, DataError, "an empty text names no images"),
+        ({"images": {"a": np.zeros((8, 8), np.uint8)}}, DataError, "of type dict, expected paths"),
+        ({"images": b"PNG"}, DataError, "of type bytes, expected paths"),
+        ({"images": io.BytesIO()}, DataError, "of type BytesIO, expected paths"),
+        ({"images": np.zeros((2, 8, 8, 3), np.float32)}, DataError, "np.round"),
+        ({"labels": "zero,one"}, LabelError, "not the text 'zero,one'"),
+        ({"labels": {0: "zero", 1: "one"}}, LabelError, "class name number 0 is no text, but 0"),
+        (
+            {"labelling": "zero-shot"},
+            ConfigError,
+            r"labelling is 'zero-shot', expected a jaxzs.classification.Labelling",
+        ),
+        ({"encoding": 32}, ConfigError, r"encoding is 32, expected a jaxzs.classification.Encoding"),
+        ({"model": None}, CheckpointError, "not by None"),
+        ({"model": ""}, CheckpointError, "'': no such file"),
+    ],
+)
+def test_what_is_no_input_is_named(given, error, told):
+    with pytest.raises(error, match=told):
+        jaxzs.classify(**{"images": np.zeros((2, 8, 8), np.uint8), "labels": ["zero", "one"]} | given)
+
+
+@pytest.mark.parametrize("command", ["classify", "extract", "tune", "report"])
+def test_a_variable_that_is_not_set_is_not_the_current_folder(command, digit_photos, monkeypatch, capsys):
+    monkeypatch.chdir(digit_photos)
+    assert cli.main([command, ""]) == 2
+    told = capsys.readouterr().err
+    assert "an empty text names no" in told or "no images at ''" in told
 
 
 def test_one_image_is_one_image_in_any_form(digit_photos):

@@ -52,6 +52,8 @@ def find_checkpoint(
     >>> (clip.find_checkpoint("demo") / "config.json").is_file()
     True
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise CheckpointError(f"a checkpoint is named by a text or a path, not by {name_or_path!r:.60}. {_OTHERWISE}")
     name = str(name_or_path)
     if name in EMBEDDED:
         return _packaged(name)
@@ -60,7 +62,9 @@ def find_checkpoint(
         _refuse_hiding_folder(name_or_path, path)
         return path
     if isinstance(name_or_path, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
-        raise CheckpointError(f"{name}: no such file or folder, and not a hub id (owner/name). {_OTHERWISE}")
+        raise CheckpointError(
+            f"{name or repr(name)}: no such file or folder, and not a hub id (owner/name). {_OTHERWISE}"
+        )
     return _from_hub(name, revision, local_files_only)
 
 

@@ -109,6 +109,8 @@ def find_records(places: tuple[str, ...], besides: Path) -> tuple[set[Path], set
     found: set[Path] = set()
     for place in places:
         path = Path(place).expanduser()  # a ~ in quotes comes as it is
+        if not place:  # to Path it is the current folder
+            raise RecordError("an empty text names no records: name files, folders or globs, or . for this folder")
         if path.is_dir():
             found.update(path.rglob("*.json"))
         elif path.exists():

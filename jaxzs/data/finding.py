@@ -152,6 +152,8 @@ class _Search:
         self.unreadable: dict[str, str] = {}
 
     def look(self, source: str | Path) -> None:
+        if source == "":  # as of a variable that is not set; to Path it is the current folder
+            raise DataError("an empty text names no images: name folders, image files or globs, or . for this folder")
         path = Path(source).expanduser()
         if os.path.isdir(path):
             self.walk(path)

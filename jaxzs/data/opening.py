@@ -27,8 +27,8 @@ def open_source(
     >>> len(source), source.label_names
     (15, ('one', 'two', 'zero'))
     """
-    text = str(place)
-    path = Path(place).expanduser()
+    text = str(place) if place != "" else "''"
+    path = Path(text).expanduser()  # of an empty text it would be the current folder
     # Before folders of images: what tensorflow-datasets prepares is a folder, too.
     if text.startswith("tfds:") or (path / "dataset_info.json").is_file():
         if split is None:

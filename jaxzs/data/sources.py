@@ -107,8 +107,10 @@ def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, label_name
     """
     images = np.asarray(images)
     if images.ndim not in (3, 4) or images.dtype != np.uint8 or images.size == 0 or images.shape[3:] not in _CHANNELS:
+        scaled = "; np.uint8(np.round(255 * images)) of values from 0 to 1" if images.dtype.kind == "f" else ""
         raise DataError(
             f"images are {images.dtype} of shape {images.shape}, expected uint8 [N,H,W] or [N,H,W,3], none empty"
+            + scaled
         )
     if images.ndim == 3 and images.shape[2] in (3, 4):  # one photo, whose rows would become grey images
         raise DataError(
