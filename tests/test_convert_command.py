@@ -27,6 +27,18 @@ def test_convert(name, format, tmp_path, capsys):
     np.testing.assert_array_equal(*features)
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "alone"),
+    [
+        ("openai_vit", "safetensors", False), ("openai_rn", "safetensors", True), ("openai_rn", "open_clip", False),
+        ("hf_siglip", "safetensors", False), ("hf_siglip", "flax", True),
+    ],
+)  # fmt: skip
+def test_what_only_jaxzs_can_read_is_said(name, format, alone, tmp_path, capsys):
+    assert main(["convert", str(GOLDEN / name), str(tmp_path), "--format", format]) == 0
+    assert ("for jaxzs alone" in capsys.readouterr().err) == alone
+
+
 def test_what_cannot_be_written_is_said(tmp_path, capsys):
     assert main(["convert", str(GOLDEN / "hf_siglip"), str(tmp_path / "out"), "--format", "open_clip"]) == 2
     assert "SigLIP is written for transformers" in capsys.readouterr().err

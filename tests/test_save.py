@@ -59,9 +59,10 @@ def test_open_clip_is_told_of_another_tokenizer(tmp_path):
     clip.save(jaxzs.load("demo"), tmp_path, "open_clip")
     text = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
     assert text["hf_tokenizer_name"] == "demo"
-    assert jaxzs.load(tmp_path).tokenize(["the digit one"])[0].tolist() == [
-        jaxzs.load("demo").tokenizer.encode("the digit one")
-    ]
+    again = jaxzs.load(tmp_path)
+    assert again.tokenize(["the digit one"])[0].tolist() == [jaxzs.load("demo").tokenizer.encode("the digit one")]
+    clip.save(again, tmp_path / "further", "open_clip")
+    clip.save(again, tmp_path / "back")
 
 
 def test_half_a_model_is_not_saved(tmp_path):

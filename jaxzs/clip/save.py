@@ -75,7 +75,7 @@ def _open_clip_files(model: Model) -> dict[str, Any]:
     values = to_open_clip(model.config)
     if model.tokenizer.backend.get_vocab() != packaged_pipeline()[1]["model"]["vocab"]:
         # open_clip takes OpenAI's byte pairs, whatever lies in the folder, unless another tokenizer is named.
-        values["text_cfg"]["hf_tokenizer_name"] = Path(model.name).name
+        values["text_cfg"] |= {"hf_tokenizer_name": Path(model.name).name, "tokenizer_kwargs": {"clean": "lower"}}
     return {"model_cfg": values, "preprocess_cfg": _open_clip_preprocessing(model)}
 
 

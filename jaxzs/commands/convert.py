@@ -41,4 +41,13 @@ def run(options: ConvertOptions) -> int:
     }
     options.print_record(record)
     options.say(f"{options.model} as {options.format}: {folder}\nfingerprint {model.fingerprint[:12]}")
+    if not _is_read_elsewhere(options.format, str(model.config.to_file()["model_type"])):
+        options.notice(
+            "no class of transformers computes this model: what is written in this format is for jaxzs alone"
+        )
     return FINISHED
+
+
+def _is_read_elsewhere(format: str, kind: str) -> bool:
+    """Whether the library that a format is of has a class for a model_type; what open_clip lacks has been refused."""
+    return format == "open_clip" or kind == "clip" or (format == "safetensors" and kind != "jaxzs_clip")
