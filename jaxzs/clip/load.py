@@ -20,6 +20,7 @@ from jaxzs.clip.config import CLIPConfig, ResNetConfig, VisionConfig
 from jaxzs.clip.files import read_json
 from jaxzs.clip.hub import find_checkpoint
 from jaxzs.clip.layout import TOWERS
+from jaxzs.clip.naflex import Patches
 from jaxzs.clip.naflex_images import PatchPreprocessor
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.clip.sharding import Placement, placer
@@ -65,8 +66,11 @@ class Model:
             raise TextError(f"the checkpoint {self.name!r} was loaded without its text tower")
         return self.tokenizer(texts)
 
-    def preprocess(self, images: Any) -> np.ndarray:
-        """PIL images, uint8 arrays, or a list of them -> normalised pixels [B,S,S,3] float32; NaFlex: `Patches`."""
+    def preprocess(self, images: Any) -> np.ndarray | Patches:
+        """PIL images, uint8 arrays, or a list of them -> normalised pixels [B,S,S,3] float32; NaFlex: `Patches`.
+
+        Both have a length and rows, and are what `encode_image` takes. Raises `ImageError`, saying which image is unfit.
+        """
         if self.preprocessor is None:
             raise ImageError(f"the checkpoint {self.name!r} was loaded without its image tower")
         return self.preprocessor(images)
