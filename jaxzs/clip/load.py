@@ -69,7 +69,7 @@ class Model:
     def preprocess(self, images: Any) -> np.ndarray | Patches:
         """PIL images, uint8 arrays, or a list of them -> normalised pixels [B,S,S,3] float32; NaFlex: `Patches`.
 
-        Both have a length and rows, and are what `encode_image` takes. Raises `ImageError`, saying which image is unfit.
+        Both have a length and rows, and are what `encode_image` takes. Raises `ImageError`, naming the unfit one.
         """
         if self.preprocessor is None:
             raise ImageError(f"the checkpoint {self.name!r} was loaded without its image tower")
