@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from patch_golden import compilations
 
 from jaxzs.errors import DataError, ImageError
-from jaxzs.patch import CRF, Segmenting, dense_crf, pixel_labels
+from jaxzs.patch import CRF, Dense, Segmenting, dense_crf, pixel_labels
 from jaxzs.patch.lattice import blur, build, padded
+from jaxzs.patch.windows import labels_of_scores
 
 FILE = Path(__file__).parent / "golden" / "patch" / "crf.npz"
 LATTICE = CRF(kernel="lattice")
@@ -171,13 +172,16 @@ def test_limits_are_named(monkeypatch):
 
 def test_large_photos_are_sharpened_smaller(monkeypatch):
     """What does not fit is done at a smaller size, and labels come back at the photo's own."""
-    monkeypatch.setattr("jaxzs.patch.masks.MOST_POINTS", 1000)
+    monkeypatch.setattr("jaxzs.patch.crf.MOST_POINTS", 1000)
     image = np.zeros((60, 80, 3), np.uint8)
     image[:, 40:] = 200
     maps = np.array([[[0.1, 0.3, 0.8, 0.9]]], np.float32)
     labels = pixel_labels(image, maps, [4], Segmenting(crf=CRF()))
     assert labels.shape == (60, 80)
     np.testing.assert_array_equal(labels[30], np.where(np.arange(80) < 40, 0, 5))
+    scores = np.moveaxis(np.concatenate([1 - maps, maps]), 0, -1)  # of two names
+    dense = labels_of_scores(scores, image, np.array([-1, 4]), Dense(crf=CRF()))
+    np.testing.assert_array_equal(dense, labels)
 
 
 def test_lists_are_arrays():

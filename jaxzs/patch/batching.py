@@ -144,8 +144,8 @@ def prepare_image(
         raise ImageError(
             f"{rgb.height}x{rgb.width} pixels are {rows}x{columns} patches of {patch_size}; at least "
             f"2x2 are needed to tell places apart: enlarge it",
-            python="or raise the scale",
-            command="or raise --scales",
+            python="or, to tag it, raise the scale",
+            command="or, to tag it, raise --scales",
         )
     if rows * columns > max_patches:
         if not resize:

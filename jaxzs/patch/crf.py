@@ -100,6 +100,24 @@ def _of_batch(probabilities: jax.Array | np.ndarray, image: jax.Array | np.ndarr
     return jnp.stack([_lattice_field(*photo, settings) for photo in zip(probabilities, np.asarray(image), strict=True)])
 
 
+def for_crf(photo: np.ndarray) -> np.ndarray:
+    """The photo, or a smaller one where its pixels would be more than a CRF takes: 12 megapixels become 2."""
+    from PIL import Image
+
+    height, width, _ = photo.shape
+    shrink = (MOST_POINTS / (height * width)) ** 0.5
+    if shrink >= 1:
+        return photo
+    size = max(1, int(width * shrink)), max(1, int(height * shrink))
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX))
+
+
+def nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Labels [h,w] at another size, each of the pixel that it lies in: what was sharpened smaller, at its own size."""
+    row, column = (np.arange(n) * old // n for n, old in zip((height, width), labels.shape, strict=True))
+    return labels[row[:, None], column[None, :]]  # [height,width]
+
+
 # --- on lattices ------------------------------------------------------------------------------------
 
 

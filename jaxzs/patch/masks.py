@@ -15,7 +15,7 @@ from jaxzs.clip.preprocess import to_rgb
 from jaxzs.errors import DataError, renamed
 from jaxzs.patch.batching import DEFAULT_BATCHING, OF_BATCHING, Batching, Piece, Stack, finer, stacks, whole_images
 from jaxzs.patch.cam import check_tower
-from jaxzs.patch.crf import MOST_POINTS, clip_es_colours, dense_crf
+from jaxzs.patch.crf import clip_es_colours, dense_crf, for_crf, nearest
 from jaxzs.patch.images import ImageTags, on_mesh
 from jaxzs.patch.segmentation import OF_SEGMENTING, Segmenter, check_tags, enlarge, label_map, segment_program
 from jaxzs.patch.settings import Segmenting
@@ -174,7 +174,7 @@ def pixel_labels(
     [4, 4, 4, 4, 0, 0, 0, 0]
     """
     photo, tags = np.asarray(to_rgb(image)), np.asarray(tags, np.int32)
-    small = _for_crf(photo) if settings.crf is not None and len(tags) else photo
+    small = for_crf(photo) if settings.crf is not None and len(tags) else photo
     large = enlarge(maps, *small.shape[:2])  # [K,height,width]
     if settings.crf is None or len(tags) == 0:
         return label_map(large, tags, background=settings.background)
@@ -183,24 +183,5 @@ def pixel_labels(
         scores = np.concatenate([1 - scores.max(0, keepdims=True), scores])  # [1+K,height,width]
     colours = clip_es_colours(small) if settings.wrap_colours else small
     best = np.asarray(dense_crf(scores, colours, settings.crf)).argmax(0)  # [height,width]
-    if small is not photo:
-        best = _nearest(best, *photo.shape[:2])
+    best = nearest(best, *photo.shape[:2])
     return (np.concatenate([[0], tags + 1]) if settings.background else tags).astype(np.int32)[best]
-
-
-def _for_crf(photo: np.ndarray) -> np.ndarray:
-    """The photo, or a smaller one where its pixels would be more than a CRF takes: 12 megapixels become 2."""
-    from PIL import Image
-
-    height, width, _ = photo.shape
-    shrink = (MOST_POINTS / (height * width)) ** 0.5
-    if shrink >= 1:
-        return photo
-    size = max(1, int(width * shrink)), max(1, int(height * shrink))
-    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX))
-
-
-def _nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Labels [h,w] at another size, each of the pixel that it lies in."""
-    row, column = (np.arange(n) * old // n for n, old in zip((height, width), labels.shape, strict=True))
-    return labels[row[:, None], column[None, :]]  # [height,width]

@@ -24,7 +24,7 @@ from jaxzs.clip.model import normalize, resize_weights
 from jaxzs.clip.preprocess import to_rgb
 from jaxzs.errors import DataError, ImageError, LabelError
 from jaxzs.patch.batching import SIXTEEN, Batching, usable
-from jaxzs.patch.crf import dense_crf
+from jaxzs.patch.crf import dense_crf, for_crf, nearest
 from jaxzs.patch.dense import Attention, DenseTask, Last, Positions, check_last, dense_tokens, last_of
 from jaxzs.patch.images import on_mesh
 from jaxzs.patch.settings import CRF, Number, check_positive, check_share
@@ -258,8 +258,8 @@ def labels_of_scores(scores: np.ndarray, photo: np.ndarray, classes: np.ndarray,
     present = np.unique(labels)
     if settings.crf is None or len(present) == 1:
         return labels
-    field = _sharpened(_maps_of(present, scores, classes, settings), photo, settings.crf)  # [K,height,width]
-    return present[field.argmax(0)].astype(np.int32)
+    field = _sharpened(_maps_of(present, scores, classes, settings), for_crf(photo), settings.crf)  # [K,h,w]
+    return present[nearest(field.argmax(0), height, width)].astype(np.int32)  # at most as large as a CRF takes
 
 
 def decided(at_pixels: np.ndarray, classes: np.ndarray, settings: Dense) -> np.ndarray:
