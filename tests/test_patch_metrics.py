@@ -138,3 +138,20 @@ def test_bad_input_is_named():
         average_precision(np.array([[0.0], [np.nan]]), np.ones((2, 1)))
     with pytest.raises(DataError, match="overall, category, sample"):
         f1(np.zeros((1, 1)), np.zeros((1, 1)), "macro")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint32, bool])
+def test_whole_scores_rank_as_real_ones(dtype):
+    """The negative of an unsigned 0 is 0, the best rank of all, and that of -128 in 8 bits is itself."""
+    lowest = np.iinfo(dtype).min if dtype is not bool else 0
+    scores = np.array([[lowest], [1], [lowest], [1]]).astype(dtype)
+    labels = np.array([[1], [0], [0], [1]])
+    np.testing.assert_array_equal(average_precision(scores, labels), average_precision(scores.astype(float), labels))
+    assert average_precision(scores, labels)[0] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert mean_average_precision(scores, labels) == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize("scores", [np.array([["a"], ["b"]]), np.array([[1j], [2]]), np.array([[None], [1]])])
+def test_scores_that_are_no_numbers_are_named(scores):
+    with pytest.raises(DataError, match="expected real numbers"):
+        average_precision(scores, np.array([[1], [0]]))

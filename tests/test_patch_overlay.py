@@ -91,3 +91,14 @@ def test_masks_take_the_colours_that_their_tags_have():
     labels = np.repeat([[0, 2, 5, 7]], 60, axis=0).repeat(20, axis=1)
     colours = draw_masks(Figure().subplots(), IMAGE, labels, ["background", *NAMES], first=[7, 3, 2])
     assert colours == {2: colour_of(2), 5: colour_of(3), 7: colour_of(0)}
+
+
+def test_names_are_no_formulas(tmp_path):
+    """What stands between dollar signs is a name: one that is no formula ended the command, one that is was redrawn."""
+    names = ["$\\frac{$", "$x$", "5$ or $6", *NAMES[3:]]
+    figure = draw_overlay(IMAGE, tagged(3), names)
+    figure.canvas.draw()
+    assert [text.get_text() for text in figure.axes[0].texts] == names[:3]
+    assert not any(text.get_parse_math() for text in figure.axes[0].texts)
+    write_overlay(tmp_path / "tags.png", IMAGE, tagged(3), names)
+    write_mask_overlay(tmp_path / "masks.png", IMAGE, np.repeat([0, 1, 2], 20)[:, None] + np.zeros(80, int), names)

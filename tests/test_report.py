@@ -17,6 +17,7 @@ from jaxzs import proxy
 from jaxzs.cli import main
 from jaxzs.errors import DataError, RecordError
 from jaxzs.report import (
+    Confusion,
     Convergence,
     Figure,
     PerClass,
@@ -33,6 +34,7 @@ from jaxzs.report import (
     write_record,
 )
 from jaxzs.report.curves import convergence
+from jaxzs.report.plots import plot_confusion, plot_figures, plot_per_class
 from jaxzs.report.published import all_published, published_beside, published_values
 from jaxzs.report.summary import _told_apart, rows_of
 from jaxzs.report.sweep import identity
@@ -532,3 +534,11 @@ def test_a_name_cannot_leave_its_cell():
     assert len(table) == 4
     assert "a\\|b" in table[2]
     assert "one two" in table[3]
+
+
+def test_names_in_plots_are_no_formulas(tmp_path):
+    """A class named like a formula that is none ended the report."""
+    names = ("$\\frac{$", "$x$")
+    plot_per_class(tmp_path / "classes.png", PerClass(names[0], "m", names, (60.0, 90.0), (80.0, 90.0)))
+    plot_confusion(tmp_path / "confusion.png", Confusion("d", names[0], names, names, (8, 2)))
+    plot_figures(tmp_path / "figures.png", [Figure("d", names[0], "accuracy", 83.1, protocol=names[0])])

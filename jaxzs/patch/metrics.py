@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxzs.errors import DataError, LabelError
@@ -201,6 +202,10 @@ def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
         raise DataError(f"scores {scores.shape} and labels {labels.shape} must be [N,C] of the same N and C, not 0")
     if not np.isin(labels, (0, 1)).all():
         raise LabelError("labels must be 0 or 1, one column a class")
+    if scores.dtype.kind in "biu":
+        scores = scores.astype(np.float64)  # without a sign, the negative of 0 would be the best rank
+    elif not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise DataError(f"scores are {scores.dtype}, expected real numbers")
     if not np.isfinite(scores).all():
         raise DataError(f"scores of image {int(np.argwhere(~np.isfinite(scores))[0, 0])} are not finite")
     return scores, labels.astype(bool)

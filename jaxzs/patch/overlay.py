@@ -57,7 +57,7 @@ def draw_overlay(image: Image.Image, found: ImageTags, class_names: Sequence[str
     for axis, c, colour in zip(axes[1:], shown, colours, strict=False):
         draw_heat(axis, image, found.refined[..., c])
         draw_box(axis, image, found.boxes[c], colour)
-        axis.set_title(_wrapped(f"{class_names[c]}: {found.scores[c]:.2f}"), fontsize=9)
+        axis.set_title(_wrapped(f"{class_names[c]}: {found.scores[c]:.2f}"), fontsize=9, parse_math=False)
     return axes[0].figure
 
 
@@ -156,6 +156,7 @@ class _Names:
             color="black" if light else "white",
             ha="right" if x > 0.6 * width else "left",
             va="top",
+            parse_math=False,  # a name between two dollar signs is no formula
             bbox={"facecolor": colour, "edgecolor": "black", "linewidth": 0.4, "pad": 1.2},
         )
 
@@ -206,7 +207,9 @@ def write_mask_overlay(path: str | Path, image: Image.Image, labels: np.ndarray,
         columns = 4
         figure = axes[0].figure
         figure.set_figheight(figure.get_figheight() + 0.22 * math.ceil(len(colours) / columns))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     _save(axes[0].figure, path)
 
 

@@ -203,8 +203,13 @@ def _title(axes: Any, data: str, what: str, protocol: str) -> None:
 
 
 def _save(figure: Any, path: str | Path) -> None:
+    from matplotlib.text import Text
+
     from jaxzs.files import atomic_path
 
+    for text in figure.findobj(Text):
+        if text.get_text():  # names; numbers at an axis, powers of ten among them, are written when it is drawn
+            text.set_parse_math(False)  # a name between two dollar signs is no formula
     with atomic_path(path) as temporary:
         # The version of matplotlib stays out: equal results are equal bytes.
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
