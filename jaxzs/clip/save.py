@@ -132,6 +132,7 @@ def _tokenizer_files(tokenizer: Tokenizer, folder: Path) -> tuple[str, dict[str,
         "model_max_length": tokenizer.max_length,
         "truncation_side": "left" if tokenizer.cut_left else None,
         "padding_side": "right",  # the default of transformers is the left for some classes, and SigLIP reads padding
+        "model_input_names": ["input_ids"] if start is None else None,  # SigLIP reads padding: a mask would hide it
         "bos_token": start,
         "eos_token": end,
         "unk_token": model["vocab"][model["unk_id"]][0] if model["type"] == "Unigram" else model.get("unk_token"),
