@@ -104,7 +104,8 @@ def segment(
       `Segmentation`; `label_map` makes labels of one image's maps.
 
     Raises:
-      ImageError: pixels or mask of wrong shape. DataError: texts of another model, tags outside of the classes.
+      ImageError: pixels or mask of wrong shape.
+      DataError: texts of another model, tags outside of the classes.
 
     >>> model, pixels = jaxzs.load("demo"), np.zeros((1, 48, 96, 3), np.float32)
     >>> texts = zeroshot.text_proxies(model, ["circle", "square"])

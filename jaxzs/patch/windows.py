@@ -138,7 +138,8 @@ def segment_dense(
       `DenseMask`, in the order of the images.
 
     Raises:
-      DataError: texts of another model; windows that are no whole patches. LabelError: classes that do not fit.
+      DataError: texts of another model; windows that are no whole patches.
+      LabelError: classes that do not fit.
 
     >>> model = jaxzs.load("demo")
     >>> image = np.full((96, 120, 3), 40, np.uint8)
