@@ -24,6 +24,7 @@ from jaxzs.report import write_page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: pip install selenium")
 from selenium.common import exceptions  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
@@ -459,6 +460,27 @@ def test_the_app_fills_the_window(browser, served):
     assert len(browser.find_elements(By.CSS_SELECTOR, ".waiting [data-testid=status-tracker]")) == 4, (
         "progress has a place"
     )
+
+
+def test_where_the_keyboard_is_in_the_app(browser, served):
+    """Fields and choices, too: Gradio's own ring around them is all but white, or absent."""
+    browser.get(served)
+    soon(lambda: buttons(browser, "Label the images"), "the page")
+    seen = set()
+    for _ in range(12):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        field = browser.switch_to.active_element
+        if field.tag_name in ("input", "textarea", "button"):
+            seen.add(field.get_attribute("type"))
+            # Colours of buttons change by and by; 3 to 1 against white in the end.
+            soon(lambda field=field: ring(field) < 0.3, field.get_attribute("outerHTML"))
+    assert {"radio", "textarea"} <= seen
+
+
+def ring(field: Any) -> float:
+    """Luminance of the line around a field; white's where there is none."""
+    style, colour = (field.value_of_css_property(f"outline-{name}") for name in ("style", "color"))
+    return luminance(colour) if style == "solid" else 1.0
 
 
 def test_errors_in_the_app(browser, served, dropped):

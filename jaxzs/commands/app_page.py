@@ -28,6 +28,9 @@ _STYLE = """
 .gradio-container { width: 100%; max-width: 1600px !important; margin: 0 auto; }
 .gradio-container button[role="tab"].selected { color: var(--primary-600) !important; }
 .dark .gradio-container button[role="tab"].selected { color: var(--primary-400) !important; }
+.gradio-container :is(input, textarea, button):focus-visible { outline: 2px solid var(--primary-600) !important; }
+.gradio-container button.primary:focus-visible { outline-offset: 2px; }
+.dark .gradio-container :is(input, textarea, button):focus-visible { outline-color: var(--primary-400) !important; }
 .waiting:has(.wrap:not(.hide)) { min-height: 110px; }
 .waiting:not(:has(.wrap:not(.hide))) { display: none; }
 .results iframe { width: 100%; height: 780px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
