@@ -25,6 +25,7 @@ from jaxzs.zeroshot import predict
 
 Method = Literal["zero-shot", "uniform", "proxy", "closed_form", "stata", "transclip", "gda", "auto"]
 METHODS: tuple[Method, ...] = get_args(Method)
+MEASURES = ("accuracy", "mean per-class recall", "acc@5", "ECE")  # of every cell, in percent
 NUMBERS = 2**26  # float32 numbers that the runs of one program hold at once: 256 MB
 
 
@@ -238,7 +239,7 @@ def measure(data: Labelled, method: Method, runs: Sequence[Run]) -> list[Results
     runs: all with shots, or all without, and as many as memory allows (`at_once`). Of seed 0 also what plots are made
     of. Raises `DataError` for features that cannot be used, and a run without images.
     """
-    drawn_of = [_images_of(data, run) for run in runs]
+    drawn_of = [images_of(data, run) for run in runs]
     masks = np.stack([mask for mask, _ in drawn_of])  # [R,N]
     told = np.stack([told for _, told in drawn_of]) if runs[0].shots else None
     x, text, _ = features_and_proxies(data.image_features, data.text_features, None)  # traced values are not checked
@@ -249,8 +250,8 @@ def measure(data: Labelled, method: Method, runs: Sequence[Run]) -> list[Results
     return [results(data, method, run, own, mask) for run, own, mask in zip(runs, found, masks, strict=True)]
 
 
-def _images_of(data: Labelled, run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """The images that are measured [N] bool, and the classes that are told [N] int32."""
+def images_of(data: Labelled, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The images that are measured [N] bool, and the classes that are told [N] int32; `DataError` for none."""
     mask = drawn(run.regime, data.labels, len(data.text_features), run.seed)
     told, mask = _told(data.labels, mask, run.shots, run.seed)
     if not mask.any():
@@ -274,17 +275,13 @@ def results(data: Labelled, method: str, run: Run, answer: Answer, mask: np.ndar
     right = p.argmax(axis=1) == labels
     of_class = [right[labels == c].mean() for c in np.unique(labels)]
     rank = (p > p[np.arange(len(p)), labels][:, None]).sum(axis=1)  # [n], classes above the label's own
-    figures = {
-        "accuracy": right.mean(),
-        "mean per-class recall": np.mean(of_class),
-        "acc@5": (rank < 5).mean(),
-        "ECE": adapt.expected_calibration_error(p, labels),
-    }
+    own = right.mean(), np.mean(of_class), (rank < 5).mean(), adapt.expected_calibration_error(p, labels)
+    figures = dict(zip(MEASURES, own, strict=True))
     percent = {name: round(100 * float(value), 3) for name, value in figures.items()}
     chose = "" if choice is None else f"{choice.method} {float(choice.gamma):g}"
     passes = float(answer.passes)
     metrics = {"images": len(labels), "classes present": len(of_class), "chose": chose, "passes": passes, **percent}
-    shown = tuple(Figure(data.name, method, *own, run.protocol, passes=passes) for own in percent.items())
+    shown = tuple(Figure(data.name, method, *one, run.protocol, passes=passes) for one in percent.items())
     # Other seeds are repetitions: their figures are kept, a plot of each would tell nothing more.
     return (
         _with_plots(Results(metrics, shown), data, method, run, p, mask) if run.seed == 0 else Results(metrics, shown)
@@ -316,8 +313,9 @@ def cells(sweep: Sweep, data: Labelled, method: Method, runs: Sequence[Run], *, 
             lambda missing: measure(data, method, [keys[key] for key in missing]),
             size=at_once(data, max(1, len(own))),
             data=data.entry,
+            needs=MEASURES,
         )
-    seconds = {key: sweep.cells[key]["seconds"]["run"] for key in keys}
+    seconds = {key: sweep.cells[key]["seconds"].get("run", 0.0) for key in keys}
     return {key: Cell(data.name, method, run, computed[key], seconds[key]) for key, run in keys.items()}
 
 
@@ -344,7 +342,7 @@ def table(found: Sequence[Cell], methods: Sequence[str]) -> str:
     lines: list[list[Any]] = [[" ".join(setting), *[mean(setting, m) for m in methods]] for setting in settings]
     lines.append(["**mean**", *map(of_settings, methods)])
     lines.append(["**worst run against text**", *[worst(m) for m in methods]])
-    for figure in ("mean per-class recall", "acc@5", "ECE"):
+    for figure in MEASURES[1:]:
         lines.append([figure, *[everywhere(m, figure) for m in methods]])
     # Cells that are kept from records of before passes were counted have none.
     of_passes = [

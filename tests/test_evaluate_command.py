@@ -12,7 +12,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxzs import cli
+from jaxzs import cli, evaluation
 from jaxzs.errors import ConfigError, DataError
 from jaxzs.evaluation import Cell, Labelled, Run, at_once, drawn, measure, read_features, table
 from jaxzs.report import Results, read_record
@@ -237,6 +237,78 @@ def test_what_would_overwrite_or_measure_nothing_is_refused(tmp_path, capsys):
         assert cli.main(["evaluate", *arguments, "--out", str(out)]) == 2
         assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_what_cannot_be_measured_does_not_take_the_rest_with_it(tmp_path, monkeypatch, capsys):
+    """The table of what had been measured was not written, and cells behind were not measured."""
+    good = _features_file(tmp_path / "good.npz")
+    one_class = _features_file(tmp_path / "one.npz", labels=np.zeros(30, int), text_features=np.ones((1, 16), "f"))
+    absent = _features_file(tmp_path / "absent.npz", labels=np.zeros(30, int))
+    out = tmp_path / "out"
+    command = ["evaluate", "--method", "gda", "--out", str(out)]
+    assert cli.main([*command, "--data", f"one={one_class}", f"a={good}"]) == 1
+    told = capsys.readouterr()
+    assert "| a full " in told.out
+    assert told.err.count("there is 1 class") == 2  # when it happens, and in the end
+    assert "2 cells could not be measured, the first: " in told.err
+    # Of the seeds only those that draw a class without images.
+    asked = ["--regime", "full", "present:1", "full", "--seeds", "6", "--data", f"b={absent}"]
+    assert cli.main([*command, *asked]) == 1
+    left = sum(not drawn("present:1", np.zeros(30, int), 3, seed).any() for seed in range(6))
+    assert 0 < left < 6
+    told = capsys.readouterr()
+    assert f"{2 * (12 - left)} cells, records" in told.out
+    assert f"{2 * left} cells could not be measured" in told.err
+    # A method without memory.
+    measure = evaluation.measure
+
+    def without_memory(data, method, runs):
+        if method == "gda":
+            raise MemoryError
+        return measure(data, method, runs)
+
+    monkeypatch.setattr(evaluation, "measure", without_memory)
+    assert cli.main([*command, "--data", f"c={good}", "--method", "gda", "closed_form"]) == 1
+    told = capsys.readouterr()
+    assert "1 cell could not be measured, the first: out of memory" in told.err
+    assert set(json.loads((out / "c.json").read_text())["cells"]) == {"zero-shot full 0 0", "closed_form full 0 0"}
+
+
+def test_an_interrupted_evaluation_says_what_it_keeps(tmp_path, monkeypatch, capsys):
+    file, out = _features_file(tmp_path / "f.npz"), tmp_path / "out"
+    measure = evaluation.measure
+
+    def interrupted(data, method, runs):
+        if method == "gda":
+            raise KeyboardInterrupt
+        return measure(data, method, runs)
+
+    monkeypatch.setattr(evaluation, "measure", interrupted)
+    command = ["evaluate", "--data", f"a={file}", "--method", "gda", "--out", str(out)]
+    assert cli.main(command) == 130
+    assert f"the records in {out} keep the finished cells, --skip-existing" in capsys.readouterr().err
+    monkeypatch.setattr(evaluation, "measure", measure)
+    assert cli.main([*command, "--skip-existing"]) == 0
+    assert "zero-shot full 0 0: kept from" in capsys.readouterr().err
+
+
+def test_damaged_cells_of_a_record_are_measured_anew(tmp_path, capsys):
+    file, out = _features_file(tmp_path / "f.npz"), tmp_path / "out"
+    command = ["evaluate", "--data", f"a={file}", "--method", "zero-shot", "--skip-existing", "--out", str(out)]
+    assert cli.main(command) == 0
+    [(key, cell)] = json.loads((out / "a.json").read_text())["cells"].items()
+    capsys.readouterr()
+    for changed, message in [
+        ({"metrics": {}}, "without accuracy, mean per-class recall, acc@5, ECE; computed anew"),
+        ({"metrics": cell["metrics"] | {"ECE": None}}, "without ECE; computed anew"),
+        ({"seconds": {"run": "long"}}, "lacks its identity or its seconds"),
+        ({"seconds": {}}, "kept from"),
+    ]:
+        record = json.loads((out / "a.json").read_text())
+        record["cells"][key] = cell | changed
+        (out / "a.json").write_text(json.dumps(record))
+        assert cli.main(command) == 0
+        assert message in capsys.readouterr().err
 
 
 def test_records_stay_in_their_folder(tmp_path):

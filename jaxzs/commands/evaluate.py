@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import tyro
 
@@ -22,7 +24,7 @@ from jaxzs.commands.options import (
     shown_as,
 )
 from jaxzs.commands.run import command_line
-from jaxzs.commands.terminal import counted
+from jaxzs.commands.terminal import counted, explained
 from jaxzs.errors import ConfigError, DataError, JaxzsError, TextError
 
 if TYPE_CHECKING:
@@ -61,40 +63,42 @@ class EvaluateOptions(OutputOptions, ComputeOptions):
 def run(options: EvaluateOptions) -> int:
     """Measure every cell and print the table; what is finished is kept, whatever stops the rest.
 
-    Returns 0, or 1 when some images could not be read.
+    Returns 0, or 1 when some images could not be read, or some cells not be measured.
     """
     _check(options)
-    from jaxzs.evaluation import cells, table
+    try:
+        return _evaluate(options)
+    except KeyboardInterrupt as stop:
+        kept = f"the records in {options.out} keep the finished cells, --skip-existing goes on from there"
+        raise KeyboardInterrupt(kept) from stop
+
+
+def _evaluate(options: EvaluateOptions) -> int:
+    from jaxzs.clip import load
+    from jaxzs.evaluation import table
     from jaxzs.files import atomic_path
-    from jaxzs.report import Sweep
-    from jaxzs.report.records import json_values, parse_record
-    from jaxzs.report.results import renamed
+    from jaxzs.report.records import json_values
 
     # Always with zero-shot, which the table compares every method with.
     methods = cast("tuple[Method, ...]", tuple(dict.fromkeys(("zero-shot", *options.method))))
     found: list[Cell] = []
     records: list[Record] = []
     unreadable: set[str] = set()
-    for model, data in _pairs(options, unreadable):
-        where = _place(data.name, None if model is None else model.name)
-        sweep = Sweep(
-            options.out / f"{where}.json",
-            command=command_line(options),
-            settings={"temperature": data.temperature, "templates": list(options.templates)},
-            model=model,
-            data=data.entry,
-            skip_existing=options.skip_existing,
-            notify=options.notice,
-        )
-        asked: dict[str, Any] = {}  # a record keeps cells of earlier runs, too
-        for method in methods:
-            for key, cell in cells(sweep, data, method, _runs(options, method)).items():
-                found.append(cell._replace(data=where))
-                asked[key] = sweep.cells[key]
-                options.notice(f"{where} {key}: {cell.results.metrics['accuracy']:.2f} %")
-        record = parse_record({**sweep.finish(), "cells": asked}, options.out / f"{where}.json")
-        # Pictures of one data set under several models have titles of their own.
-        records.append(dataclasses.replace(record, results=renamed(record.results, where)))
+    failures = Failures(options.notice)
+    load_once = functools.cache(load)
+    pairs = [(name, place, model) for name, place, models in _listed(options) for model in models]
+    for name, place, model_name in pairs:
+        # One that cannot be used must not take the others with it.
+        with failures.told():
+            model = None if model_name is None else load_once(model_name)
+            data = _labelled(options, model, name, place, unreadable)
+            own, record = _measured(options, methods, model, data, failures)
+            found += own
+            records += [] if record is None else [record]
+    if not found:
+        raise failures.first
+    missing = len(pairs) * sum(len(_runs(options, method)) for method in methods) - len(found)
+    methods = tuple(method for method in methods if any(cell.method == method for cell in found))
     text = table(found, methods)
     with atomic_path(options.out / "evaluate.md") as temporary:
         temporary.write_text(f"`{command_line(options)}`\n\n{text}\n", encoding="utf-8")
@@ -106,7 +110,73 @@ def run(options: EvaluateOptions) -> int:
     options.print_record({"command": command_line(options), "cells": json_values(rows)})
     if unreadable:
         options.notice(f"{counted(len(unreadable), 'image')} could not be read, the first: {min(unreadable)}")
-    return INCOMPLETE if unreadable else FINISHED
+    if missing:
+        options.notice(f"{counted(missing, 'cell')} could not be measured, the first: {explained(failures.first)}")
+    return INCOMPLETE if unreadable or missing else FINISHED
+
+
+class Failures:
+    """Why some cells could not be measured; each reason is told once."""
+
+    def __init__(self, notice: Callable[[str], None]):
+        self.notice = notice
+        self.reasons: dict[str, Exception] = {}
+
+    @property
+    def first(self) -> Exception:
+        return next(iter(self.reasons.values()))
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """What is wrong with what was given to the block is told, and the command goes on behind it."""
+        try:
+            yield
+        except Exception as error:
+            reason = explained(error)
+            if reason is None:  # a fault of ours
+                raise
+            if reason not in self.reasons:
+                self.notice(f"not measured: {reason}")
+            self.reasons.setdefault(reason, error)
+
+
+def _measured(
+    options: EvaluateOptions, methods: Sequence[Method], model: Model | None, data: Labelled, failures: Failures
+) -> tuple[list[Cell], Record | None]:
+    """The cells of a data set and a model, and their record; None where there is no cell."""
+    from jaxzs.evaluation import cells, images_of
+    from jaxzs.report import Sweep
+    from jaxzs.report.records import parse_record
+    from jaxzs.report.results import renamed
+
+    where = _place(data.name, None if model is None else model.name)
+    sweep = Sweep(
+        options.out / f"{where}.json",
+        command=command_line(options),
+        settings={"temperature": data.temperature, "templates": list(options.templates)},
+        model=model,
+        data=data.entry,
+        skip_existing=options.skip_existing,
+        notify=options.notice,
+    )
+    found: dict[str, Cell] = {}
+    for method in methods:
+        runs = []
+        for run in _runs(options, method):
+            with failures.told():
+                images_of(data, run)
+                runs.append(run)
+        # The text's failure is that of all: there is nothing to compare others with.
+        with failures.told() if method != "zero-shot" else contextlib.nullcontext():
+            for key, cell in cells(sweep, data, method, runs).items():
+                found[key] = cell._replace(data=where)
+                options.notice(f"{where} {key}: {cell.results.metrics['accuracy']:.2f} %")
+    if not found:
+        return [], None
+    asked = {key: sweep.cells[key] for key in found}  # a record keeps cells of earlier runs, too
+    record = parse_record({**sweep.finish(), "cells": asked}, options.out / f"{where}.json")
+    # Pictures of one data set under several models have titles of their own.
+    return list(found.values()), dataclasses.replace(record, results=renamed(record.results, where))
 
 
 def _place(name: str, model: str | None) -> str:
@@ -120,7 +190,8 @@ def _runs(options: EvaluateOptions, method: str) -> list[Run]:
     # The other methods know no labels.
     shots = [own for own in options.shots if not own or method in WITH_SHOTS]
     seeds = range(options.seeds)
-    return [Run(regime, seed, own) for own in shots for regime in options.regime for seed in seeds]
+    asked = [Run(regime, seed, own) for own in shots for regime in options.regime for seed in seeds]
+    return list(dict.fromkeys(asked))
 
 
 def _write_page(options: EvaluateOptions, records: Sequence[Record]) -> None:
@@ -179,23 +250,16 @@ def _is_features(place: str) -> bool:
     return Path(place).suffix.lower() == ".npz"
 
 
-def _pairs(options: EvaluateOptions, unreadable: set[str]) -> Iterator[tuple[Model | None, Labelled]]:
-    """Every data set with every model; unreadable: images that had to be left out, which is told, are added."""
-    from jaxzs.clip import load
+def _labelled(options: EvaluateOptions, model: Model | None, name: str, place: str, unreadable: set[str]) -> Labelled:
+    """A data set as a model sees it; unreadable: images that had to be left out, which is told, are added."""
     from jaxzs.evaluation import read_features
 
-    loaded: dict[str, Model] = {}
-    for name, place, models in _listed(options):
-        for model in models:
-            if model is None:
-                yield None, read_features(Path(place), name)
-                continue
-            if model not in loaded:
-                loaded[model] = load(model)
-            try:
-                yield loaded[model], _encoded(options, loaded[model], name, place, unreadable)
-            except JaxzsError as error:
-                raise error.within(f"--data {name}={place}") from error
+    if model is None:
+        return read_features(Path(place), name)
+    try:
+        return _encoded(options, model, name, place, unreadable)
+    except JaxzsError as error:
+        raise error.within(f"--data {name}={place}") from error
 
 
 def _encoded(options: EvaluateOptions, model: Model, name: str, place: str, unreadable: set[str]) -> Labelled:

@@ -228,7 +228,8 @@ def parse_record(raw: Any, path: Path) -> Record:
     found = [shapes.parse(raw, str(path))]
     cells = raw.get("cells", {}) if schema else {}
     for key, cell in cells.items():
-        whole = isinstance(cell, dict) and isinstance(cell.get("seconds"), dict)
+        seconds = cell.get("seconds") if isinstance(cell, dict) else None
+        whole = isinstance(seconds, dict) and all(isinstance(own, int | float) for own in seconds.values())
         if not whole or not isinstance(cell.get("identity"), str):
             raise RecordError(f"{path}: cells[{key!r}] lacks its identity or its seconds")
         found.append(shapes.parse(cell, f"{path}: cells[{key!r}]"))

@@ -88,12 +88,13 @@ class Sweep:
         *,
         size: int = 1,
         data: Mapping[str, Any] | None = None,
+        needs: Sequence[str] = (),
     ) -> dict[str, Results]:
         """Cells that are computed together, their settings by key; `compute` is called with at most `size` keys.
 
-        Each has an equal part of the seconds.
+        Each has an equal part of the seconds. needs: metrics that are numbers; a cell of the file without is damaged.
         """
-        found = {key: self._kept(key, self._identity(own, data)) for key, own in cells.items()}
+        found = {key: self._kept(key, self._identity(own, data), needs) for key, own in cells.items()}
         missing = [key for key, kept in found.items() if kept is None]
         for start in range(0, len(missing), size):
             keys = missing[start : start + size]
@@ -109,7 +110,7 @@ class Sweep:
     def _identity(self, settings: Mapping[str, Any] | None, data: Mapping[str, Any] | None) -> str:
         return identity({**self.settings, **(settings or {})}, self._model, data or self.data)
 
-    def _kept(self, key: str, own: str) -> Results | None:
+    def _kept(self, key: str, own: str, needs: Sequence[str]) -> Results | None:
         """What the file holds of a cell, if it was made with the same."""
         kept = self._before.cells.get(key) if self._before else None
         if kept is None:
@@ -118,9 +119,13 @@ class Sweep:
         if kept["identity"] != own:
             self.notify(f"{key}: {self.path} has it with other settings or data; computed anew")
             return None
+        found = shapes.parse(kept, f"{self.path}: cells[{key!r}]")
+        if lacking := [name for name in needs if not isinstance(found.metrics.get(name), int | float)]:
+            self.notify(f"{key}: {self.path} has it without {', '.join(lacking)}; computed anew")
+            return None
         self.notify(f"{key}: kept from {self.path}")
         self.cells[key] = kept
-        return shapes.parse(kept, f"{self.path}: cells[{key!r}]")
+        return found
 
     def _cell(
         self,
