@@ -134,6 +134,26 @@ def test_open_clip_reads_what_is_written(open_clip, name, tmp_path):
     assert_equal(theirs(again, *data), theirs(model, *data))
 
 
+@pytest.mark.parametrize("name", ["ViT", "ViT, quick_gelu, a remainder of pixels"])
+def test_transformers_reads_what_is_written_of_open_clip(open_clip, name, tmp_path):
+    """A CLIP pooled at the highest id is that of transformers with the legacy end token, whatever ends a text."""
+    import torch
+    import transformers
+
+    model = build(open_clip, MODELS[name], tmp_path / "built")
+    write(model, MODELS[name], tmp_path / "built", safe=True)
+    clip.write_checkpoint(tmp_path / "ours", *clip.read_checkpoint(tmp_path / "built"), "safetensors")
+    again, info = transformers.CLIPModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values()), info
+    pixels, ids = inputs(MODELS[name])
+    ids[2, -1] -= 1  # a text that ends with another token than the last of the vocabulary
+    with torch.no_grad():
+        images = again.eval().get_image_features(torch.from_numpy(pixels))
+        texts = again.get_text_features(torch.from_numpy(ids))
+    own = [getattr(features, "pooler_output", features).numpy() for features in (images, texts)]
+    assert_equal(own, theirs(model, pixels, ids)[:2])
+
+
 def test_a_training_checkpoint(open_clip, tmp_path):
     """What open_clip's training saves: state of the optimiser beside, names behind "module."."""
     import torch

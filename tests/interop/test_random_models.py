@@ -130,7 +130,7 @@ def test_files_of_any_aspect(tmp_path):
     assert_near(np.asarray(found), other / np.linalg.norm(other, axis=1, keepdims=True))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if "NaFlex" not in name])  # written for jaxzs alone
+@pytest.mark.parametrize("name", MODELS)
 def test_transformers_reads_what_is_written(name, tmp_path):
     """No key missing, none unexpected, and the features of the model that it was made from."""
     model = write(name, tmp_path / "theirs")
