@@ -62,6 +62,14 @@ def test_counts_truth_and_confusion(tmp_path):
     assert all(item["i"].startswith("data:image/jpeg;base64,") for item in items)
 
 
+def test_what_recall_and_precision_are_of(tmp_path):
+    """A class that was given to images without a truth has more images than its precision is of."""
+    record = record_of(tmp_path)
+    assert "whose true class is known" not in write(tmp_path, record)[1]
+    del record["results"][0]["truth"]
+    assert "Recall and precision are of the 5 images whose true class is known." in write(tmp_path, record)[1]
+
+
 def test_names_stay_names(tmp_path):
     record = record_of(tmp_path, names=EVIL[:3])
     record["results"][0]["path"] = EVIL[3]

@@ -230,7 +230,8 @@ def _class_table(classes: Sequence[str], items: Sequence[_Item]) -> dict[str, An
         }
         for c in sorted(given.keys() | true.keys(), key=lambda c: (-given[c], c))
     ]
-    return {"rows": rows, "absent": len(classes) - len(rows), "known": bool(true)}
+    known = true.total()
+    return {"rows": rows, "absent": len(classes) - len(rows), "known": known, "unknown": len(items) - known}
 
 
 def _confusion(classes: Sequence[str], items: Sequence[_Item]) -> dict[str, Any] | None:
