@@ -276,3 +276,20 @@ def test_masks_without_tags_and_encoded_patches_take_each_image_once(several):
         next(segment_dense(demo, [photo(64, 48)], np.ones((2, 64), np.float32), batching=several))
     with pytest.raises(DataError, match="encoded patches take each image once"):
         next(encoded_patches(demo, [photo(64, 48)], batching=several))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 2.5}, {"batch_size": "2"}, {"offsets": 1.5}, {"offsets": 9}, {"max_patches": 1e4}, {"step": 0.5},
+        {"scales": 1.0}, {"scales": ("1",)}, {"scales": (np.nan,)}, {"scales": ()},
+    ],
+)  # fmt: skip
+def test_settings_of_batching_are_numbers_of_their_kind(wrong):
+    """A look from 1.5 origins would have been averaged over 2.25 of them."""
+    with pytest.raises(DataError, match=f"{next(iter(wrong))} (is|are) .* expected"):
+        Batching(**wrong)
+
+
+def test_scales_may_be_a_list():
+    assert Batching(scales=[1, 0.5]) == Batching(scales=(1.0, 0.5))  # type: ignore[arg-type]

@@ -181,6 +181,8 @@ def test_scores_by_hardly_any_patches_are_numbers(images, noise):
         ({"patch_features": np.ones((2, 3, 5), np.float32)}, "5 numbers a patch, text_proxies 4"),
         ({"patch_features": []}, "no patches to learn from"),
         ({"per_class": 0}, "at least 1"),
+        ({"per_class": 2.5}, "whole number"),
+        ({"patch_features": [[[1.0, 2.0]]], "text_proxies": [[1.0, 2.0]]}, "text_proxies are list"),
         ({"temperature": 0.0}, "above 0"),
         ({"scale": np.inf}, "above 0"),
     ],
@@ -213,7 +215,7 @@ def test_one_pass_gives_patches_and_images(side):
         np.testing.assert_allclose(batch.whole[:3], whole, atol=1e-5 * float(jnp.abs(whole).max()))
 
 
-@pytest.mark.parametrize("side", [0, 8, 50, -48, 520])
+@pytest.mark.parametrize("side", [0, 8, 50, -48, 520, 48.0])
 def test_sides_that_are_no_grid(side):
     with pytest.raises(DataError, match=rf"side is {side}, expected a multiple of the patch size 8 from 16 to 512"):
         next(encoded_patches(jaxzs.load("demo"), photos(1), side=side))

@@ -141,7 +141,17 @@ def test_bad_input_is_named(model, settings, options, error, match):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"attention": "x"}, {"short_side": 0}, {"threshold": 2.0}, {"scale": -1.0}, {"neighbourhood": np.nan}]
+    "wrong",
+    [
+        {"attention": "x"},
+        {"short_side": 0},
+        {"short_side": 96.5},
+        {"stride": 8.0},
+        {"window": "48"},
+        {"threshold": 2.0},
+        {"scale": -1.0},
+        {"neighbourhood": np.nan},
+    ],
 )
 def test_settings_are_checked(wrong):
     with pytest.raises(DataError):

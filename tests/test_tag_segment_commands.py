@@ -14,7 +14,7 @@ from jaxzs.commands import segment, tag
 from jaxzs.data import open_image
 from jaxzs.errors import DataError, ImageError, LabelError
 from jaxzs.patch import pixel_labels, score_maps, tag_images
-from jaxzs.patch.overlay import voc_palette
+from jaxzs.patch.overlay import voc_palette, write_palette_mask
 from jaxzs.patch.texts import tag_texts
 
 
@@ -139,6 +139,25 @@ def test_palette_is_that_of_voc():
     # tvmonitor, the last of VOC's twenty classes; void
     assert voc_palette()[20].tolist() == [0, 64, 128]
     assert voc_palette()[255].tolist() == [224, 224, 192]
+
+
+def test_palettes_hold_256_labels(photos, tiny_checkpoint, tmp_path):
+    """As a byte, label 256 would be the background."""
+    for labels in (np.array([[0, 256]]), np.array([[-1, 3]])):
+        with pytest.raises(LabelError, match="a palette mask holds 0 to 255"):
+            write_palette_mask(tmp_path / "mask.png", labels)
+    assert not (tmp_path / "mask.png").exists()
+    names = ",".join(f"c{number}" for number in range(256))
+    with pytest.raises(LabelError, match="256 classes: a palette mask holds 255 and the background"):
+        segment.run(options(segment.SegmentOptions, photos / "a", tiny_checkpoint, labels=names, out=tmp_path / "m"))
+
+
+def test_a_class_called_background_is_told_before_the_work(photos, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(segment, "tagged_images", lambda *_, **__: pytest.fail("images were tagged"))
+    given = {"background": None, "out": tmp_path / "m"}
+    for names, match in (("dark,background", "a class is called 'background'"), ("dark,Background", "one text")):
+        with pytest.raises(LabelError, match=match):
+            segment.run(options(segment.SegmentOptions, photos / "a", tiny_checkpoint, labels=names, **given))
 
 
 def test_texts_are_kept_by_content(tiny_checkpoint, tmp_path):

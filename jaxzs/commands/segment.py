@@ -114,6 +114,11 @@ def _names(options: SegmentOptions) -> Names:
     names = read_names(options)
     if len(names.foreground) > 255:
         raise LabelError(f"{len(names.foreground)} classes: a palette mask holds 255 and the background; name fewer")
+    if options.maps == "cam" and not names.background and "background" in names.foreground:
+        raise LabelError(
+            "a class is called 'background', as is what competes with the tags: leave the class out, or name others "
+            "with --background, such as sky,wall"
+        )
     return names
 
 
@@ -156,10 +161,11 @@ def _by_activation(job: _Job) -> _Found:
     from jaxzs.clip import Numerics
     from jaxzs.patch import segment_images
 
-    options, tags = job.run.options, _tags(job)
+    options = job.run.options
     # One name at least must compete with the tags.
     names = Names(job.names.foreground, job.names.background or ("background",), _cam_templates(options))
-    texts = text_features(options, job.model, names)
+    texts = text_features(options, job.model, names)  # before the tags, whose work names that do not fit would lose
+    tags = _tags(job)
     # What the tagging could not use has no tags, and is told already.
     opening = Opening(job.run, [path for path in job.paths if path in tags])
     masks = segment_images(

@@ -14,6 +14,7 @@ import numpy as np
 from jaxzs.clip import Model
 from jaxzs.clip.preprocess import ImagePreprocessor, to_rgb
 from jaxzs.errors import DataError, ImageError
+from jaxzs.patch.settings import check_whole
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -64,14 +65,19 @@ class Batching:
     on_error: Callable[[int, ImageError], None] | None = None
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.step) < 1:
-            raise DataError("batch_size and step must be at least 1")
-        if self.max_patches < 4:
-            raise DataError(f"max_patches is {self.max_patches}, expected at least 4, a grid of 2x2")
-        if not self.scales or not all(0 < scale <= 16 for scale in self.scales):
+        check_whole("batch_size", self.batch_size)
+        check_whole("step", self.step)
+        check_whole("max_patches", self.max_patches, least=4)  # a grid of 2x2
+        check_whole("offsets", self.offsets, most=MOST_OFFSETS)
+        scales = np.asarray(self.scales)
+        if (
+            scales.ndim != 1
+            or scales.dtype.kind not in "iuf"
+            or not len(scales)
+            or not ((scales > 0) & (scales <= 16)).all()
+        ):
             raise DataError(f"scales are {self.scales}, expected numbers above 0, at most 16")
-        if not 1 <= self.offsets <= MOST_OFFSETS:
-            raise DataError(f"offsets is {self.offsets}, expected a whole number from 1 to {MOST_OFFSETS}")
+        object.__setattr__(self, "scales", tuple(scales.tolist()))  # a list of them, too
 
     @property
     def views(self) -> int:

@@ -29,7 +29,7 @@ from jaxzs.patch.boxes import min_max, tight_boxes
 from jaxzs.patch.dense import Attention, DenseTask, check_last, default_attention, dense_and_whole, last_of
 from jaxzs.patch.grid import full_grid
 from jaxzs.patch.images import ImageTags, on_mesh
-from jaxzs.patch.settings import check_positive, check_share, is_known
+from jaxzs.patch.settings import check_positive, check_share, check_whole, is_known
 from jaxzs.patch.tags import check_foreground, check_pixels, decide
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -93,8 +93,7 @@ def learn_patch_classifier(
     [0, 1, 2]
     """
     text = normalize(_checked("text_proxies", text_proxies, 2))
-    if per_class < 1:
-        raise DataError(f"per_class is {per_class}, expected at least 1")
+    check_whole("per_class", per_class)
     check_positive("scale", scale)
     if temperature is not None:
         check_positive("temperature", temperature)
@@ -336,7 +335,7 @@ def _checked_side(vision: VisionConfig | ResNetConfig, side: int | None, max_pat
     if side is None:
         return vision.image_size
     size = vision.patch_size
-    if side % size or side < 2 * size or (side // size) ** 2 > max_patches:
+    if not isinstance(side, int | np.integer) or side % size or side < 2 * size or (side // size) ** 2 > max_patches:
         raise DataError(
             f"side is {side}, expected a multiple of the patch size {size} from {2 * size} to "
             f"{size * math.isqrt(max_patches)}, which {max_patches} patches hold"
@@ -400,9 +399,9 @@ def _boxes(scores: jax.Array, grid: Any) -> jax.Array:
 
 def _checked(name: str, x: Any, rank: int) -> jax.Array:
     """Float32, of that rank, nothing empty, finite where that can be seen."""
-    if np.ndim(x) != rank or 0 in np.shape(x) or not jnp.issubdtype(x.dtype, jnp.floating):
+    dtype = getattr(x, "dtype", type(x).__name__)
+    if isinstance(dtype, str) or np.ndim(x) != rank or 0 in np.shape(x) or not jnp.issubdtype(dtype, jnp.floating):
         axes = {2: "[C,E]", 3: "[images,P,E]"}[rank]
-        dtype = getattr(x, "dtype", type(x).__name__)
         raise DataError(f"{name} are {dtype} of shape {np.shape(x)}, expected floats {axes}")
     if is_known(x) and not np.isfinite(np.asarray(x, np.float32)).all():
         raise DataError(f"{name} are not all finite")

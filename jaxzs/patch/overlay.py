@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxzs.errors import LabelError
 from jaxzs.files import atomic_path
 from jaxzs.patch.images import ImageTags
 
@@ -183,9 +184,14 @@ def voc_palette(num_colours: int = 256) -> np.ndarray:
 
 
 def write_palette_mask(path: str | Path, labels: np.ndarray) -> None:
-    """A label map [H,W], 0 to 255, as a PNG with VOC's palette: the pixel values are the labels."""
+    """A label map [H,W], 0 to 255, as a PNG with VOC's palette: the pixel values are the labels.
+
+    Raises `LabelError` for labels that a palette does not hold: as bytes, 256 would be the background.
+    """
     from PIL import Image
 
+    if labels.min() < 0 or labels.max() > 255:
+        raise LabelError(f"labels are from {labels.min()} to {labels.max()}: a palette mask holds 0 to 255")
     mask = Image.fromarray(labels.astype(np.uint8))
     mask.putpalette(voc_palette().ravel().tolist())
     with atomic_path(path) as temporary:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -95,8 +96,8 @@ class Tagging(_Fidelity):
         check_share("relative_threshold", self.relative_threshold)
         check_share("tag_threshold", self.tag_threshold)
         _check_votes(self.votes, None)
-        if self.capacity is not None and self.capacity < 1:
-            raise DataError(f"capacity is {self.capacity}, expected at least 1 candidate per encoder call")
+        if self.capacity is not None:
+            check_whole("capacity", self.capacity)
 
     def resolved(self, num_layers: int, num_foreground: int) -> Tagging:
         """With every default filled in for a model of L layers and F classes: tag_threshold [F], the others scalars."""
@@ -150,8 +151,8 @@ class CRF:
     precision: jax.lax.PrecisionLike = dataclasses.field(default="highest", metadata={"static": True})
 
     def __post_init__(self) -> None:
-        if self.iterations < 0 or self.stride < 1:
-            raise DataError("iterations must be at least 0, stride at least 1")
+        check_whole("iterations", self.iterations, least=0)
+        check_whole("stride", self.stride)
         if self.kernel not in ("auto", "lattice", "exact"):
             raise DataError(f"kernel is {self.kernel!r}, expected one of auto, lattice, exact")
         if self.kernel == "lattice" and self.stride > 1:
@@ -243,6 +244,13 @@ def check_positive(name: str, value: Any) -> None:
     """Raise `DataError` unless a number that can be looked at is finite and above 0."""
     if (number := _concrete(value)) is not None and not (np.isfinite(number) & (number > 0)).all():
         raise DataError(f"{name} is {value}, expected a number above 0")
+
+
+def check_whole(name: str, value: Any, *, least: int = 1, most: float = math.inf) -> None:
+    """Raise `DataError` unless a size or a count is a whole number in its range."""
+    if not isinstance(value, int | np.integer) or not least <= value <= most:
+        least_or_range = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise DataError(f"{name} is {value!r}, expected a whole number {least_or_range}")
 
 
 def check_share(name: str, value: Any) -> None:

@@ -27,7 +27,7 @@ from jaxzs.patch.batching import SIXTEEN, Batching, usable
 from jaxzs.patch.crf import dense_crf, for_crf, nearest
 from jaxzs.patch.dense import Attention, DenseTask, Last, Positions, check_last, dense_tokens, last_of
 from jaxzs.patch.images import on_mesh
-from jaxzs.patch.settings import CRF, Number, check_positive, check_share
+from jaxzs.patch.settings import CRF, Number, check_positive, check_share, check_whole
 from jaxzs.patch.tags import check_texts
 
 _STRIP = 2**22  # scores of names at pixels that are held at once
@@ -75,8 +75,8 @@ class Dense:
         check_positive("scale", self.scale)
         check_share("threshold", self.threshold)
         for name in ("short_side", "window", "stride"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise DataError(f"{name} is {value}, expected at least 1")
+            if (value := getattr(self, name)) is not None:
+                check_whole(name, value)
 
     def last(self, config: CLIPConfig) -> Last:
         """The last block that is asked for, of this tower."""
