@@ -483,6 +483,13 @@ def ring(field: Any) -> float:
     return luminance(colour) if style == "solid" else 1.0
 
 
+def test_a_port_that_is_taken(served):
+    port = served.rstrip("/").rsplit(":", 1)[1]
+    done = subprocess.run([sys.executable, "-m", "jaxzs", "app", "--port", port], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"--port {port} is taken: name another" in done.stderr
+
+
 def test_errors_in_the_app(browser, served, dropped):
     opened(browser, served, dropped[:1])
     typed(browser, "<img src=x onerror=hacked=1>, giraffe")

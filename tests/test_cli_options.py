@@ -77,6 +77,24 @@ def test_a_choice_that_may_be_left_out_is_a_word_of_the_list(capsys):
         assert "Expected one of ('auto', 'proxy', 'gda', 'stata', 'transclip', 'zero-shot')" in told
 
 
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("classify photos --labels None", "no such file or folder: photos"),  # a name of a class, and not "no labels"
+        ("classify photos --out None", "--out None: the name must end in .csv or .json"),  # and not "no file"
+        ("app --port 80x", "--port: expected a number, not '80x'"),
+        ("tune photos --learning-rate fast", "--learning-rate: expected a number, not 'fast'"),
+        ("datasets None", "None"),
+    ],
+)
+def test_the_word_none_is_a_word(typed, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(typed.split()) == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert told in said
+    assert "NoneType" not in said
+
+
 def test_every_command_takes_json_and_quiet():
     for name in COMMANDS:
         assert issubclass(options_of(name), OutputOptions)

@@ -46,19 +46,25 @@ def launched(desk: Desk) -> gr.Blocks:
     # What is dropped goes where the results go, and goes with them when the server ends.
     os.environ["GRADIO_TEMP_DIR"] = str(desk.folder / "uploads")
     page, options = build(desk), desk.options
-    page.launch(
-        server_name="127.0.0.1",
-        server_port=options.port,
-        share=options.share,
-        inbrowser=options.browse,
-        prevent_thread_lock=True,
-        quiet=True,
-        max_file_size=MAX_FILE_BYTES,
-        ssr_mode=False,
-        footer_links=[],
-        css=_STYLE,
-        theme=_theme(),
-    )
+    try:
+        page.launch(
+            server_name="127.0.0.1",
+            server_port=options.port,
+            share=options.share,
+            inbrowser=options.browse,
+            prevent_thread_lock=True,
+            quiet=True,
+            max_file_size=MAX_FILE_BYTES,
+            ssr_mode=False,
+            footer_links=[],
+            css=_STYLE,
+            theme=_theme(),
+        )
+    except OSError as error:
+        if options.port is None:
+            raise
+        # Gradio's own advice is for those who call `launch`.
+        raise DataError(f"--port {options.port} is taken: name another, or none for the first free one") from error
     return page
 
 

@@ -21,6 +21,7 @@ from jaxzs.commands.options import (
     check_output_file,
     check_output_folder,
     check_record_beside,
+    left_out,
     one_of,
     option,
     read_templates,
@@ -63,7 +64,7 @@ class ClassifyOptions(OutputOptions, ModelOptions, LabelOptions):
     """A head or proxies that --save has kept, with their class names: nothing is learned, one image is enough."""
     method: Annotated[_Asked | None, one_of(_Asked), shown_as()] = None
     """What suits these images (auto, the default), one method, or the text as it is (the default with --prompt)."""
-    shots: Annotated[Path | None, shown_as("DIR|TABLE")] = None
+    shots: Annotated[Path | None, left_out(Path), shown_as("DIR|TABLE")] = None
     """Images whose labels are known: a folder with one subfolder a class, or a table with some labels filled in."""
     templates: Annotated[tuple[str, ...], shown_as("TEXT ...")] = ()
     """Sentences with {}, or sets simple, imagenet7, imagenet80, tagclip85; else the data set's or "a photo of a {}"."""

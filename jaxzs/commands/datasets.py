@@ -8,12 +8,12 @@ from typing import Annotated
 import tyro
 
 from jaxzs.commands import FINISHED
-from jaxzs.commands.options import OutputOptions, shown_as
+from jaxzs.commands.options import OutputOptions, left_out, shown_as
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetsOptions(OutputOptions):
-    name: Annotated[str | None, tyro.conf.Positional, shown_as("NAME")] = None
+    name: Annotated[str | None, tyro.conf.Positional, left_out(str), shown_as("NAME")] = None
     """A data set of the package, or the path of your own JSON file: show its class names, templates and sources."""
 
 

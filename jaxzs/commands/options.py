@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import json as json_format
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -25,24 +25,35 @@ def shown_as(metavar: str | None = None) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")  # instead of "(default: None)"
 
 
-def one_of(words: Any) -> Any:
-    """For an option that is one of the words of a Literal, or left out: else the word "None" would be taken, too."""
-    names = get_args(words)
-    return tyro.constructors.PrimitiveConstructorSpec[str | None](
+def left_out(kind: Callable[[str], Any], choices: tuple[str, ...] = ()) -> Any:
+    """For an option of a kind that may be left out: else the word "None" would do that, and errors name it."""
+
+    def typed(words: list[str]) -> Any:
+        try:
+            return kind(words[0])
+        except ValueError as error:
+            raise ValueError(f"expected a number, not {words[0]!r}") from error
+
+    return tyro.constructors.PrimitiveConstructorSpec[Any](
         nargs=1,
-        metavar=f"{{{','.join(names)}}}",
-        instance_from_str=lambda typed: typed[0],
-        is_instance=lambda value: value is None or value in names,
+        metavar=f"{{{','.join(choices)}}}",
+        instance_from_str=typed,
+        is_instance=lambda value: True,
         str_from_instance=lambda value: [str(value)],
-        choices=names,
+        choices=choices or None,
     )
 
 
+def one_of(words: Any) -> Any:
+    """For an option that is one of the words of a Literal, or left out."""
+    return left_out(str, get_args(words))
+
+
 _Device = Literal["cpu", "gpu", "tpu"]
-Text = Annotated[str | None, shown_as("TEXT")]
-File = Annotated[Path | None, shown_as("FILE")]
-Folder = Annotated[Path | None, shown_as("DIR")]
-Number = Annotated[int | None, shown_as("INT")]
+Text = Annotated[str | None, left_out(str), shown_as("TEXT")]
+File = Annotated[Path | None, left_out(Path), shown_as("FILE")]
+Folder = Annotated[Path | None, left_out(Path), shown_as("DIR")]
+Number = Annotated[int | None, left_out(int), shown_as("INT")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 ByPosition = Annotated[
     bool,

@@ -23,6 +23,7 @@ from jaxzs.commands.options import (
     check_numbers,
     check_output_file,
     check_record_beside,
+    left_out,
     shown_as,
 )
 from jaxzs.commands.run import Run, settings_of
@@ -82,7 +83,7 @@ class TuneOptions(OutputOptions, ModelOptions, LabelOptions):
     """Where an iteration starts: as in the published code, where the last one ended, or anew."""
     selection: Literal["boards", "top_k"] = "boards"
     """Rule for pseudolabels: as in the published code, or the true top k of each class."""
-    learning_rate: Annotated[float | None, shown_as("FLOAT")] = None
+    learning_rate: Annotated[float | None, left_out(float), shown_as("FLOAT")] = None
     """By default 0.1, and 0.01 in joint."""
     epochs: int = 150
     """Of each training."""
