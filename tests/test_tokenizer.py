@@ -437,6 +437,9 @@ def test_texts_that_a_siglip_would_read_otherwise_are_refused(tmp_path: Path) ->
         left = changed_copy(family, tmp_path / family, padding_side="left")
         with pytest.raises(CheckpointError, match="pads texts on the left"):
             Tokenizer.for_tower(left, reads_padding)
+    unsaid = changed_copy("gemma", tmp_path / "unsaid", padding_side=None, tokenizer_class="Siglip2Tokenizer")
+    with pytest.raises(CheckpointError, match="pads texts on the left"):  # the default of that class
+        Tokenizer.for_tower(unsaid, reads_padding)
     cased = changed_copy("siglip", tmp_path / "cased", do_lower_case=False)
     with pytest.raises(CheckpointError, match="do_lower_case is false"):
         Tokenizer.from_folder(cased)

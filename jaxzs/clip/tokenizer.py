@@ -189,7 +189,7 @@ class Tokenizer:
         pooling, causal = getattr(text, "pooling", "end"), getattr(text, "causal", True)
         # Such a tower reads the padding: at another length it would see another text.
         tokenizer = dataclasses.replace(tokenizer, fixed=pooling == "last" or not causal)
-        if tokenizer.fixed and read_settings(Path(folder)).get("padding_side") == "left":
+        if tokenizer.fixed and _padding_side(read_settings(Path(folder))) == "left":
             raise CheckpointError(
                 f"{folder}: tokenizer_config.json pads texts on the left (padding_side), and this text tower reads its "
                 "padding: only padding behind the text is supported, which SigLIPs are trained with. Write right there "
@@ -310,6 +310,12 @@ class Tokenizer:
             TextError,
             f"the tokenizer cannot encode {text!r:.80}",
         )
+
+
+def _padding_side(settings: Mapping[str, Any]) -> str:
+    """As stated; of the one class whose library, transformers 5, knows another default, as there."""
+    default = "left" if str(settings.get("tokenizer_class")).startswith("Siglip2") else "right"
+    return str(settings.get("padding_side") or default)
 
 
 def _longest_text(stated: Any, context: int | None) -> int:
