@@ -70,6 +70,12 @@ def test_what_recall_and_precision_are_of(tmp_path):
     assert "Recall and precision are of the 5 images whose true class is known." in write(tmp_path, record)[1]
 
 
+def test_settings_are_written_for_people(tmp_path):
+    record = record_of(tmp_path)
+    record["settings"] = {"templates": ["a {}.", "the {}."]}
+    assert "<td>a {}., the {}.</td>" in write(tmp_path, record)[1]
+
+
 def test_names_stay_names(tmp_path):
     record = record_of(tmp_path, names=EVIL[:3])
     record["results"][0]["path"] = EVIL[3]

@@ -268,10 +268,14 @@ def _sections(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]
         "Left out": left_out,
     }
     rows = {
-        title: [(_clean(key), _clean(value)) for key, value in values.items() if value not in (None, "", [])]
+        title: [(_clean(key), _clean(_listed(value))) for key, value in values.items() if value not in (None, "", [])]
         for title, values in sections.items()
     }
     return [(title, listed) for title, listed in rows.items() if listed]
+
+
+def _listed(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
