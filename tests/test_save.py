@@ -6,8 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import tokenizers
 
 import jaxzs
 from jaxzs import clip
@@ -53,6 +55,28 @@ def test_transformers_gives_a_saved_model_the_same_texts(name, tmp_path):
             assert "attention_mask" not in theirs([text])
         else:
             assert made[0][: mask.sum()] == ids[0][: mask.sum()].tolist(), text
+
+
+def test_capitals_that_a_tokenizer_tells_apart_are_kept(tmp_path):
+    """As MetaCLIP 2's does: open_clip's file had lower case, the rule of OpenAI's byte pairs."""
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0), ("▁A", -2.0), ("▁cat", -3.0)]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=3))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    text = clip.TextConfig(32, 64, 1, 2, 7, 12, eos_token_id=2, pooling="eos")
+    config = clip.CLIPConfig(text, clip.VisionConfig(32, 64, 1, 2, 48, 16), 16)
+    model = jaxzs.load("demo")
+    model = dataclasses.replace(
+        model,
+        params=clip.random_params(jax.random.key(0), config),
+        config=config,
+        tokenizer=clip.Tokenizer(backend, 12, 12, 0, 2, 1),
+    )
+    ids = model.tokenize(["A cat", "a cat cat"])[0]
+    assert ids.tolist() == [[0, 5, 6, 2, 1], [0, 4, 6, 6, 2]]
+    for format in ("safetensors", "open_clip", "flax"):
+        again = jaxzs.load(clip.save(model, tmp_path / format, format))
+        np.testing.assert_array_equal(again.tokenize(["A cat", "a cat cat"])[0], ids)
+    assert again.config == config
 
 
 def test_open_clip_is_told_of_another_tokenizer(tmp_path):

@@ -75,7 +75,11 @@ def _open_clip_files(model: Model) -> dict[str, Any]:
     values = to_open_clip(model.config)
     if model.tokenizer.backend.get_vocab() != packaged_pipeline()[1]["model"]["vocab"]:
         # open_clip takes OpenAI's byte pairs, whatever lies in the folder, unless another tokenizer is named.
-        values["text_cfg"] |= {"hf_tokenizer_name": Path(model.name).name, "tokenizer_kwargs": {"clean": "lower"}}
+        # Lower case, as with OpenAI's, where the pipeline has it too; MetaCLIP 2 tells capitals apart.
+        own = model.tokenizer.backend.normalizer
+        lowers = own is not None and own.normalize_str("A") == "a"
+        options = {"clean": "lower" if lowers else "whitespace"}
+        values["text_cfg"] |= {"hf_tokenizer_name": Path(model.name).name, "tokenizer_kwargs": options}
     return {"model_cfg": values, "preprocess_cfg": _open_clip_preprocessing(model)}
 
 
