@@ -26,8 +26,9 @@ _FOREIGN = ("processor_config.json", "added_tokens.json", "spiece.model", "model
 def save(model: Model, folder: str | Path, format: Format = "safetensors") -> Path:
     """Write a model so that `jaxzs.load(folder)` gives it back; returns the folder.
 
-    format: "safetensors" for transformers' CLIPModel and SiglipModel, "open_clip" for open_clip, "flax" for
-        transformers 4's FlaxCLIPModel, "safetensors-flax" for Flax names in safetensors.
+    format: "safetensors" for transformers' CLIPModel, MetaClip2Model, SiglipModel and Siglip2Model, "open_clip" for
+        open_clip, "flax" for transformers 4's FlaxCLIPModel, "safetensors-flax" for Flax names in safetensors. Towers
+        that transformers does not have (ResNets, CLIPA, a CLIP with a bias) are written for this package alone.
 
     Raises `CheckpointError` where a tower was left out when loading, where the tokenizer cannot be written, or where
     the folder holds weights that would be read instead; `ConfigError` for a model that open_clip does not have.
