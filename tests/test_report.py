@@ -413,6 +413,22 @@ def test_report_names_what_it_skips(records, tmp_path, capsys):
     assert "no record of a run among 1 .json files" in capsys.readouterr().err
 
 
+def test_an_error_is_not_drawn_among_accuracies(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("jaxzs.report.plots.plot_figures", lambda path, figures, published: drawn.append(figures))
+    measured = [Figure("d", method, name, 50.0) for method in ("a", "b") for name in ("accuracy", "ECE")]
+    write(tmp_path / "a.json", Results({}, tuple(measured)))
+    assert main(["report", str(tmp_path / "a.json"), "--out", str(tmp_path / "r")]) == 0
+    assert [[one.figure for one in figures] for figures in drawn] == [["accuracy", "accuracy"]]
+
+
+def test_a_change_of_nothing_has_a_scale_of_points(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr("jaxzs.report.plots._save", lambda figure, path: kept.append(figure.axes[0].get_ylim()))
+    plot_per_class(tmp_path / "a.png", PerClass("d", "m", ("a", "b"), (50.0, 60.0), (50.0, 60.0)))
+    assert kept == [(-1, 1)]
+
+
 def test_report_knows_stored_features(records, capsys, tmp_path):
     """`jaxzs evaluate` keeps them in its folder of results."""
     chunk = records / "features" / "0123" / "chunk-000000"

@@ -93,6 +93,8 @@ def draw(records: Sequence[Record], rows: Sequence[Row], folder: Path) -> list[t
         return folder / file
 
     for data, own in _by_data(rows):
+        # Less of it is better, among accuracies; reliability has a plot of its own.
+        own = [row for row in own if row.figure.figure != "ECE"] or own
         # A single dot compares nothing.
         if len({(row.figure.method, row.record.path) for row in own}) > 1:
             plots.plot_figures(name(f"{data}: accuracy by method"), *_told_apart(own))
