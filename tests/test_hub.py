@@ -194,6 +194,7 @@ def test_hub_and_its_cache(hub, tmp_path):
     assert set(OPEN_CLIP) < set(found[2])
     assert found[0] == MANY
     assert f"the hub at {nowhere} could not be reached" in found[1]
+    assert "`hf download me/absent --local-dir FOLDER`" in found[1]
     assert "Give the path of a folder" in found[1]
     assert str(cache) in found[1]
 

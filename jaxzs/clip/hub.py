@@ -174,5 +174,6 @@ def _from_cache(repo: str, revision: str | None, why: str) -> Path:
         missing = "holds a copy without weights (an interrupted download)"
     shown = repo if revision is None else f"{repo} at revision {revision!r}"
     raise CheckpointError(
-        f"{shown}: no local path of that name; {why}; the cache {constants.HF_HUB_CACHE} {missing}. {_OTHERWISE}"
+        f"{shown}: no local path of that name; {why}; the cache {constants.HF_HUB_CACHE} {missing}. Where there is a "
+        f"network, `hf download {repo} --local-dir FOLDER` fetches it, to be copied here. {_OTHERWISE}"
     )
