@@ -52,7 +52,7 @@ class Labelling:
 
     Raises:
       LabelError: `top` below 1.
-      ConfigError: a seed that is no whole number.
+      ConfigError: a seed that is no whole number below 2**32.
 
     >>> classification.Labelling("zero-shot", top=5).method
     'zero-shot'
@@ -68,8 +68,8 @@ class Labelling:
     def __post_init__(self) -> None:
         if not isinstance(self.top, int) or self.top < 1:
             raise LabelError(f"top is {self.top!r}, expected a whole number of at least 1")
-        if not isinstance(self.seed, int):
-            raise ConfigError(f"seed is {self.seed!r}, expected a whole number")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed!r}, expected a whole number from 0 to {2**32 - 1}")
 
 
 @dataclasses.dataclass(frozen=True)

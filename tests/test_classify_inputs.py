@@ -112,6 +112,12 @@ def test_paths_of_a_table_of_shots_may_be_spelled_otherwise(digit_photos, tmp_pa
     assert "--shots: no images in elsewhere" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70, 0.5])
+def test_seeds_that_no_generator_takes_are_refused(seed):
+    with pytest.raises(ConfigError, match="expected a whole number from 0 to 4294967295"):
+        classification.Labelling(seed=seed)
+
+
 def test_shots_are_never_ignored():
     model = jaxzs.load("demo")
     text = zeroshot.text_proxies(model, ["zero", "one", "two"], ["the digit {}"])

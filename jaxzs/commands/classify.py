@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from jaxzs.commands.measures import confusion_table, measures, say_labels
 from jaxzs.commands.options import (
+    LARGEST_SEED,
     ByPosition,
     File,
     Flag,
@@ -234,7 +235,10 @@ def _check_options(options: ClassifyOptions) -> None:
             valid = False
         if not valid:
             raise DataError(f"--gamma is {options.gamma!r}, expected 0 to 1, or auto")
+        if _method(options) != "proxy":
+            raise DataError(f"--gamma is of --method proxy, not of {_method(options)}; leave it out")
     check_numbers(options, "batch_size", "top")
+    check_numbers(options, "seed", least=0, most=LARGEST_SEED)
     check_output_file(options.out, ".csv", ".json")
     check_record_beside(options.out)
     check_output_folder(options.store, "store")

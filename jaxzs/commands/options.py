@@ -252,6 +252,9 @@ def read_templates(templates: Sequence[str]) -> tuple[str, ...]:
 # --- checks before anything is loaded ---------------------------------------------------------------------
 
 
+LARGEST_SEED = 2**32 - 1  # that NumPy's generators take
+
+
 def check_numbers(options: Any, *names: str, least: float = 1, most: float | None = None) -> None:
     """Raise `DataError` naming the first option that lies outside of a range; None lies in every range."""
     for name in names:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from jaxzs.commands.options import (
+    LARGEST_SEED,
     ByPosition,
     File,
     Flag,
@@ -198,6 +199,9 @@ def _check(options: TuneOptions) -> None:
     # Equal seeds would be one run twice, written to one file.
     if not options.seeds or len(set(options.seeds)) < len(options.seeds):
         raise DataError(f"--seeds are {options.seeds}, expected distinct numbers, at least one")
+    if not all(0 <= seed <= LARGEST_SEED for seed in options.seeds):
+        raise DataError(f"--seeds are {options.seeds}, expected numbers from 0 to {LARGEST_SEED}")
+    check_numbers(options, "split_seed", least=0, most=LARGEST_SEED)
     check_output_file(options.out, ".safetensors")
     check_record_beside(options.out)
     check_output_file(options.state, ".safetensors", name="state")
