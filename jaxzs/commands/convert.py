@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -45,7 +45,18 @@ def run(options: ConvertOptions) -> int:
         options.notice(
             "no class of transformers computes this model: what is written in this format is for jaxzs alone"
         )
+    elif options.format != "open_clip" and (other := _other_pixels(model.preprocessor)):
+        options.notice(f"jaxzs prepares images for it as before, {other}")
     return FINISHED
+
+
+def _other_pixels(preprocessor: Any) -> str:
+    """What of open_clip's preprocessing the classes of transformers do not have; empty for all others."""
+    if getattr(preprocessor, "letterbox", False):
+        return "but transformers does not fit them into a box with black around: it squashes them"
+    if getattr(preprocessor, "crop_rounding", "down") == "even" and preprocessor.do_center_crop:
+        return "and transformers cuts some of them one pixel beside: it rounds half a pixel down"
+    return ""
 
 
 def _is_read_elsewhere(format: str, kind: str) -> bool:
