@@ -241,7 +241,8 @@ def few_shot(
       weight: >= 0 of the shots against the text.
 
     Returns:
-      `Head`; the text's where there is one shot alone, which has no spread.
+      `Head`; the text's where there is one shot alone, which has no spread. Classes with many shots win images of
+      those without.
 
     Raises:
       DataError: shapes that do not fit, values that are not finite.
@@ -287,7 +288,8 @@ def gda(
       temperature: > 0 of the text.
 
     Returns:
-      `Head`. One shot a class has no covariance: the scores are the text's, less a constant.
+      `Head`. One shot a class has no covariance: the scores are the text's, less a constant. A class without shots has
+      a mean of 0 and is hardly ever predicted, but for an alpha near 0 (`few_shot` gives it one by its text).
 
     Raises:
       DataError: shapes that do not fit, values that are not finite.
