@@ -12,7 +12,7 @@ from patch_golden import CONFIG, TEXTS, compilations, params
 from jaxzs import parallel
 from jaxzs.clip.preprocess import ImagePreprocessor
 from jaxzs.errors import DataError
-from jaxzs.patch import CRF, Batching, Segmenting, prepare_image, segment, segment_images
+from jaxzs.patch import CRF, Batching, Segmenting, label_map, pixel_labels, prepare_image, segment, segment_images
 from jaxzs.patch.batching import moved
 
 NAMES, BACKGROUND = TEXTS[:5], TEXTS[5:]
@@ -104,9 +104,22 @@ def test_a_second_call_compiles_nothing(model, images):
 @pytest.mark.parametrize("mesh", [False, True])
 def test_unknown_tags_are_refused(model, images, mesh):
     batching = Batching(mesh=parallel.make_mesh() if mesh else None)
-    found = segment_images(model, images[:1], [[5]], NAMES, BACKGROUND, batching=batching)
-    with pytest.raises(DataError, match=r"tags range from (-1|5) to 5, expected -1 to 4"):
-        list(found)
+    for tags, match in (
+        ([[5]], "tags range from 5 to 5, expected 0 to 4"),
+        ([[0.9]], "expected a list of class numbers"),
+        ([0], "expected a list of class numbers"),
+        ({1: [0]}, "there are no tags for image 0"),
+    ):
+        found = segment_images(model, images[:1], tags, NAMES, BACKGROUND, batching=batching)
+        with pytest.raises(DataError, match=match):
+            list(found)
+
+
+def test_filling_is_no_tag(model, images):
+    [filled] = segment_images(model, images[:1], np.array([[3, -1, -1]]), NAMES, BACKGROUND)
+    [alone] = segment_images(model, images[:1], [[3]], NAMES, BACKGROUND)
+    np.testing.assert_array_equal(filled.tags, [3])
+    np.testing.assert_array_equal(filled.labels, alone.labels)
 
 
 def test_origins_are_averaged(model):
@@ -126,3 +139,22 @@ def test_origins_are_averaged(model):
 def test_one_scale_only(model, images):
     with pytest.raises(DataError, match=r"at one, 1\.0"):
         masks_of(model, images, batching=Batching(scales=(1.0, 2.0)))
+
+
+@pytest.mark.parametrize(
+    ("maps", "tags", "match"),
+    [
+        (np.ones((2, 4, 4)), [0], r"shape \(2, 4, 4\), expected \[1,rows,columns\]"),
+        (np.ones((4, 4)), [0], "a map for each tag"),
+        (np.ones((1, 0, 4)), [0], "a map for each tag"),
+        (np.full((1, 4, 4), np.nan), [0], "maps are not all finite"),
+        (np.ones((1, 4, 4)), [-1], "from -1 to -1, expected 0 at least"),
+        (np.ones((1, 4, 4)), [0.9], "expected a list of class numbers"),
+        (np.ones((1, 4, 4)), ["cat"], "expected a list of class numbers"),
+    ],
+)
+def test_maps_and_tags_that_do_not_fit(maps, tags, match):
+    """Each of these was a label map: of the first class, of background, or of the class that 0.9 rounds down to."""
+    for found in (lambda: pixel_labels(np.zeros((8, 8, 3), np.uint8), maps, tags), lambda: label_map(maps, tags)):
+        with pytest.raises(DataError, match=match):
+            found()

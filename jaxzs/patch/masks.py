@@ -17,7 +17,15 @@ from jaxzs.patch.batching import DEFAULT_BATCHING, OF_BATCHING, Batching, Piece,
 from jaxzs.patch.cam import check_tower
 from jaxzs.patch.crf import clip_es_colours, dense_crf, for_crf, nearest
 from jaxzs.patch.images import ImageTags, on_mesh
-from jaxzs.patch.segmentation import OF_SEGMENTING, Segmenter, check_tags, enlarge, label_map, segment_program
+from jaxzs.patch.segmentation import (
+    OF_SEGMENTING,
+    Segmenter,
+    check_maps,
+    class_numbers,
+    enlarge,
+    label_map,
+    segment_program,
+)
 from jaxzs.patch.settings import Segmenting
 from jaxzs.patch.tags import check_texts
 
@@ -93,9 +101,16 @@ def segment_images(
 def _with_tags(batches: Iterator[Stack], tags: Any, num_classes: int) -> Iterator[tuple[Stack, list[np.ndarray]]]:
     """Batches, and the tags of their images, checked as soon as they are known."""
     for stack in batches:
-        own = [np.asarray(tags[piece.number], np.int32) for piece in stack.pieces]
-        check_tags(_padded_tags(own, len(own)), len(own), num_classes)
-        yield stack, own
+        yield stack, [_tags_of(piece.number, tags, num_classes) for piece in stack.pieces]
+
+
+def _tags_of(number: int, tags: Any, num_classes: int) -> np.ndarray:
+    """Class numbers of one image: [K] int32. -1 fills up lists of unequal lengths, as in `segment`."""
+    try:
+        own = np.asarray(tags[number])
+    except LookupError as error:
+        raise DataError(f"there are no tags for image {number}: give each image a list, empty for none") from error
+    return class_numbers(own[own != -1] if own.ndim == 1 and own.dtype.kind == "i" else own, num_classes)
 
 
 class _Maps(NamedTuple):
@@ -154,7 +169,8 @@ def score_maps(tagged: ImageTags, tags: Sequence[int] | np.ndarray) -> np.ndarra
     >>> maps.shape, float(maps.min()), float(maps.max())
     ((1, 12, 12), 0.0, 1.0)
     """
-    scores = np.moveaxis(tagged.refined, -1, 0)[np.asarray(tags, int)]  # [K,rows,columns]
+    every = np.moveaxis(tagged.refined, -1, 0)  # [C,rows,columns]
+    scores = every[class_numbers(tags, len(every))]  # [K,rows,columns]
     shifted = scores - scores.min((1, 2), keepdims=True)
     return shifted / np.maximum(shifted.max((1, 2), keepdims=True), 1e-7)
 
@@ -167,13 +183,15 @@ def pixel_labels(
 
     image: PIL image or array. settings: of backgrounds, the CRF, and whether that sees the original's colours.
 
-    Raises what `dense_crf` raises, and `DataError` for no tags without a background.
+    Raises what `dense_crf` raises, and `DataError` for maps that do not fit the tags or are not finite, and for no tags
+    without a background.
 
     >>> image, maps = np.zeros((2, 8, 3), np.uint8), np.array([[[1.0, 0.0]]])
     >>> patch.pixel_labels(image, maps, [3])[0].tolist()
     [4, 4, 4, 4, 0, 0, 0, 0]
     """
-    photo, tags = np.asarray(to_rgb(image)), np.asarray(tags, np.int32)
+    photo, maps, tags = np.asarray(to_rgb(image)), np.asarray(maps), class_numbers(tags)
+    check_maps(maps, tags)
     small = for_crf(photo) if settings.crf is not None and len(tags) else photo
     large = enlarge(maps, *small.shape[:2])  # [K,height,width]
     if settings.crf is None or len(tags) == 0:

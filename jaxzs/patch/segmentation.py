@@ -179,6 +179,25 @@ def enlarge(maps: np.ndarray, height: int, width: int) -> np.ndarray:
     return (down @ maps @ across.T).astype(np.float16)  # [K,height,width]
 
 
+def check_maps(maps: np.ndarray, tags: np.ndarray) -> None:
+    """Raise `DataError` unless there is a finite map [rows,columns] for each of the tags [K]."""
+    if maps.ndim != 3 or len(maps) != len(tags) or (len(tags) and 0 in maps.shape):
+        raise DataError(f"maps have shape {maps.shape}, expected [{len(tags)},rows,columns], a map for each tag")
+    if not np.isfinite(maps).all():
+        raise DataError("maps are not all finite")
+
+
+def class_numbers(tags: Any, num_classes: int | None = None) -> np.ndarray:
+    """Tags of one image: [K] int32. Raises `DataError` unless they are numbers of the C classes."""
+    found = np.asarray(tags)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise DataError(f"tags are {tags!r}, expected a list of class numbers")
+    if found.size and (found.min() < 0 or (num_classes is not None and found.max() >= num_classes)):
+        allowed = "0 at least" if num_classes is None else f"0 to {num_classes - 1}"
+        raise DataError(f"tags range from {found.min()} to {found.max()}, expected {allowed}")
+    return found.astype(np.int32)
+
+
 def label_map(maps: np.ndarray, tags: Sequence[int] | np.ndarray, *, background: bool = True) -> np.ndarray:
     """Label of every pixel: maps [K,height,width], tags K class numbers -> [height,width] int32.
 
@@ -191,7 +210,8 @@ def label_map(maps: np.ndarray, tags: Sequence[int] | np.ndarray, *, background:
     >>> patch.label_map(maps, [3, 5], background=False).tolist()
     [[3, 3, 5]]
     """
-    maps, tags = np.asarray(maps), np.asarray(tags, np.int32)
+    maps, tags = np.asarray(maps), class_numbers(tags)
+    check_maps(maps, tags)
     if len(tags) == 0:
         if not background:
             raise DataError("an image without tags has no labels where there is no background")
