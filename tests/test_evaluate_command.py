@@ -239,6 +239,17 @@ def test_what_would_overwrite_or_measure_nothing_is_refused(tmp_path, capsys):
     assert not out.exists()
 
 
+def gda_raises(error, monkeypatch):
+    measure = evaluation.measure
+
+    def measured(data, method, runs):
+        if method == "gda":
+            raise error
+        return measure(data, method, runs)
+
+    monkeypatch.setattr(evaluation, "measure", measured)
+
+
 def test_what_cannot_be_measured_does_not_take_the_rest_with_it(tmp_path, monkeypatch, capsys):
     """The table of what had been measured was not written, and cells behind were not measured."""
     good = _features_file(tmp_path / "good.npz")
@@ -259,15 +270,7 @@ def test_what_cannot_be_measured_does_not_take_the_rest_with_it(tmp_path, monkey
     told = capsys.readouterr()
     assert f"{2 * (12 - left)} cells, records" in told.out
     assert f"{2 * left} cells could not be measured" in told.err
-    # A method without memory.
-    measure = evaluation.measure
-
-    def without_memory(data, method, runs):
-        if method == "gda":
-            raise MemoryError
-        return measure(data, method, runs)
-
-    monkeypatch.setattr(evaluation, "measure", without_memory)
+    gda_raises(MemoryError, monkeypatch)
     assert cli.main([*command, "--data", f"c={good}", "--method", "gda", "closed_form"]) == 1
     told = capsys.readouterr()
     assert "1 cell could not be measured, the first: out of memory" in told.err
@@ -276,18 +279,11 @@ def test_what_cannot_be_measured_does_not_take_the_rest_with_it(tmp_path, monkey
 
 def test_an_interrupted_evaluation_says_what_it_keeps(tmp_path, monkeypatch, capsys):
     file, out = _features_file(tmp_path / "f.npz"), tmp_path / "out"
-    measure = evaluation.measure
-
-    def interrupted(data, method, runs):
-        if method == "gda":
-            raise KeyboardInterrupt
-        return measure(data, method, runs)
-
-    monkeypatch.setattr(evaluation, "measure", interrupted)
+    gda_raises(KeyboardInterrupt, monkeypatch)
     command = ["evaluate", "--data", f"a={file}", "--method", "gda", "--out", str(out)]
     assert cli.main(command) == 130
     assert f"the records in {out} keep the finished cells, --skip-existing" in capsys.readouterr().err
-    monkeypatch.setattr(evaluation, "measure", measure)
+    monkeypatch.undo()
     assert cli.main([*command, "--skip-existing"]) == 0
     assert "zero-shot full 0 0: kept from" in capsys.readouterr().err
 

@@ -189,7 +189,7 @@ class ImagePreprocessor:
         values = nested if isinstance(nested, Mapping) else values
         # Both give another meaning to the size, but the second one none to an object.
         named = isinstance(values.get("size"), Mapping)
-        for switch in ("use_square_size", *(() if named else ("default_to_square",))):
+        for switch in ("use_square_size",) if named else ("use_square_size", "default_to_square"):
             if values.get(switch):
                 raise ConfigError(f"{where}: {switch} is set, which is not supported: write size as height and width")
         known = {field.name for field in dataclasses.fields(cls)}

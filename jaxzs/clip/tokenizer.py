@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_LENGTH = 77
 LONGEST_TEXT = 100_000  # characters; nothing that a tower of 77 tokens could read
-
-
 # reduction_mask chooses words of texts that are too long; here these are refused, or cut.
 _OPEN_CLIP_OPTIONS = ("clean", "strip_sep_token", "reduction_mask")
 

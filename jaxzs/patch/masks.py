@@ -23,7 +23,7 @@ from jaxzs.patch.segmentation import (
     check_maps,
     class_numbers,
     enlarge,
-    label_map,
+    labels_of_maps,
     segment_program,
 )
 from jaxzs.patch.settings import Segmenting
@@ -195,7 +195,7 @@ def pixel_labels(
     small = for_crf(photo) if settings.crf is not None and len(tags) else photo
     large = enlarge(maps, *small.shape[:2])  # [K,height,width]
     if settings.crf is None or len(tags) == 0:
-        return label_map(large, tags, background=settings.background)
+        return labels_of_maps(large, tags, settings.background)
     scores = large.astype(np.float32)  # [K,height,width]
     if settings.background:
         scores = np.concatenate([1 - scores.max(0, keepdims=True), scores])  # [1+K,height,width]

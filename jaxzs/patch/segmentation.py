@@ -212,6 +212,11 @@ def label_map(maps: np.ndarray, tags: Sequence[int] | np.ndarray, *, background:
     """
     maps, tags = np.asarray(maps), class_numbers(tags)
     check_maps(maps, tags)
+    return labels_of_maps(maps, tags, background)
+
+
+def labels_of_maps(maps: np.ndarray, tags: np.ndarray, background: bool) -> np.ndarray:
+    """`label_map` of checked maps and tags."""
     if len(tags) == 0:
         if not background:
             raise DataError("an image without tags has no labels where there is no background")
